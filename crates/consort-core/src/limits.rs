@@ -1,0 +1,78 @@
+//! Every bound of the core, each with its reason. The relations between them are checked when this compiles.
+
+/// A key's length in bytes. S3 allows keys of 1,024 bytes, and our keys are S3 keys.
+pub const MAX_KEY_BYTES: usize = 1024;
+
+/// Content up to this length may travel and be stored inside its version, in bytes.
+/// It equals the shortest chunk, so that inline content is always one chunk when it is not inline.
+pub const MAX_INLINE_BYTES: usize = 16 * 1024;
+
+/// Chunks are cut by content, between these lengths, in bytes. Longer chunks cost more when a little changes, shorter
+/// ones cost more index rows; 64 KiB on average is what content-addressed stores have settled on.
+pub const MIN_CHUNK_BYTES: usize = 16 * 1024;
+/// See [`MIN_CHUNK_BYTES`].
+pub const AVERAGE_CHUNK_BYTES: usize = 64 * 1024;
+/// See [`MIN_CHUNK_BYTES`].
+pub const MAX_CHUNK_BYTES: usize = 256 * 1024;
+
+/// References that a version or a manifest's top holds itself; a longer list becomes a level of manifest nodes.
+/// 64 references of 36 bytes keep a version's row below 3 KiB.
+pub const MAX_TOP_REFS: usize = 64;
+/// The references of one manifest node: at least, about, at most. A change of one chunk rewrites one node a level.
+pub const MIN_NODE_REFS: usize = 32;
+/// See [`MIN_NODE_REFS`].
+pub const AVERAGE_NODE_REFS: usize = 128;
+/// See [`MIN_NODE_REFS`].
+pub const MAX_NODE_REFS: usize = 512;
+/// Levels of manifest nodes above the chunks. At the least fill of each, four levels hold 64 × 32⁴ chunks of
+/// 16 KiB: a terabyte; at the average fill a million times that.
+pub const MAX_MANIFEST_LEVELS: u8 = 4;
+
+/// Authors in one version vector. A key that more authors than this have written is refused to the next one.
+pub const MAX_VECTOR_AUTHORS: usize = 4096;
+/// Concurrent versions of one key that a version may name as not seen.
+pub const MAX_VECTOR_EXCEPTIONS: usize = 256;
+
+/// Bytes of a version's media type, of all its user metadata, and of one attribute that this program does not know.
+pub const MAX_MEDIA_TYPE_BYTES: usize = 256;
+/// See [`MAX_MEDIA_TYPE_BYTES`]. S3 has the same bound on user metadata.
+pub const MAX_METADATA_BYTES: usize = 2048;
+/// See [`MAX_MEDIA_TYPE_BYTES`].
+pub const MAX_UNKNOWN_ATTRIBUTE_BYTES: usize = 2048;
+/// Attributes that this program does not know, in one version.
+pub const MAX_UNKNOWN_ATTRIBUTES: usize = 16;
+/// The length of a symlink's target in bytes: Linux' `PATH_MAX`.
+pub const MAX_SYMLINK_BYTES: usize = 4096;
+
+/// The versions of one commit, and their encoded bytes. A commit is held in memory whole on its way.
+pub const MAX_COMMIT_VERSIONS: usize = 1024;
+/// See [`MAX_COMMIT_VERSIONS`].
+pub const MAX_COMMIT_BYTES: usize = 512 * 1024;
+
+/// The encoded bytes of one message on a control connection.
+pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// The payload bytes of one content message: a batch of chunks.
+pub const MAX_CONTENT_MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// How far a remote clock may be ahead of ours, in milliseconds, before its versions wait.
+pub const MAX_CLOCK_SKEW_MS: u64 = 5 * 60 * 1000;
+
+// One entry always fits in a commit, and a commit in a message, or a large key could never be sent.
+const _: () = assert!(MAX_ENTRY_BYTES <= MAX_COMMIT_BYTES);
+const _: () = assert!(MAX_COMMIT_BYTES + 1024 <= MAX_MESSAGE_BYTES);
+const _: () = assert!(MAX_INLINE_BYTES <= MIN_CHUNK_BYTES);
+const _: () = assert!(MAX_CHUNK_BYTES <= MAX_CONTENT_MESSAGE_BYTES);
+// A manifest node travels as a chunk.
+const _: () = assert!(MAX_NODE_REFS * 48 <= MAX_CHUNK_BYTES);
+
+/// The most bytes that one entry can take when it is encoded: the sum of its parts' bounds.
+pub const MAX_ENTRY_BYTES: usize = MAX_KEY_BYTES
+    + MAX_INLINE_BYTES
+    + MAX_TOP_REFS * 48
+    + MAX_VECTOR_AUTHORS * 24
+    + MAX_VECTOR_EXCEPTIONS * 24
+    + MAX_MEDIA_TYPE_BYTES
+    + MAX_METADATA_BYTES
+    + MAX_UNKNOWN_ATTRIBUTES * (MAX_UNKNOWN_ATTRIBUTE_BYTES + 8)
+    + 256;

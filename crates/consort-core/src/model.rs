@@ -1,0 +1,28 @@
+//! The data model: a dataset is a map from [`Key`] to the versions that nobody has replaced.
+//!
+//! In reading order: [`key`] and [`id`] name things; [`hlc`] stamps what an author writes; [`vector`] says what a
+//! version replaces; [`attributes`] and [`version`] are what is stored; [`merge`] is the algebra by which replicas
+//! agree; [`commit`] is what is applied together; [`canonical`] is an entry's one encoding, and [`fingerprint`] what
+//! replicas compare.
+
+pub mod attributes;
+pub mod canonical;
+pub mod commit;
+pub mod fingerprint;
+#[cfg(test)]
+pub(crate) mod generators;
+pub mod hlc;
+pub mod id;
+pub mod key;
+pub mod merge;
+pub mod vector;
+pub mod version;
+
+pub use attributes::{Attributes, Kind, Origin};
+pub use commit::Commit;
+pub use fingerprint::{Digest, Fingerprint, FingerprintKey};
+pub use hlc::{Clock, Timestamp};
+pub use id::{AuthorId, DatasetId, NodeId};
+pub use key::{Key, KeyError};
+pub use vector::{Dot, VersionVector};
+pub use version::{Entry, Version};

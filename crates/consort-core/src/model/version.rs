@@ -1,0 +1,61 @@
+//! A version: what one writer once wrote to one key.
+
+use crate::content::Content;
+use crate::model::attributes::Attributes;
+use crate::model::key::Key;
+use crate::model::vector::{Dot, VersionVector};
+
+/// What one writer once wrote to one key. Two versions with the same dot are the same version.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Version {
+    /// Its identity.
+    pub dot: Dot,
+    /// The versions of the key that it replaces. Closed: it holds whatever those replaced too, and all that its
+    /// author wrote to the key before, but for the exceptions. It never holds its own dot.
+    pub seen: VersionVector,
+    /// The bytes, or that they were deleted.
+    pub content: Content,
+    /// What else there is to know about them.
+    pub attributes: Attributes,
+}
+
+/// A version with its key: what feeds, commits and links are made of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Entry {
+    /// The key.
+    pub key: Key,
+    /// The version.
+    pub version: Version,
+}
+
+impl Version {
+    /// Whether this version replaces `other`, directly or through others. Two versions of a key of which neither
+    /// covers the other are *concurrent*.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.seen.contains(other.dot)
+    }
+
+    /// Whether this is a deletion.
+    pub fn is_deleted(&self) -> bool {
+        matches!(self.content, Content::Deleted)
+    }
+
+    /// Everything that this version has seen, and itself.
+    pub fn closure(&self) -> VersionVector {
+        let mut closure = self.seen.clone();
+        closure.advance(self.dot);
+        closure
+    }
+
+    /// Whether nobody would want to be asked which of the two to keep: the same bytes with like attributes, or two
+    /// deletions.
+    pub fn alike(&self, other: &Self) -> bool {
+        match (self.is_deleted(), other.is_deleted()) {
+            (true, true) => true,
+            (false, false) => {
+                self.content.same_bytes(&other.content) && self.attributes.alike(&other.attributes)
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! How a commit changes a replica, decided once for all stores.
+//!
+//! An [`Application`] reads the replica through a [`View`], keeps what it changed on top of that, and yields a
+//! [`Batch`] of row changes that the store must apply whole. Several commits may go through one application, so that
+//! a store can make them durable together.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use crate::model::fingerprint::{Fingerprint, FingerprintKey};
+use crate::model::hlc::Clock;
+use crate::model::id::{AuthorId, NodeId};
+use crate::model::key::Key;
+use crate::model::merge::{self, Merged};
+use crate::model::vector::Dot;
+use crate::model::version::{Entry, Version};
+use crate::store::{Applied, LocalWrite, Sequence, StoreError, Stored, Summary, View, Written};
+use crate::time::WallTime;
+
+/// A version that became current.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Added {
+    /// The version.
+    pub entry: Entry,
+    /// Its fingerprint.
+    pub fingerprint: Fingerprint,
+    /// Its place in the feed.
+    pub sequence: Sequence,
+    /// Where its commit ends in the feed.
+    pub commit_end: Sequence,
+    /// The peer that it came from.
+    pub via: Option<NodeId>,
+}
+
+/// A version that was replaced, and whose rows go: the version, its feed row, its fingerprint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// The key.
+    pub key: Key,
+    /// The version.
+    pub dot: Dot,
+    /// Its place in the feed.
+    pub sequence: Sequence,
+    /// Its fingerprint.
+    pub fingerprint: Fingerprint,
+}
+
+/// The row changes of one or more commits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Rows to write.
+    pub added: Vec<Added>,
+    /// Rows to remove; none of them is among those to write.
+    pub removed: Vec<Removed>,
+    /// The replica after it.
+    pub summary: Summary,
+}
+
+/// Commits on their way into a replica.
+#[derive(Debug)]
+pub struct Application<'v, V> {
+    view: &'v V,
+    fingerprint_key: FingerprintKey,
+    summary: Summary,
+    /// The current versions of every key that was touched.
+    touched: BTreeMap<Key, Vec<Stored>>,
+    added: Vec<Added>,
+    removed: Vec<Removed>,
+}
+
+impl<'v, V: View> Application<'v, V> {
+    /// Begins on top of `view`.
+    pub fn new(view: &'v V, fingerprint_key: FingerprintKey) -> Self {
+        let summary = view.summary();
+        let (added, removed) = (Vec::new(), Vec::new());
+        Self { view, fingerprint_key, summary, touched: BTreeMap::new(), added, removed }
+    }
+
+    /// Merges versions that a peer sent, as one commit. If it fails, the application must be dropped.
+    pub fn remote(&mut self, entries: Vec<Entry>, via: NodeId) -> Result<Applied, StoreError> {
+        let mut applied = Applied::default();
+        let from = self.added.len();
+        for entry in entries {
+            self.merge(entry, Some(via), &mut applied)?;
+        }
+        self.end_commit(from, &mut applied);
+        Ok(applied)
+    }
+
+    /// Makes versions of this author's writes, as one commit. If it fails, the application must be dropped.
+    pub fn local(
+        &mut self,
+        writes: Vec<LocalWrite>,
+        author: AuthorId,
+        clock: &mut Clock,
+        now: WallTime,
+    ) -> Result<Applied, StoreError> {
+        let mut applied = Applied::default();
+        let from = self.added.len();
+        for write in writes {
+            let written = self.write(write, author, clock, now, &mut applied)?;
+            applied.written.push(written);
+        }
+        self.end_commit(from, &mut applied);
+        Ok(applied)
+    }
+
+    /// The row changes of all commits. A version that one commit added and a later one replaced leaves none.
+    pub fn finish(mut self) -> Batch {
+        let removed_before_written: Vec<Sequence> = {
+            let first = self.added.first().map(|added| added.sequence);
+            let within = |removed: &&Removed| first.is_some_and(|first| first <= removed.sequence);
+            self.removed.iter().filter(within).map(|removed| removed.sequence).collect()
+        };
+        if !removed_before_written.is_empty() {
+            let mut passing = removed_before_written;
+            passing.sort_unstable();
+            self.added.retain(|added| passing.binary_search(&added.sequence).is_err());
+            self.removed.retain(|removed| passing.binary_search(&removed.sequence).is_err());
+        }
+        Batch { added: self.added, removed: self.removed, summary: self.summary }
+    }
+
+    fn write(
+        &mut self,
+        write: LocalWrite,
+        author: AuthorId,
+        clock: &mut Clock,
+        now: WallTime,
+        applied: &mut Applied,
+    ) -> Result<Written, StoreError> {
+        let LocalWrite { key, saw, content, attributes } = write;
+        let siblings: Vec<Version> =
+            self.siblings(&key)?.iter().map(|stored| stored.version.clone()).collect();
+        let mut replaced = merge::replaced_by_writer(&siblings, &saw);
+        let seen = merge::seen_by_successor(&siblings, &replaced);
+        for sibling in &siblings {
+            clock.observe(sibling.dot.time, now);
+        }
+        let mut version =
+            Version { dot: Dot { author, time: clock.last() }, seen, content, attributes };
+        let live = |dot: &Dot| siblings.iter().any(|s| s.dot == *dot && !s.is_deleted());
+        if version.is_deleted() && !replaced.iter().any(live) {
+            return Ok(Written::Nothing);
+        }
+        // Whatever is like the new version is replaced with it, or stands for it if nothing else is replaced.
+        let like: Vec<&Version> = siblings.iter().filter(|held| held.alike(&version)).collect();
+        if let Some(same) =
+            merge::winner(&siblings).filter(|w| w.alike(&version)).or(like.first().copied())
+        {
+            let only_alike = replaced.iter().all(|dot| like.iter().any(|held| held.dot == *dot));
+            let touched = replaced.contains(&same.dot)
+                && same.attributes.modified_ns != version.attributes.modified_ns;
+            if only_alike && !touched {
+                return Ok(Written::Same(same.dot));
+            }
+            replaced.extend(like.iter().map(|held| held.dot));
+            version.seen = merge::seen_by_successor(&siblings, &replaced);
+        }
+        version.dot.time = clock.tick(now);
+        let dot = version.dot;
+        self.merge(Entry { key, version }, None, applied)?;
+        Ok(Written::New(dot))
+    }
+
+    fn merge(
+        &mut self,
+        entry: Entry,
+        via: Option<NodeId>,
+        applied: &mut Applied,
+    ) -> Result<(), StoreError> {
+        let held = self.siblings(&entry.key)?;
+        let versions: Vec<Version> = held.iter().map(|stored| stored.version.clone()).collect();
+        let Merged::Added { replaced } = merge::merge(&versions, &entry.version) else {
+            applied.stale += 1;
+            return Ok(());
+        };
+        let fingerprint = Fingerprint::of(&entry, &self.fingerprint_key);
+        let sequence = Sequence(self.summary.head.sequence.0 + 1);
+        self.summary.head.sequence = sequence;
+        self.summary.digest.add(fingerprint);
+
+        let held = self.touched.get_mut(&entry.key).expect("reading the siblings put them there");
+        let mut gone = Vec::with_capacity(replaced.len());
+        for place in replaced.into_iter().rev() {
+            gone.push(held.remove(place));
+        }
+        let place = held.partition_point(|stored| stored.version.dot < entry.version.dot);
+        held.insert(place, Stored { version: entry.version.clone(), sequence });
+        for stored in gone {
+            let dot = stored.version.dot;
+            let replaced = Entry { key: entry.key.clone(), version: stored.version };
+            let fingerprint = Fingerprint::of(&replaced, &self.fingerprint_key);
+            self.summary.digest.remove(fingerprint);
+            let key = replaced.key;
+            self.removed.push(Removed { key, dot, sequence: stored.sequence, fingerprint });
+        }
+        applied.added.push((entry.clone(), sequence));
+        self.added.push(Added { entry, fingerprint, sequence, commit_end: sequence, via });
+        Ok(())
+    }
+
+    fn end_commit(&mut self, from: usize, applied: &mut Applied) {
+        let end = self.summary.head.sequence;
+        for added in &mut self.added[from..] {
+            added.commit_end = end;
+        }
+        applied.summary = self.summary;
+    }
+
+    fn siblings(&mut self, key: &Key) -> Result<&Vec<Stored>, StoreError> {
+        if !self.touched.contains_key(key) {
+            let siblings = self.view.siblings(key)?;
+            self.touched.insert(key.clone(), siblings);
+        }
+        Ok(&self.touched[key])
+    }
+}
