@@ -18,6 +18,9 @@ pub mod content;
 pub mod encoding;
 pub mod limits;
 pub mod model;
+pub mod protocol;
+pub mod random;
+pub mod reconcile;
 
 pub mod store;
 pub mod time;

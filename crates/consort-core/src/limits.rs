@@ -76,3 +76,19 @@ pub const MAX_ENTRY_BYTES: usize = MAX_KEY_BYTES
     + MAX_METADATA_BYTES
     + MAX_UNKNOWN_ATTRIBUTES * (MAX_UNKNOWN_ATTRIBUTE_BYTES + 8)
     + 256;
+
+/// Bytes of versions that may be on their way to a peer without an acknowledgement: enough to keep a link of 1 Gbit/s
+/// and 50 ms busy. The peer holds as much at the most.
+pub const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+
+/// Messages that may be on their way to a peer without an acknowledgement.
+pub const WINDOW_MESSAGES: usize = 4096;
+
+/// Fingerprints of one message.
+pub const MAX_BATCH_FINGERPRINTS: usize = 32 * 1024;
+
+/// Bytes of the reason that a peer gives for ending a link.
+pub const MAX_REASON_BYTES: usize = 256;
+
+const _: () = assert!(MAX_BATCH_FINGERPRINTS * 16 + 1024 <= MAX_MESSAGE_BYTES);
+const _: () = assert!(2 * MAX_COMMIT_BYTES <= WINDOW_BYTES);

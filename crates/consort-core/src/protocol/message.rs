@@ -1,0 +1,119 @@
+//! One variant per message of a link; each says what its receiver has to do. The bytes stand in `docs/protocol.md`.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::model::fingerprint::Fingerprint;
+use crate::model::id::DatasetId;
+use crate::model::version::Entry;
+use crate::reconcile::Batch;
+use crate::store::{Cursor, Sequence, Summary};
+
+/// The protocol's version. A peer of another one is told so and left alone.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// What this program can do beyond its protocol version, a bit each. A peer ignores bits that it does not know.
+pub const FEATURES: u64 = 0;
+
+/// A message with the dataset that it is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// The dataset.
+    pub dataset: DatasetId,
+    /// The message.
+    pub message: Message,
+}
+
+/// How a link begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`] of the sender.
+    pub version: u16,
+    /// [`FEATURES`] of the sender.
+    pub features: u64,
+    /// Chosen by the opener, repeated by the answer, so that an answer to an earlier Hello is not taken for this one's.
+    pub conversation: u32,
+    /// What the sender holds.
+    pub summary: Summary,
+    /// How far the sender has applied the receiver's feed.
+    pub cursor: Option<Cursor>,
+    /// The sender does not trust the cursors: reconcile.
+    pub reconcile: bool,
+}
+
+/// What the two ends of a link say to each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// From the opener: forget this link's state and answer with a Hello. From the answerer: the answer.
+    Hello(Hello),
+    /// From the answerer: begin again with a Hello, since I opened the dataset just now or found that we differ.
+    Restart {
+        /// Reconcile then.
+        reconcile: bool,
+    },
+    /// Apply these as one commit, make it durable, acknowledge. With `through`: what you have applied of my feed now
+    /// reaches this far.
+    Versions {
+        /// The versions.
+        entries: Vec<Entry>,
+        /// The place in the sender's feed.
+        through: Option<Sequence>,
+    },
+    /// I hold versions with these fingerprints; ask for those that you lack. Once you have them, what you have
+    /// applied of my feed reaches this far. Acknowledge then.
+    Have {
+        /// The fingerprints.
+        fingerprints: Vec<Fingerprint>,
+        /// The place in the sender's feed.
+        through: Sequence,
+    },
+    /// Send me the versions with these fingerprints, as Given.
+    Want {
+        /// The fingerprints.
+        fingerprints: Vec<Fingerprint>,
+    },
+    /// Versions that you wanted. Those that were replaced since are left out. Apply, acknowledge.
+    Given {
+        /// The versions.
+        entries: Vec<Entry>,
+        /// Whether more of the same Want follow.
+        more: bool,
+    },
+    /// So many of your Versions, Have and Given messages of this link are applied and durable, counted from its Hello.
+    Ack {
+        /// How many.
+        count: u64,
+    },
+    /// You sent me what I had: announce with Have from now on, until I ask again.
+    Lazy,
+    /// Send the next batch of fingerprints.
+    More,
+    /// A part of what I hold, for you to compare.
+    Fingerprints(Batch),
+    /// I have compared everything, and have what you had when you said Hello. Your feed goes on from there.
+    Reconciled,
+    /// For you to notice, if you and I have applied all of each other's feed, that we differ all the same.
+    Check {
+        /// What I hold.
+        summary: Summary,
+        /// How far I have applied your feed.
+        applied: Sequence,
+    },
+    /// Take in everything that was changed in your linked directory so far, then answer with Flushed.
+    Flush {
+        /// To tell answers apart.
+        id: u64,
+    },
+    /// Everything that was changed before your Flush lies before this place in my feed.
+    Flushed {
+        /// That of the Flush.
+        id: u64,
+        /// The place.
+        head: Sequence,
+    },
+    /// I end this link, because of something that you sent.
+    Reject {
+        /// What it was, in words.
+        reason: String,
+    },
+}

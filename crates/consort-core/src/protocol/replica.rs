@@ -1,0 +1,174 @@
+//! All links of one dataset's replica. Routes what happens to the link that it concerns, and adds the peer to what the
+//! links ask for; the decisions are in [`link`](super::link).
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use crate::model::fingerprint::FingerprintKey;
+use crate::model::id::NodeId;
+use crate::protocol::event::{Access, Effect, Event, Now};
+use crate::protocol::link::{Ask, Ends, Link, LinkError, Phase};
+use crate::protocol::message::Message;
+use crate::random::Random;
+use crate::store::{Sequence, StoreError, View};
+use crate::time::Instant;
+
+/// A replica of one dataset among its peers: a pure machine, driven by [`handle`](Self::handle).
+///
+/// # How to drive it
+/// - Pass every event to `handle` with a view that is at least as new as the event, and carry out the effects in order.
+/// - After each event, wait for the next one until [`deadline`](Self::deadline), then pass
+///   [`Event::DeadlinePassed`].
+/// - Time never goes back: an [`Instant`] passed in is no earlier than the one before.
+#[derive(Debug)]
+pub struct Replica {
+    fingerprint_key: FingerprintKey,
+    access: Access,
+    random: Random,
+    links: BTreeMap<NodeId, Link>,
+    /// Commits that links asked for which are gone since, still to be reported.
+    orphans: BTreeMap<NodeId, usize>,
+}
+
+/// How one link stands, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkReport {
+    /// The other end.
+    pub peer: NodeId,
+    /// How far it has come.
+    pub phase: Phase,
+    /// About how many versions the peer has not confirmed.
+    pub behind: u64,
+    /// How far the peer's feed has been applied here.
+    pub applied: Sequence,
+}
+
+impl Replica {
+    /// A replica without links. `access` is what this node may do to the dataset; `seed` decides all randomness.
+    pub fn new(fingerprint_key: FingerprintKey, access: Access, seed: u64) -> Self {
+        let random = Random::new(seed);
+        Self { fingerprint_key, access, random, links: BTreeMap::new(), orphans: BTreeMap::new() }
+    }
+
+    /// Handles one event and appends what should happen to `effects`.
+    ///
+    /// Fails only if the store cannot be read; then the replica is as it was but for links that were begun anew.
+    pub fn handle(
+        &mut self,
+        event: Event,
+        now: Now,
+        view: &impl View,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), StoreError> {
+        match event {
+            Event::Connected { peer, access, opener, standing } => {
+                self.forget(peer);
+                let ends = Ends {
+                    peer,
+                    theirs: access,
+                    ours: self.access,
+                    opener,
+                    fingerprint_key: self.fingerprint_key,
+                };
+                let mut link = Link::new(ends, self.random.next_u64());
+                link.inherit(self.orphans.remove(&peer).unwrap_or(0));
+                self.links.insert(peer, link);
+                self.with_link(peer, effects, |link, to| link.begin(standing, view, to))
+            }
+            Event::Disconnected { peer } => {
+                self.forget(peer);
+                Ok(())
+            }
+            Event::Received { peer, message } => {
+                self.with_link(peer, effects, |link, to| link.on_message(message, now, view, to))
+            }
+            Event::Committed { peer, stale } => {
+                if !self.links.contains_key(&peer) {
+                    if let Some(orphans) = self.orphans.get_mut(&peer) {
+                        *orphans = orphans.saturating_sub(1);
+                    }
+                    return Ok(());
+                }
+                self.with_link(peer, effects, |link, to| link.on_committed(stale, now, view, to))
+            }
+            Event::Grew => self.with_each_link(effects, |link, to| link.pump(view, to)),
+            Event::DeadlinePassed => {
+                self.with_each_link(effects, |link, to| link.on_deadline(now, view, to))
+            }
+            Event::DirectoryFlushed { peer, id } => self.with_link(peer, effects, |link, to| {
+                link.on_directory_flushed(id, view, to);
+                Ok(())
+            }),
+            Event::BarrierWanted { id } => {
+                let flush = |&peer| Effect::Send { peer, message: Message::Flush { id } };
+                effects.extend(self.links.keys().map(flush));
+                Ok(())
+            }
+        }
+    }
+
+    /// When the next [`Event::DeadlinePassed`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.links.values().filter_map(Link::deadline).min()
+    }
+
+    /// How each link stands, ordered by peer. `head` is the end of this replica's feed.
+    pub fn links(&self, head: Sequence) -> impl Iterator<Item = LinkReport> {
+        self.links.iter().map(move |(&peer, link)| LinkReport {
+            peer,
+            phase: link.phase(head),
+            behind: link.behind(head),
+            applied: link.applied(),
+        })
+    }
+
+    fn with_link(
+        &mut self,
+        peer: NodeId,
+        effects: &mut Vec<Effect>,
+        act: impl FnOnce(&mut Link, &mut Vec<Ask>) -> Result<(), LinkError>,
+    ) -> Result<(), StoreError> {
+        // What arrives for a link that was ended meanwhile concerns nobody.
+        let Some(link) = self.links.get_mut(&peer) else { return Ok(()) };
+        let mut asks = Vec::new();
+        let outcome = act(link, &mut asks);
+        effects.extend(asks.into_iter().map(|ask| effect(peer, ask)));
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(LinkError::Store(error)) => Err(error),
+            Err(LinkError::Peer(reason)) => {
+                self.forget(peer);
+                let message = Message::Reject { reason: reason.clone() };
+                effects.push(Effect::Send { peer, message });
+                effects.push(Effect::Disconnect { peer, reason });
+                Ok(())
+            }
+        }
+    }
+
+    fn with_each_link(
+        &mut self,
+        effects: &mut Vec<Effect>,
+        mut act: impl FnMut(&mut Link, &mut Vec<Ask>) -> Result<(), LinkError>,
+    ) -> Result<(), StoreError> {
+        let peers: Vec<NodeId> = self.links.keys().copied().collect();
+        peers.into_iter().try_for_each(|peer| self.with_link(peer, effects, &mut act))
+    }
+
+    fn forget(&mut self, peer: NodeId) {
+        if let Some(link) = self.links.remove(&peer)
+            && link.outstanding() != 0
+        {
+            self.orphans.insert(peer, link.outstanding());
+        }
+    }
+}
+
+fn effect(peer: NodeId, ask: Ask) -> Effect {
+    match ask {
+        Ask::Send(message) => Effect::Send { peer, message },
+        Ask::Commit { entries, cursor } => Effect::Commit { peer, entries, cursor },
+        Ask::FlushDirectory { id } => Effect::FlushDirectory { peer, id },
+        Ask::BarrierReached { id, head } => Effect::BarrierReached { id, peer, head },
+    }
+}

@@ -1,0 +1,11 @@
+//! The core as a whole, in one binary: replicas in a small world without a real clock or network.
+//!
+//! - `world`: the world: stores in memory, queues for connections, a seed that decides what happens next.
+//! - `convergence`: whatever happens, all replicas end up the same and nothing is lost.
+//! - `conversation`: what a link says in the common cases, and how little it is.
+//! - `hostile`: a peer that says anything at all.
+
+mod convergence;
+mod conversation;
+mod hostile;
+mod world;

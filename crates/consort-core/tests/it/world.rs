@@ -1,0 +1,264 @@
+//! Replicas in memory, connected by queues. One seed decides the order of everything. Every message goes through the
+//! codec, so what the queues hold is what a network would carry.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use consort_core::model::attributes::Attributes;
+use consort_core::model::merge::{self, Saw};
+use consort_core::protocol::event::Access;
+use consort_core::protocol::{Effect, Envelope, Event, Message, Now, Replica, codec};
+use consort_core::random::Random;
+use consort_core::store::memory::MemoryStore;
+use consort_core::store::{
+    Cursor, DatasetParameters, Epoch, LocalWrite, Store, StoreError, Summary, View, Written,
+};
+use consort_core::{
+    AuthorId, Commit, Content, DatasetId, Dot, Entry, FingerprintKey, Instant, Key, NodeId,
+    WallTime,
+};
+
+pub(crate) const DATASET: DatasetId = DatasetId([7; 16]);
+pub(crate) const PARAMETERS: DatasetParameters =
+    DatasetParameters { id: DATASET, fingerprint_key: FingerprintKey([3; 32]) };
+
+/// One node: a store, a replica, and commits on their way to the disk.
+pub(crate) struct Node {
+    pub(crate) store: MemoryStore,
+    pub(crate) replica: Replica,
+    access: Access,
+    committing: VecDeque<(NodeId, Vec<Entry>, Option<Cursor>)>,
+    /// Barriers that peers answered.
+    pub(crate) reached: Vec<Effect>,
+    pub(crate) disconnected: Vec<String>,
+}
+
+/// The bytes on their way from one node to another.
+type Pipe = VecDeque<Vec<u8>>;
+
+pub(crate) struct World {
+    pub(crate) nodes: Vec<Node>,
+    pipes: BTreeMap<(usize, usize), Pipe>,
+    pub(crate) random: Random,
+    now: Now,
+    /// What was sent, by kind, for counting.
+    pub(crate) sent: Vec<Message>,
+    pub(crate) sent_bytes: usize,
+    /// Every version ever acknowledged to a writer.
+    pub(crate) written: BTreeMap<Dot, (Key, Content)>,
+}
+
+pub(crate) fn id(node: usize) -> NodeId {
+    NodeId([u8::try_from(node).expect("few nodes") + 1; 16])
+}
+
+pub(crate) fn key(name: &str) -> Key {
+    Key::new(name).expect("a valid key")
+}
+
+impl World {
+    pub(crate) fn new(nodes: usize, seed: u64) -> Self {
+        Self::with_access(&vec![Access::Write; nodes], seed)
+    }
+
+    pub(crate) fn with_access(access: &[Access], seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let nodes = access.iter().enumerate().map(|(n, &access)| {
+            let mut store = MemoryStore::new(AuthorId(id(n).0), Epoch(random.next_u64()));
+            store.open_dataset(PARAMETERS).expect("memory does not fail");
+            let replica = Replica::new(PARAMETERS.fingerprint_key, access, random.next_u64());
+            let (committing, reached, disconnected) = Default::default();
+            Node { store, replica, access, committing, reached, disconnected }
+        });
+        let nodes = nodes.collect();
+        let now = Now { instant: Instant(0), wall: WallTime(1_700_000_000_000) };
+        let (pipes, sent, written) = Default::default();
+        Self { nodes, pipes, random, now, sent, sent_bytes: 0, written }
+    }
+
+    pub(crate) fn summary(&self, node: usize) -> Summary {
+        self.nodes[node].store.view(DATASET).expect("it is open").summary()
+    }
+
+    pub(crate) fn write(&mut self, node: usize, name: &str, saw: Saw, content: Content) -> Written {
+        let write = LocalWrite {
+            key: key(name),
+            saw,
+            content: content.clone(),
+            attributes: Attributes::default(),
+        };
+        let applied = self.nodes[node]
+            .store
+            .apply_local(DATASET, vec![write], self.now.wall)
+            .expect("memory does not fail");
+        if let Written::New(dot) = applied.written[0] {
+            self.written.insert(dot, (key(name), content));
+        }
+        self.event(node, Event::Grew);
+        applied.written[0]
+    }
+
+    pub(crate) fn put(&mut self, node: usize, name: &str, value: &str) {
+        self.write(node, name, Saw::Winner, Content::Inline(value.as_bytes().into()));
+    }
+
+    pub(crate) fn connect(&mut self, a: usize, b: usize) {
+        self.disconnect(a, b);
+        self.pipes.insert((a, b), Pipe::new());
+        self.pipes.insert((b, a), Pipe::new());
+        for (this, other) in [(a, b), (b, a)] {
+            let (peer, access) = (id(other), self.nodes[other].access);
+            let opener = this < other;
+            self.event(this, Event::Connected { peer, access, opener, standing: false });
+        }
+    }
+
+    pub(crate) fn disconnect(&mut self, a: usize, b: usize) {
+        if self.pipes.remove(&(a, b)).is_some() {
+            self.pipes.remove(&(b, a));
+            self.event(a, Event::Disconnected { peer: id(b) });
+            self.event(b, Event::Disconnected { peer: id(a) });
+        }
+    }
+
+    pub(crate) fn connected(&self, a: usize, b: usize) -> bool {
+        self.pipes.contains_key(&(a, b))
+    }
+
+    pub(crate) fn barrier(&mut self, node: usize, barrier: u64) {
+        self.event(node, Event::BarrierWanted { id: barrier });
+    }
+
+    /// Injects bytes as if `from` had sent them.
+    pub(crate) fn inject(&mut self, from: usize, to: usize, message: Message) {
+        self.event(to, Event::Received { peer: id(from), message });
+    }
+
+    /// Does one of the things that could happen next; false if nothing is left but time.
+    pub(crate) fn step(&mut self) -> bool {
+        let pipes =
+            self.pipes.iter().filter(|(_, pipe)| !pipe.is_empty()).map(|(&ends, _)| Ok(ends));
+        let commits =
+            (0..self.nodes.len()).filter(|&n| !self.nodes[n].committing.is_empty()).map(Err);
+        let choices: Vec<Result<(usize, usize), usize>> = pipes.chain(commits).collect();
+        if choices.is_empty() {
+            return false;
+        }
+        let chosen = usize::try_from(self.random.below(choices.len() as u64)).expect("few choices");
+        match choices[chosen] {
+            Ok(ends) => self.deliver(ends),
+            Err(node) => self.commit(node),
+        }
+        true
+    }
+
+    /// Lets things happen until nothing is left to do, and checks of the quiet links have passed.
+    pub(crate) fn settle(&mut self) {
+        for _ in 0..4 {
+            let mut steps = 0;
+            while self.step() {
+                steps += 1;
+                assert!(steps < 200_000, "the nodes never come to rest");
+            }
+            self.pass_deadlines();
+        }
+        while self.step() {}
+    }
+
+    fn pass_deadlines(&mut self) {
+        let latest = self.nodes.iter().filter_map(|node| node.replica.deadline()).max();
+        if let Some(latest) = latest {
+            let passed = latest.since(self.now.instant);
+            self.now.instant = self.now.instant.max(latest);
+            self.now.wall.0 += u64::try_from(passed.as_millis()).expect("not that long");
+            for node in 0..self.nodes.len() {
+                self.event(node, Event::DeadlinePassed);
+            }
+        }
+    }
+
+    fn deliver(&mut self, (from, to): (usize, usize)) {
+        let bytes = self.pipes.get_mut(&(from, to)).and_then(Pipe::pop_front).expect("not empty");
+        let envelope = codec::decode(&bytes).expect("we encoded it");
+        assert_eq!(envelope.dataset, DATASET);
+        self.event(to, Event::Received { peer: id(from), message: envelope.message });
+    }
+
+    fn commit(&mut self, node: usize) {
+        let this = &mut self.nodes[node];
+        let (peer, entries, cursor) = this.committing.pop_front().expect("not empty");
+        let applied = this.store.apply_remote(DATASET, peer, Commit { entries }, cursor);
+        let stale = applied.expect("memory does not fail").stale;
+        self.event(node, Event::Committed { peer, stale });
+        self.event(node, Event::Grew);
+    }
+
+    fn event(&mut self, node: usize, event: Event) {
+        let mut effects = Vec::new();
+        let this = &mut self.nodes[node];
+        let view = this.store.view(DATASET).expect("it is open");
+        let outcome: Result<(), StoreError> =
+            this.replica.handle(event, self.now, &view, &mut effects);
+        outcome.expect("memory does not fail");
+        for effect in effects {
+            self.carry_out(node, effect);
+        }
+    }
+
+    fn carry_out(&mut self, node: usize, effect: Effect) {
+        match effect {
+            Effect::Send { peer, message } => {
+                let to = (0..self.nodes.len()).find(|&n| id(n) == peer).expect("a node of ours");
+                self.sent.push(message.clone());
+                let mut bytes = Vec::new();
+                codec::encode(&Envelope { dataset: DATASET, message }, &mut bytes);
+                self.sent_bytes += bytes.len();
+                if let Some(pipe) = self.pipes.get_mut(&(node, to)) {
+                    pipe.push_back(bytes);
+                }
+            }
+            Effect::Commit { peer, entries, cursor } => {
+                self.nodes[node].committing.push_back((peer, entries, cursor));
+            }
+            Effect::FlushDirectory { peer, id } => {
+                self.event(node, Event::DirectoryFlushed { peer, id });
+            }
+            Effect::BarrierReached { .. } => self.nodes[node].reached.push(effect),
+            Effect::Disconnect { peer, reason } => {
+                self.nodes[node].disconnected.push(reason);
+                let to = (0..self.nodes.len()).find(|&n| id(n) == peer).expect("a node of ours");
+                self.disconnect(node, to);
+            }
+        }
+    }
+
+    /// All replicas hold the same, to the byte, and whatever was written and not replaced is in them.
+    pub(crate) fn assert_converged(&self) {
+        let all: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|node| {
+                let view = node.store.view(DATASET).expect("it is open");
+                let rows = view.scan("", None, usize::MAX).expect("memory does not fail");
+                let versions = rows.into_iter().flat_map(|(key, held)| {
+                    held.into_iter()
+                        .map(move |stored| Entry { key: key.clone(), version: stored.version })
+                });
+                versions.collect::<Vec<Entry>>()
+            })
+            .collect();
+        for (node, entries) in all.iter().enumerate() {
+            assert_eq!(entries, &all[0], "node {node} differs from node 0");
+            assert_eq!(self.summary(node).digest, self.summary(0).digest);
+        }
+        let held: BTreeSet<Dot> = all[0].iter().map(|entry| entry.version.dot).collect();
+        for (dot, (key, content)) in &self.written {
+            let replaced = all[0].iter().any(|e| e.key == *key && e.version.seen.contains(*dot));
+            assert!(replaced || held.contains(dot), "{key}: {dot:?} {content:?} is lost");
+        }
+        for key in all[0].iter().map(|entry| &entry.key) {
+            let siblings: Vec<_> =
+                all[0].iter().filter(|e| e.key == *key).map(|e| e.version.clone()).collect();
+            assert!(merge::winner(&siblings).is_some());
+        }
+    }
+}
