@@ -20,13 +20,13 @@ mod ignores;
 mod place;
 mod root;
 mod walk;
-//mod watch;
+mod watch;
 
 pub use ignores::{Ignores, LoadIgnoresError, PatternProblem};
 pub use place::{Expected, PlaceError, Placed, RemovedDirectory, Staged, Staging};
 pub use root::{OpenRootError, Root, RootId};
 pub use walk::{Walk, WalkEntry, WalkProblem, WalkProblemKind};
-//pub use watch::{CookieName, WatchError, WatchEvent, Watcher};
+pub use watch::{CookieName, WatchError, WatchEvent, Watcher};
 
 /// The longest key, in bytes. The same number as the model's limit: a longer path is a problem to
 /// report and not an entry.

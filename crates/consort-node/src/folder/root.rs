@@ -144,10 +144,9 @@ impl Root {
     fn open_held(path: PathBuf, dir: OwnedFd) -> io::Result<Self> {
         let meta = meta_of(&dir)?;
         let private = open_or_make(&dir, PRIVATE_DIR)?;
-        match flock(&private, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => return Err(Errno::WOULDBLOCK.into()),
-            // Some network file systems cannot lock; that is no reason to refuse them.
-            Ok(()) | Err(_) => {}
+        // Some network file systems cannot lock; that is no reason to refuse them.
+        if flock(&private, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+            return Err(Errno::WOULDBLOCK.into());
         }
         let temp = open_or_make(&private, TEMP_DIR)?;
         let cookies = open_or_make(&private, COOKIE_DIR)?;

@@ -262,10 +262,12 @@ impl Walk<'_> {
             return None;
         }
         let name = name.to_owned();
-        let opened = open_child_directory(&level.dir, name.as_bytes())
-            .and_then(|dir| match meta_of(&dir)?.device == self.device {
-                true => Ok(dir),
-                false => Err(Errno::XDEV),
+        let opened =
+            open_child_directory(&level.dir, name.as_bytes()).and_then(|dir| {
+                match meta_of(&dir)?.device == self.device {
+                    true => Ok(dir),
+                    false => Err(Errno::XDEV),
+                }
             });
         match opened.and_then(|dir| self.enter(dir, &name)) {
             Ok(()) => None,
@@ -289,9 +291,9 @@ impl Listing {
             let listed_as_directory = match file_type {
                 FileType::Directory => true,
                 // Some file systems do not say.
-                FileType::Unknown => name
-                    .to_str()
-                    .is_ok_and(|name| meta_at(dir, name).is_ok_and(|m| m.kind == EntryKind::Directory)),
+                FileType::Unknown => name.to_str().is_ok_and(|name| {
+                    meta_at(dir, name).is_ok_and(|m| m.kind == EntryKind::Directory)
+                }),
                 _ => false,
             };
             let start = u32::try_from(self.names.len()).map_err(|_| Errno::OVERFLOW)?;
