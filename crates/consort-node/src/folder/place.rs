@@ -687,7 +687,12 @@ mod tests {
             staging.finish(content.len() as u64, 0o640, MTIME).unwrap()
         }
 
-        fn place(&self, content: &str, key: &str, expected: Expected) -> Result<Placed, PlaceError> {
+        fn place(
+            &self,
+            content: &str,
+            key: &str,
+            expected: Expected,
+        ) -> Result<Placed, PlaceError> {
             self.root.place_file(self.staged(content), key, expected)
         }
 
@@ -799,9 +804,11 @@ mod tests {
         fs::write(outside.path().join("f"), "outside").unwrap();
         fs::rename(fixture.at("a"), fixture.at("moved")).unwrap();
         symlink(outside.path(), fixture.at("a")).unwrap();
-        for (key, expected) in
-            [("a/new", Expected::Absent), ("a/b/c", Expected::Absent), ("a/f", Expected::Present(known))]
-        {
+        for (key, expected) in [
+            ("a/new", Expected::Absent),
+            ("a/b/c", Expected::Absent),
+            ("a/f", Expected::Present(known)),
+        ] {
             let placed = fixture.place("remote", key, expected);
             assert!(matches!(&placed, Err(PlaceError::Blocked { at }) if at == "a"), "{placed:?}");
         }

@@ -467,6 +467,36 @@ mod tests {
     }
 
     #[test]
+    fn an_unreadable_directory_is_an_entry_and_a_problem_that_stands_for_its_children() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (root, ignores) = linked(dir.path());
+        let closed = dir.path().join("closed");
+        fs::create_dir_all(closed.join("inside")).unwrap();
+        fs::write(dir.path().join("z"), "").unwrap();
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+        if fs::read_dir(&closed).is_ok() {
+            // The superuser reads everything.
+            return;
+        }
+        for start in [None, Some("closed")] {
+            let told: Vec<_> = Walk::new(&root, &ignores, start).collect();
+            assert!(
+                matches!(
+                    &told[..2],
+                    [
+                        Ok(WalkEntry { key, .. }),
+                        Err(WalkProblem { path, kind: WalkProblemKind::Unreadable(_) }),
+                    ] if key == "closed" && path == "closed"
+                ),
+                "{told:?}"
+            );
+            assert_eq!(told.len(), if start.is_none() { 3 } else { 2 });
+        }
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+
+    #[test]
     #[ignore = "a measurement, run by hand in release mode with WALK_DIR"]
     fn measure_the_walk() {
         let dir = std::env::var("WALK_DIR").expect("WALK_DIR names a large directory");
