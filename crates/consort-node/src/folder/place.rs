@@ -18,30 +18,29 @@
 //! leaves each key either as it was or complete, never empty or partial.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT,
-    chmodat, fallocate, fchmod, fsync, mkdirat, openat, renameat, renameat_with, symlinkat, syncfs,
-    unlinkat, utimensat,
+    AtFlags, CWD, Mode, OFlags, RenameFlags, chmodat, fsync, mkdirat, openat, renameat,
+    renameat_with, symlinkat, syncfs, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
+use crate::folder::place::stage::{TempName, modified_at, permissions};
 use crate::folder::root::{
     OUT_PREFIX, look_at_child_directory, meta_at, meta_of, open_beneath, path_of_handle,
 };
 use crate::folder::{EntryKind, Meta, Root, join_key, split_key};
 
+mod stage;
+
+pub use stage::{Staged, Staging};
+
 /// Up to so many files or directories are synced one by one; for more, one sync of the whole file
 /// system is faster, although it also writes what others left unsynced there.
 const SYNC_ONE_BY_ONE: usize = 16;
-
-/// Zeroes are left out in aligned blocks of this size, the page and usual block size.
-const HOLE_BYTES: usize = 4096;
 
 const STAGE_PREFIX: &str = "stage-";
 
@@ -119,113 +118,6 @@ impl From<Errno> for PlaceError {
 impl From<io::Error> for PlaceError {
     fn from(error: io::Error) -> Self {
         Errno::from_io_error(&error).map_or_else(|| Self::Io(error), Self::from)
-    }
-}
-
-/// A file that is being written in `.consort/tmp/`. Dropping it removes it.
-#[derive(Debug)]
-pub struct Staging {
-    file: File,
-    temp: TempName,
-    /// Where the bytes written so far end; what lies beyond is a hole already.
-    end: u64,
-}
-
-/// A finished file or symlink in `.consort/tmp/`, ready to be placed. It holds no open handle, so
-/// a batch may have many. Dropping it removes it.
-#[derive(Debug)]
-pub struct Staged {
-    temp: TempName,
-    meta: Meta,
-}
-
-/// A name in the temporary directory that is unlinked when it is dropped.
-#[derive(Debug)]
-struct TempName {
-    dir: Arc<OwnedFd>,
-    name: String,
-    /// False once nothing of ours has this name any more.
-    owned: bool,
-}
-
-impl Drop for TempName {
-    fn drop(&mut self) {
-        if self.owned {
-            // A leftover is removed when the directory is next opened.
-            let _ = unlinkat(&self.dir, &self.name, AtFlags::empty());
-        }
-    }
-}
-
-impl Staging {
-    /// Writes `bytes` at `offset`. Ranges may come in any order and may be written again. Aligned
-    /// blocks of zeroes become holes.
-    ///
-    /// # Errors
-    ///
-    /// The disk is full, or the file system failed; the range is undefined then.
-    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), PlaceError> {
-        let head = (HOLE_BYTES as u64 - offset % HOLE_BYTES as u64) % HOLE_BYTES as u64;
-        let head = usize::try_from(head).map_or(bytes.len(), |head| head.min(bytes.len()));
-        // Runs of blocks of the same sort are written, or punched out, with one call each.
-        let mut start = 0;
-        let mut run_is_hole = false;
-        let mut at = head;
-        while at < bytes.len() {
-            let block = &bytes[at..bytes.len().min(at + HOLE_BYTES)];
-            let is_hole = block == [0; HOLE_BYTES];
-            if is_hole != run_is_hole {
-                self.write_run(offset, bytes, start..at, run_is_hole)?;
-                (start, run_is_hole) = (at, is_hole);
-            }
-            at += block.len();
-        }
-        self.write_run(offset, bytes, start..bytes.len(), run_is_hole)
-    }
-
-    fn write_run(
-        &mut self,
-        offset: u64,
-        bytes: &[u8],
-        run: std::ops::Range<usize>,
-        is_hole: bool,
-    ) -> Result<(), PlaceError> {
-        let start = offset + run.start as u64;
-        let end = offset + run.end as u64;
-        if run.is_empty() || (is_hole && self.end <= start) {
-            return Ok(());
-        }
-        if is_hole {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            match fallocate(&self.file, flags, start, end - start) {
-                Ok(()) => return Ok(()),
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        self.file.write_all_at(&bytes[run], start)?;
-        self.end = self.end.max(end);
-        Ok(())
-    }
-
-    /// Gives the file its length, permissions and modification time. Nothing is durable yet.
-    ///
-    /// # Errors
-    ///
-    /// The disk is full, or the file system failed; the file is removed.
-    pub fn finish(self, size: u64, mode: u32, mtime_ns: i64) -> Result<Staged, PlaceError> {
-        self.file.set_len(size)?;
-        fchmod(&self.file, permissions(mode))?;
-        rustix::fs::futimens(&self.file, &modified_at(mtime_ns))?;
-        Ok(Staged { meta: meta_of(&self.file)?, temp: self.temp })
-    }
-}
-
-impl Staged {
-    /// Its state, as it will be found after it was placed, but for the ctime.
-    #[must_use]
-    pub fn meta(&self) -> &Meta {
-        &self.meta
     }
 }
 
@@ -638,20 +530,6 @@ fn sync_by_name(dir: impl AsFd, path: &str) -> io::Result<bool> {
         }
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(true),
         Err(_) => Ok(false),
-    }
-}
-
-fn permissions(mode: u32) -> Mode {
-    Mode::from_raw_mode(mode & 0o777)
-}
-
-fn modified_at(mtime_ns: i64) -> Timestamps {
-    Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec {
-            tv_sec: mtime_ns.div_euclid(1_000_000_000),
-            tv_nsec: mtime_ns.rem_euclid(1_000_000_000),
-        },
     }
 }
 

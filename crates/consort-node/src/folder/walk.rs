@@ -495,22 +495,4 @@ mod tests {
         }
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
     }
-
-    #[test]
-    #[ignore = "a measurement, run by hand in release mode with WALK_DIR"]
-    fn measure_the_walk() {
-        let dir = std::env::var("WALK_DIR").expect("WALK_DIR names a large directory");
-        let (root, ignores) = linked(Path::new(&dir));
-        for _ in 0..3 {
-            let start = std::time::Instant::now();
-            let count = Walk::new(&root, &ignores, None).count();
-            let rate = count as f64 / start.elapsed().as_secs_f64();
-            assert!(rate > 0.0, "{count} entries");
-            std::io::Write::write_fmt(
-                &mut std::io::stderr(),
-                format_args!("{count} entries, {rate:.0} a second\n"),
-            )
-            .unwrap();
-        }
-    }
 }
