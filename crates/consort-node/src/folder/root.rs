@@ -1,0 +1,562 @@
+//! A linked directory, held open: how entries are looked at by key.
+//!
+//! Every operation is resolved by the kernel from the held handle (`openat2` beneath it, without
+//! symlinks and without crossing into another mounted file system), once per operation. There is
+//! no cache of parent directories: a cached handle of a directory that was renamed away would
+//! read from and write to the wrong place. Changing entries is in `place.rs`.
+
+use std::ffi::{CStr, OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RawDir, RenameFlags, ResolveFlags,
+    StatxFlags, flock, mkdirat, openat2, readlinkat, renameat_with, statx, unlinkat,
+};
+use rustix::io::Errno;
+
+use crate::folder::{EntryKind, Meta, PRIVATE_DIR, split_key};
+
+/// How many bytes of directory entries one system call may return.
+pub(super) const LIST_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Files in `.consort/tmp/` whose name starts like this hold, or may hold, bytes of the user and
+/// not ours: they are never removed as leftovers.
+pub(super) const OUT_PREFIX: &str = "out-";
+
+const MARKER: &str = "id";
+const TEMP_DIR: &str = "tmp";
+const COOKIE_DIR: &str = "cookies";
+const RESCUE_DIR: &str = "rescued";
+
+const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
+const LOOK_DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
+const LIST_DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY);
+
+/// A directory that is linked to a dataset, held open and locked for this process.
+///
+/// - To look at one entry: [`stat`](Self::stat), [`open_file`](Self::open_file),
+///   [`read_link`](Self::read_link), [`list`](Self::list).
+/// - Before believing that something is gone: [`is_present`](Self::is_present).
+/// - To change something: the methods in `place.rs`.
+///
+/// Keys are valid keys of the model (relative, no empty, `.` or `..` component).
+#[derive(Debug)]
+pub struct Root {
+    path: PathBuf,
+    dir: OwnedFd,
+    private: OwnedFd,
+    temp: Arc<OwnedFd>,
+    cookies: OwnedFd,
+    id: RootId,
+    meta: Meta,
+    next_temp: AtomicU64,
+}
+
+/// The identity of a linked directory, drawn at random when it is first linked and kept in its
+/// `.consort/id`. It stays the same when the directory is moved or the machine restarts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RootId(pub [u8; 16]);
+
+impl std::fmt::Debug for RootId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RootId({self})")
+    }
+}
+
+impl std::fmt::Display for RootId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Why a directory cannot be linked. In every case its entries are untouched.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenRootError {
+    /// The user's mistake, or a disk that is not mounted.
+    #[error("{} does not exist; create it, or mount the disk it is on", .0.display())]
+    Missing(PathBuf),
+    /// The user's mistake.
+    #[error("{} is not a directory; link a directory", .0.display())]
+    NotADirectory(PathBuf),
+    /// The node runs as a user who may not write there.
+    #[error("{} cannot be written; give the user who runs this node write permission", .0.display())]
+    NotWritable(PathBuf),
+    /// Another node, or another link of this node, holds it.
+    #[error("{} is already in use by a running node; stop it or link another directory", .0.display())]
+    InUse(PathBuf),
+    /// Somebody edited our marker.
+    #[error("{}/.consort/id is damaged; remove it and link the directory again", .0.display())]
+    DamagedMarker(PathBuf),
+    /// The kernel has no `openat2`.
+    #[error("this kernel cannot confine file access to a directory; Linux 5.8 or newer is needed")]
+    Unsupported,
+    /// The file system failed.
+    #[error("cannot open {}: {source}", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl Root {
+    /// Opens `dir`, locks it for this process, and makes its private area if it has none. Leftovers
+    /// of an interrupted run are removed; what may be the user's is kept in `.consort/rescued/`.
+    ///
+    /// # Errors
+    ///
+    /// See [`OpenRootError`]; no entry is changed.
+    pub fn open(dir: &Path) -> Result<Self, OpenRootError> {
+        let fail = |source: io::Error| {
+            let path = dir.to_owned();
+            match Errno::from_io_error(&source) {
+                Some(Errno::NOENT) => OpenRootError::Missing(path),
+                Some(Errno::NOTDIR) => OpenRootError::NotADirectory(path),
+                Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => OpenRootError::NotWritable(path),
+                Some(Errno::NOSYS) => OpenRootError::Unsupported,
+                Some(Errno::WOULDBLOCK) => OpenRootError::InUse(path),
+                _ if source.kind() == io::ErrorKind::InvalidData => {
+                    OpenRootError::DamagedMarker(path)
+                }
+                _ => OpenRootError::Io { path, source },
+            }
+        };
+        // The absolute path stays valid when the process changes its working directory.
+        let path = std::path::absolute(dir).map_err(fail)?;
+        let handle =
+            rustix::fs::openat(CWD, &path, LIST_DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|errno| fail(errno.into()))?;
+        Self::open_held(path, handle).map_err(fail)
+    }
+
+    fn open_held(path: PathBuf, dir: OwnedFd) -> io::Result<Self> {
+        let meta = meta_of(&dir)?;
+        let private = open_or_make(&dir, PRIVATE_DIR)?;
+        // Some network file systems cannot lock; that is no reason to refuse them.
+        if flock(&private, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+            return Err(Errno::WOULDBLOCK.into());
+        }
+        let temp = open_or_make(&private, TEMP_DIR)?;
+        let cookies = open_or_make(&private, COOKIE_DIR)?;
+        clear_leftovers(&private, &temp)?;
+        for name in names(&cookies)? {
+            unlinkat(&cookies, &name, AtFlags::empty())?;
+        }
+        let id = match read_marker(&private)? {
+            Some(id) => id,
+            None => write_marker(&dir, &private, &temp)?,
+        };
+        Ok(Self {
+            path,
+            dir,
+            private,
+            temp: Arc::new(temp),
+            cookies,
+            id,
+            meta,
+            next_temp: AtomicU64::new(0),
+        })
+    }
+
+    /// The identity in the marker.
+    #[must_use]
+    pub fn id(&self) -> RootId {
+        self.id
+    }
+
+    /// Where it was opened; for messages, never to be resolved again for access.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the directory at the path is still the one that is held, with its marker in place.
+    ///
+    /// Ask before taking entries for deleted: a directory that was unmounted, moved away or
+    /// deleted as a whole must never look like one whose entries were all deleted.
+    #[must_use]
+    pub fn is_present(&self) -> bool {
+        let at_path = statx(CWD, &self.path, AtFlags::empty(), StatxFlags::BASIC_STATS);
+        at_path.is_ok_and(|stat| {
+            let meta = Meta::from(&stat);
+            (meta.inode, meta.device) == (self.meta.inode, self.meta.device)
+        }) && read_marker_at(&self.dir).is_ok_and(|id| id == Some(self.id))
+    }
+
+    /// What stands at `key`; `None` if nothing does, also because a parent is missing, is no
+    /// directory or is a symlink, or because no file of that name can exist.
+    ///
+    /// # Errors
+    ///
+    /// The file system failed, or the key is on another file system mounted inside.
+    pub fn stat(&self, key: &str) -> io::Result<Option<Meta>> {
+        let looked = if key.contains('/') {
+            open_beneath(&self.dir, key, LOOK).and_then(meta_of)
+        } else {
+            meta_at(&self.dir, key)
+        };
+        match looked {
+            Ok(meta) => Ok(Some(meta)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Opens the regular file at `key` for reading, with its state at that moment. A fifo cannot
+    /// hang us.
+    ///
+    /// # Errors
+    ///
+    /// The file system failed, nothing is there (`NotFound`), or it is not a regular file
+    /// (`InvalidInput`, or `FilesystemLoop` for a symlink).
+    pub fn open_file(&self, key: &str) -> io::Result<(File, Meta)> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = open_beneath(&self.dir, key, flags)?;
+        let meta = meta_of(&file)?;
+        if meta.kind != EntryKind::File {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        Ok((File::from(file), meta))
+    }
+
+    /// The target of the symlink at `key`, in raw bytes.
+    ///
+    /// # Errors
+    ///
+    /// The file system failed, or no symlink is there.
+    pub fn read_link(&self, key: &str) -> io::Result<OsString> {
+        let link = open_beneath(&self.dir, key, LOOK)?;
+        Ok(OsString::from_vec(readlinkat(&link, "", Vec::new())?.into_bytes()))
+    }
+
+    /// The names in the directory at `key` (the empty string is the top), in byte order, raw: also
+    /// names that cannot be part of a key. The private area is left out.
+    ///
+    /// # Errors
+    ///
+    /// The file system failed, or no directory is there.
+    pub fn list(&self, key: &str) -> io::Result<Vec<OsString>> {
+        let mut names = names(&self.open_directory(key)?)?;
+        names.retain(|name| name != PRIVATE_DIR);
+        Ok(names)
+    }
+
+    /// The names of files kept in `.consort/rescued/`: bytes of the user that an interrupted or
+    /// contested operation could not put back at their key. A person has to look at them.
+    ///
+    /// # Errors
+    ///
+    /// The file system failed.
+    pub fn rescued(&self) -> io::Result<Vec<OsString>> {
+        match open_beneath(&self.private, RESCUE_DIR, LIST_DIRECTORY) {
+            Ok(dir) => names(&dir),
+            Err(Errno::NOENT) => Ok(Vec::new()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// A handle of the directory at `key` (the empty string is the top) that can be listed and
+    /// synced.
+    pub(super) fn open_directory(&self, key: &str) -> Result<OwnedFd, Errno> {
+        open_beneath(&self.dir, if key.is_empty() { "." } else { key }, LIST_DIRECTORY)
+    }
+
+    /// A handle of the directory that holds `key`, good for `…at` calls only, and the name in it.
+    pub(super) fn open_parent<'k>(&self, key: &'k str) -> Result<(OwnedFd, &'k str), Errno> {
+        let (parent, name) = split_key(key);
+        let parent = if parent.is_empty() { "." } else { parent };
+        Ok((open_beneath(&self.dir, parent, LOOK_DIRECTORY)?, name))
+    }
+
+    /// A handle of whatever stands at `key`, without opening it.
+    pub(super) fn open_entry(&self, key: &str) -> Result<OwnedFd, Errno> {
+        open_beneath(&self.dir, key, LOOK)
+    }
+
+    /// A name in the temporary directory that this process has not used yet.
+    pub(super) fn temp_name(&self, prefix: &str) -> String {
+        format!("{prefix}{:x}", self.next_temp.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(super) fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    pub(super) fn temp(&self) -> &Arc<OwnedFd> {
+        &self.temp
+    }
+
+    pub(super) fn cookies(&self) -> BorrowedFd<'_> {
+        self.cookies.as_fd()
+    }
+
+    /// The device number of the top directory.
+    pub(super) fn device(&self) -> u64 {
+        self.meta.device
+    }
+
+    /// Moves a file of the user from the temporary directory to where it waits for a person.
+    pub(super) fn rescue(&self, temp_name: &str) -> io::Result<()> {
+        rescue(&self.private, &self.temp, temp_name.as_ref())
+    }
+}
+
+/// Opens `path` beneath `dir`: never through a symlink, never outside, never on another mount.
+pub(super) fn open_beneath(dir: impl AsFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), RESOLVE)
+}
+
+/// Like [`open_beneath`] for one raw name of a directory that shall be listed.
+pub(super) fn open_child_directory(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
+    openat2(dir, name, LIST_DIRECTORY | OFlags::CLOEXEC, Mode::empty(), RESOLVE)
+}
+
+/// Like [`open_beneath`] for one directory name, good for `…at` calls only.
+pub(super) fn look_at_child_directory(dir: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
+    open_beneath(dir, name, LOOK_DIRECTORY)
+}
+
+/// The state of what a handle refers to.
+pub(super) fn meta_of(handle: impl AsFd) -> Result<Meta, Errno> {
+    let stat = statx(handle, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)?;
+    Ok(Meta::from(&stat))
+}
+
+/// The state of one name in a directory; a symlink's own.
+pub(super) fn meta_at(dir: impl AsFd, name: &str) -> Result<Meta, Errno> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    Ok(Meta::from(&statx(dir, name, flags, StatxFlags::BASIC_STATS)?))
+}
+
+/// Calls `each` with every name in `dir` but `.` and `..`, in the order of the file system. The
+/// buffer's capacity is what one system call may fill.
+pub(super) fn for_each_name(
+    dir: impl AsFd,
+    buffer: &mut Vec<u8>,
+    mut each: impl FnMut(&CStr, FileType) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            each(entry.file_name(), entry.file_type())?;
+        }
+    }
+    Ok(())
+}
+
+/// A path by which the kernel reaches exactly what the handle refers to, for the few calls that
+/// take no handle.
+pub(super) fn path_of_handle(handle: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", handle.as_fd().as_raw_fd())
+}
+
+fn names(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
+    // A handle of its own: the position in the listing belongs to the open file.
+    let dir = open_beneath(dir, ".", LIST_DIRECTORY)?;
+    let mut names = Vec::new();
+    for_each_name(&dir, &mut Vec::with_capacity(LIST_BUFFER_BYTES), |name, _| {
+        names.push(OsStr::from_bytes(name.to_bytes()).to_owned());
+        Ok(())
+    })?;
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn open_or_make(dir: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    match mkdirat(dir, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    open_beneath(dir, name, LIST_DIRECTORY).map_err(|errno| match errno {
+        // Ours is a directory; whatever else has our name was not made by us.
+        Errno::NOTDIR | Errno::LOOP | Errno::XDEV => {
+            io::Error::other(format!("{name} in the private area is not a plain directory"))
+        }
+        errno => errno.into(),
+    })
+}
+
+fn clear_leftovers(private: &OwnedFd, temp: &OwnedFd) -> io::Result<()> {
+    for name in names(temp)? {
+        if name.as_bytes().starts_with(OUT_PREFIX.as_bytes()) {
+            rescue(private, temp, &name)?;
+        } else {
+            unlinkat(temp, &name, AtFlags::empty())?;
+        }
+    }
+    Ok(())
+}
+
+fn rescue(private: &OwnedFd, temp: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    let shelter = open_or_make(private, RESCUE_DIR)?;
+    let mut number = 0_u64;
+    loop {
+        let safe_name = format!("file-{number}");
+        match renameat_with(temp, name, &shelter, &safe_name, RenameFlags::NOREPLACE) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EXIST) => number += 1,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+fn read_marker_at(dir: &OwnedFd) -> io::Result<Option<RootId>> {
+    read_marker(&open_beneath(dir, PRIVATE_DIR, LIST_DIRECTORY)?)
+}
+
+fn read_marker(private: &OwnedFd) -> io::Result<Option<RootId>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match open_beneath(private, MARKER, flags) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    let mut text = Vec::new();
+    file.take(64).read_to_end(&mut text)?;
+    let damaged = || io::Error::new(io::ErrorKind::InvalidData, "damaged marker");
+    let text = std::str::from_utf8(&text).map_err(|_| damaged())?.trim_end();
+    if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(damaged());
+    }
+    let id = u128::from_str_radix(text, 16).map_err(|_| damaged())?;
+    Ok(Some(RootId(id.to_be_bytes())))
+}
+
+/// Draws an identity and makes it durable: content first, then its name, then the private area's.
+fn write_marker(dir: &OwnedFd, private: &OwnedFd, temp: &OwnedFd) -> io::Result<RootId> {
+    let mut id = [0; 16];
+    aws_lc_rs::rand::fill(&mut id).map_err(|_| io::Error::other("no randomness"))?;
+    let id = RootId(id);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(temp, MARKER, flags, Mode::RUSR | Mode::WUSR)?;
+    let mut file = File::from(file);
+    writeln!(file, "{id}")?;
+    file.sync_all()?;
+    rustix::fs::renameat(temp, MARKER, private, MARKER)?;
+    rustix::fs::fsync(private)?;
+    rustix::fs::fsync(dir)?;
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn linked() -> (tempfile::TempDir, Root) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        (dir, root)
+    }
+
+    #[test]
+    fn the_identity_survives_reopening_and_the_private_area_is_private() {
+        let (dir, root) = linked();
+        let id = root.id();
+        drop(root);
+        assert_eq!(Root::open(dir.path()).unwrap().id(), id);
+        let mode = fs::metadata(dir.path().join(PRIVATE_DIR)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn each_reason_not_to_open_has_its_own_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = Root::open(&dir.path().join("missing"));
+        assert!(matches!(missing, Err(OpenRootError::Missing(_))), "{missing:?}");
+        fs::write(dir.path().join("file"), "").unwrap();
+        let file = Root::open(&dir.path().join("file"));
+        assert!(matches!(file, Err(OpenRootError::NotADirectory(_))), "{file:?}");
+        let held = Root::open(dir.path()).unwrap();
+        let again = Root::open(dir.path());
+        assert!(matches!(again, Err(OpenRootError::InUse(_))), "{again:?}");
+        drop(held);
+        fs::write(dir.path().join(".consort/id"), "nonsense").unwrap();
+        let damaged = Root::open(dir.path());
+        assert!(matches!(damaged, Err(OpenRootError::DamagedMarker(_))), "{damaged:?}");
+    }
+
+    #[test]
+    fn a_directory_that_was_moved_replaced_or_lost_its_marker_is_not_present() {
+        let outer = tempfile::tempdir().unwrap();
+        let path = outer.path().join("linked");
+        let aside = outer.path().join("aside");
+        fs::create_dir(&path).unwrap();
+        let root = Root::open(&path).unwrap();
+        assert!(root.is_present());
+        fs::rename(&path, &aside).unwrap();
+        assert!(!root.is_present());
+        fs::create_dir(&path).unwrap();
+        assert!(!root.is_present());
+        fs::remove_dir(&path).unwrap();
+        fs::rename(&aside, &path).unwrap();
+        assert!(root.is_present());
+        fs::remove_file(path.join(".consort/id")).unwrap();
+        assert!(!root.is_present());
+    }
+
+    #[test]
+    fn leftovers_are_removed_but_what_may_be_the_users_is_rescued() {
+        let (dir, root) = linked();
+        drop(root);
+        fs::write(dir.path().join(".consort/tmp/stage-1"), "ours").unwrap();
+        fs::write(dir.path().join(".consort/tmp/out-1"), "theirs").unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        assert!(fs::read_dir(dir.path().join(".consort/tmp")).unwrap().next().is_none());
+        assert_eq!(root.rescued().unwrap(), ["file-0"]);
+        let kept = fs::read_to_string(dir.path().join(".consort/rescued/file-0")).unwrap();
+        assert_eq!(kept, "theirs");
+    }
+
+    #[test]
+    fn nothing_is_read_through_a_symlink() {
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("secret"), "secret").unwrap();
+        let (dir, root) = linked();
+        fs::create_dir(dir.path().join("a")).unwrap();
+        fs::write(dir.path().join("a/secret"), "inside").unwrap();
+        assert!(root.open_file("a/secret").is_ok());
+        fs::remove_dir_all(dir.path().join("a")).unwrap();
+        symlink(outside.path(), dir.path().join("a")).unwrap();
+        symlink(outside.path().join("secret"), dir.path().join("link")).unwrap();
+        assert!(root.open_file("a/secret").is_err());
+        assert!(root.open_file("link").is_err());
+        assert!(root.list("a").is_err());
+        assert_eq!(root.stat("a/secret").unwrap(), None);
+        assert_eq!(root.stat("a").unwrap().unwrap().kind, EntryKind::Symlink);
+        assert_eq!(root.read_link("a").unwrap(), outside.path());
+        assert_eq!(root.list("").unwrap(), ["a", "link"]);
+    }
+
+    #[test]
+    fn a_fifo_neither_hangs_nor_opens() {
+        let (dir, root) = linked();
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(root.dir(), "pipe", FileType::Fifo, mode, 0).unwrap();
+        assert_eq!(root.open_file("pipe").unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(root.stat("pipe").unwrap().unwrap().kind, EntryKind::Other);
+        drop(dir);
+    }
+
+    #[test]
+    fn a_name_that_cannot_exist_is_absent() {
+        let (_dir, root) = linked();
+        assert_eq!(root.stat(&"x".repeat(256)).unwrap(), None);
+        assert_eq!(root.stat(&format!("a/{}", "x".repeat(256))).unwrap(), None);
+    }
+}
