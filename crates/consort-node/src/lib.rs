@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The engine, running. So far: the network.
+
+pub mod net;
