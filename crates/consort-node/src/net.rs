@@ -53,7 +53,8 @@ fn unix_now() -> u64 {
 /// Random bytes for secrets and jitter.
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system's random source answers once it is seeded");
+    aws_lc_rs::rand::fill(&mut bytes)
+        .expect("the system's random source answers once it is seeded");
     bytes
 }
 

@@ -102,7 +102,8 @@ pub(super) async fn content(
     address: SocketAddr,
 ) -> Result<Stream, DialError> {
     let handshake = connect(shared, node, address, &shared.content);
-    let (stream, _) = timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(DialError::TimedOut))?;
+    let (stream, _) =
+        timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(DialError::TimedOut))?;
     Ok(stream)
 }
 
@@ -137,8 +138,7 @@ async fn connect(
     let tap = shared.sockets.adopt(tcp).ok_or(Refusal::TooManyConnections)?;
     tap.belongs_to(node);
     let connector = TlsConnector::from(Arc::clone(config));
-    let stream =
-        connector.connect(tls::server_name(), tap).await.map_err(DialError::Handshake)?;
+    let stream = connector.connect(tls::server_name(), tap).await.map_err(DialError::Handshake)?;
     match tls::peer(stream.get_ref().1) {
         Some(peer) if peer.node == node => Ok((TlsStream::Client(stream), peer)),
         Some(peer) => Err(DialError::AnotherNode { found: peer.node }),

@@ -152,7 +152,12 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         let length = parts.iter().map(|part| part.len()).sum::<usize>();
         let header = match u32::try_from(length) {
             Ok(header) if (1..=self.max).contains(&length) => header,
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "a frame has 1 to max bytes")),
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "a frame has 1 to max bytes",
+                ));
+            }
         };
         self.put(&header.to_le_bytes()).await?;
         for part in parts {

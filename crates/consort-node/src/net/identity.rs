@@ -180,7 +180,9 @@ impl Identity {
         let key = read_key(&dir.join(NODE_KEY))?;
         let authority_key = match read_key(&dir.join(AUTHORITY_KEY)) {
             Ok(key) => Some(key),
-            Err(IdentityError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            Err(IdentityError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                None
+            }
             Err(error) => return Err(error),
         };
         let damaged = |file: &str, what| IdentityError::Damaged { path: dir.join(file), what };
@@ -195,8 +197,9 @@ impl Identity {
         if authority_key.as_ref().is_some_and(|key| of_authority(key) != expected) {
             return Err(damaged(AUTHORITY_KEY, "it does not belong to the certificate in ca.crt"));
         }
-        let peer = certificate::read_member(&certificate)
-            .ok_or_else(|| damaged(NODE_CERTIFICATE, "it does not name a node, a role and a cluster"))?;
+        let peer = certificate::read_member(&certificate).ok_or_else(|| {
+            damaged(NODE_CERTIFICATE, "it does not name a node, a role and a cluster")
+        })?;
         Ok(Self { peer, key, certificate, authority, authority_key })
     }
 
@@ -330,7 +333,11 @@ pub fn valid_name(name: &str) -> bool {
 }
 
 fn require_name(name: &str) -> Result<(), IdentityError> {
-    if valid_name(name) { Ok(()) } else { Err(IdentityError::InvalidName { name: name.to_owned() }) }
+    if valid_name(name) {
+        Ok(())
+    } else {
+        Err(IdentityError::InvalidName { name: name.to_owned() })
+    }
 }
 
 fn require_new(dir: &Path) -> Result<(), IdentityError> {
@@ -367,8 +374,10 @@ fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, IdentityErro
 }
 
 fn read_key(path: &Path) -> Result<KeyPair, IdentityError> {
-    let damaged =
-        || IdentityError::Damaged { path: path.to_path_buf(), what: "it is not an Ed25519 key in PEM form" };
+    let damaged = || IdentityError::Damaged {
+        path: path.to_path_buf(),
+        what: "it is not an Ed25519 key in PEM form",
+    };
     let text = String::from_utf8(read(path)?).map_err(|_| damaged())?;
     let key = KeyPair::from_pem(&text).map_err(|_| damaged())?;
     if key.is_compatible(&rcgen::PKCS_ED25519) { Ok(key) } else { Err(damaged()) }
@@ -409,7 +418,9 @@ mod tests {
         let dir = home.path().join("identity");
         let first = Identity::create_cluster(&dir, "first").unwrap();
         let again = Identity::create_cluster(&dir, "second");
-        assert!(matches!(again, Err(IdentityError::AlreadyInitialized { home: h }) if h == home.path()));
+        assert!(
+            matches!(again, Err(IdentityError::AlreadyInitialized { home: h }) if h == home.path())
+        );
         assert_eq!(Identity::load(&dir).unwrap().peer(), first.peer());
     }
 

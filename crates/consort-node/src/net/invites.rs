@@ -253,9 +253,15 @@ mod tests {
     #[test]
     fn the_book_is_bounded() {
         let (_dir, mut invites) = book();
-        assert!(matches!(invites.create(Role::Reader, NOW, 1, NOW), Err(CreateInviteError::Useless)));
+        assert!(matches!(
+            invites.create(Role::Reader, NOW, 1, NOW),
+            Err(CreateInviteError::Useless)
+        ));
         invites.create(Role::Reader, NOW + 1, MAX_TOTAL_USES, NOW).unwrap();
-        assert!(matches!(invites.create(Role::Reader, NOW + 1, 1, NOW), Err(CreateInviteError::Full)));
+        assert!(matches!(
+            invites.create(Role::Reader, NOW + 1, 1, NOW),
+            Err(CreateInviteError::Full)
+        ));
     }
 
     #[test]

@@ -78,13 +78,17 @@ pub enum JoinRefusal {
     #[error("a node's name is 1 to 63 of a-z, 0-9 and -: join with another --name")]
     NameInvalid,
     /// The node that was asked cannot sign certificates.
-    #[error("the node that was asked cannot let others in: use a ticket of the cluster's first node")]
+    #[error(
+        "the node that was asked cannot let others in: use a ticket of the cluster's first node"
+    )]
     NotAuthority,
     /// The request could not be understood or its signature is wrong.
     #[error("the request was not understood: use the same version of consort on both machines")]
     Malformed,
     /// The authority could not record the new member.
-    #[error("the cluster cannot record a new member now: look at the log of its first node, and try again")]
+    #[error(
+        "the cluster cannot record a new member now: look at the log of its first node, and try again"
+    )]
     Failed,
 }
 
@@ -164,8 +168,8 @@ impl JoinDesk {
         }
         // Parsing verifies the request's signature, so the joiner has the key that it names.
         let csr = CertificateSigningRequestDer::from(request.csr);
-        let csr = CertificateSigningRequestParams::from_der(&csr)
-            .map_err(|_| JoinRefusal::Malformed)?;
+        let csr =
+            CertificateSigningRequestParams::from_der(&csr).map_err(|_| JoinRefusal::Malformed)?;
         if csr.public_key.algorithm() != &rcgen::PKCS_ED25519 {
             return Err(JoinRefusal::Malformed);
         }
@@ -250,7 +254,9 @@ pub enum JoinError {
     #[error(transparent)]
     Refused(#[from] JoinRefusal),
     /// Nobody answered at any of the ticket's addresses.
-    #[error("no answer from {addresses}: {source}; is the node that made the ticket up, and its port open?")]
+    #[error(
+        "no answer from {addresses}: {source}; is the node that made the ticket up, and its port open?"
+    )]
     Unreachable {
         /// Where it was tried.
         addresses: String,
@@ -258,7 +264,9 @@ pub enum JoinError {
         source: io::Error,
     },
     /// Whoever answered is not the cluster of the ticket, or does not behave as it.
-    #[error("{address} answered, but is not the cluster of this ticket: {reason}; ask for a new ticket")]
+    #[error(
+        "{address} answered, but is not the cluster of this ticket: {reason}; ask for a new ticket"
+    )]
     NotTheCluster {
         /// Who answered.
         address: SocketAddr,
@@ -294,7 +302,10 @@ pub async fn join(
                 continue;
             }
         };
-        let wrong = |reason: &str| JoinError::NotTheCluster { address: *address, reason: reason.to_owned() };
+        let wrong = |reason: &str| JoinError::NotTheCluster {
+            address: *address,
+            reason: reason.to_owned(),
+        };
         let own = CertificateDer::from(admission.certificate);
         let authority = CertificateDer::from(admission.authority);
         if certificate::fingerprint(&authority) != ticket.ca_fingerprint
@@ -302,7 +313,8 @@ pub async fn join(
         {
             return Err(wrong("its certificates are not the authority's"));
         }
-        let me = certificate::read_member(&own).ok_or_else(|| wrong("its certificate is not a member's"))?;
+        let me = certificate::read_member(&own)
+            .ok_or_else(|| wrong("its certificate is not a member's"))?;
         let node = certificate::node_id(&key.subject_public_key_info());
         if (me.node, me.name.as_str(), me.role) != (node, name, ticket.role) {
             return Err(wrong("its certificate is for another node, name or role"));

@@ -127,7 +127,10 @@ pub enum Refusal {
     #[error("there is a connection already")]
     Duplicate,
     /// The two do not understand each other.
-    #[error("it speaks version {theirs} of the protocol, this node {}: upgrade the older one", greeting::VERSION)]
+    #[error(
+        "it speaks version {theirs} of the protocol, this node {}: upgrade the older one",
+        greeting::VERSION
+    )]
     Version {
         /// What the peer speaks.
         theirs: u16,
@@ -295,7 +298,8 @@ impl Network {
     pub fn set_peers(&self, peers: Vec<KnownPeer>) {
         let new = lock(&self.shared.peers).set_known(peers);
         for (node, wake) in new {
-            let task = self.shared.spawn_abortable(dial::keep(Arc::clone(&self.shared), node, wake));
+            let task =
+                self.shared.spawn_abortable(dial::keep(Arc::clone(&self.shared), node, wake));
             if let Some(task) = task {
                 lock(&self.shared.peers).set_dialer(node, task);
             }
@@ -322,7 +326,11 @@ impl Network {
         }
         let live = lock(&self.shared.peers).live(peer);
         let live = live.filter(|live| live.connection == connection && !live.is_closed());
-        if live.ok_or(SendError::NotConnected)?.push(bytes) { Ok(()) } else { Err(SendError::Stalled) }
+        if live.ok_or(SendError::NotConnected)?.push(bytes) {
+            Ok(())
+        } else {
+            Err(SendError::Stalled)
+        }
     }
 
     /// Opens a content connection to a peer that is known or connected.

@@ -340,9 +340,12 @@ mod tests {
 
     #[test]
     fn a_peer_is_dialed_where_we_were_told_and_where_it_said_until_it_is_connected() {
-        let (told, said) = (SocketAddr::from(([1, 1, 1, 1], 1)), SocketAddr::from(([2, 2, 2, 2], 2)));
+        let (told, said) =
+            (SocketAddr::from(([1, 1, 1, 1], 1)), SocketAddr::from(([2, 2, 2, 2], 2)));
         let mut peers = Peers::new(OWN);
-        let known = |addresses| vec![KnownPeer { node: LOW, addresses }, KnownPeer { node: OWN, addresses: vec![] }];
+        let known = |addresses| {
+            vec![KnownPeer { node: LOW, addresses }, KnownPeer { node: OWN, addresses: vec![] }]
+        };
         assert_eq!(peers.set_known(known(vec![])).len(), 1);
         assert_eq!(peers.plan(LOW), Plan::Wait);
         assert!(peers.set_known(known(vec![told])).is_empty());
@@ -360,7 +363,8 @@ mod tests {
     #[test]
     fn a_queue_that_overflows_closes_the_connection_with_a_reason() {
         let mut peers = Peers::new(OWN);
-        let live = peers.register(LOW, LOW, None).unwrap().live;
+        let registered = peers.register(LOW, LOW, None).unwrap();
+        let live = registered.live;
         let frame = vec![0; 1 << 20];
         assert_eq!((0..9).filter(|_| live.push(frame.clone())).count(), 7);
         assert!(live.is_closed());

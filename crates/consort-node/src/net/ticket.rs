@@ -73,7 +73,9 @@ impl fmt::Debug for Ticket {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseTicketError {
     /// It is something else.
-    #[error("this is not a ticket: a ticket is the line that `consort invite` prints, and starts with consort1")]
+    #[error(
+        "this is not a ticket: a ticket is the line that `consort invite` prints, and starts with consort1"
+    )]
     NotATicket,
     /// It once was a ticket, but characters are wrong or missing.
     #[error("the ticket is mistyped or cut off: copy the whole line again")]
@@ -173,8 +175,15 @@ mod tests {
 
     fn tickets() -> impl Strategy<Value = Ticket> {
         let address = any::<(std::net::IpAddr, u16)>().prop_map(SocketAddr::from);
-        let role = proptest::sample::select(vec![Role::Reader, Role::Writer, Role::Relay, Role::Admin]);
-        (proptest::collection::vec(address, 1..=8), any::<[u8; 32]>(), any::<[u8; 16]>(), role, any::<u64>())
+        let role =
+            proptest::sample::select(vec![Role::Reader, Role::Writer, Role::Relay, Role::Admin]);
+        (
+            proptest::collection::vec(address, 1..=8),
+            any::<[u8; 32]>(),
+            any::<[u8; 16]>(),
+            role,
+            any::<u64>(),
+        )
             .prop_map(|(addresses, ca_fingerprint, secret, role, expires)| Ticket {
                 addresses,
                 ca_fingerprint,

@@ -73,10 +73,11 @@ pub(super) fn server_name() -> ServerName<'static> {
 
 /// For everybody who connects to us.
 pub fn server_config(identity: &Identity) -> Result<Arc<ServerConfig>, Error> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots(identity.authority())?, provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|error| Error::General(error.to_string()))?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(roots(identity.authority())?, provider())
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| Error::General(error.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
