@@ -278,7 +278,7 @@ mod tests {
             sizes in proptest::collection::vec((0usize..40_000, 1usize..40_000), 0..6),
         ) {
             let frames: Vec<[Vec<u8>; 2]> =
-                sizes.iter().map(|&(a, b)| [vec![1; a], (0..b).map(|i| (i % 251) as u8).collect()]).collect();
+                sizes.iter().map(|&(a, b)| [vec![1; a], (0..=250).cycle().take(b).collect()]).collect();
             let wire = block_on(async {
                 let mut writer = FrameWriter::new(Vec::new(), 1 << 20);
                 for [header, payload] in &frames {
