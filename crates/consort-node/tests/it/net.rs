@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use consort_node::net::frame::{FrameReader, FrameWriter, MAX_CONTROL_FRAME_BYTES};
 use consort_node::net::tls::{self, Protocol};
@@ -128,8 +128,9 @@ impl Cluster {
         let identity =
             Arc::new(Identity::create_cluster(&home.path().join("first"), "first").unwrap());
         let mut invites = Invites::open(&home.path().join("invites")).unwrap();
-        // By a clock that says 1970, since nobody waits in a test.
-        let expired = invites.create(Role::Writer, 2, 1, 1).unwrap();
+        // Made an hour ago, for a minute: recent enough to be remembered, and nobody waits in a test.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let expired = invites.create(Role::Writer, now - 3540, 1, now - 3600).unwrap();
         let joiners: Arc<Mutex<Vec<Joiner>>> = Arc::default();
         let members = Arc::clone(&joiners);
         let on_join = move |joiner: Joiner| {
