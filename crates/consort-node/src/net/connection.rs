@@ -183,6 +183,8 @@ impl Established {
             error = write_frames(writer, self.answer, outgoing, &live) => describe(&error.into()),
         };
         live.close(&reason);
+        // Closing from our side also breaks the socket; why it was closed is the better reason.
+        let reason = live.closed().await;
         tracing::info!(peer = %node.short(), connection, reason, "disconnected");
         if announced.into_inner() {
             // Without a receiver nobody is left to be told.

@@ -49,6 +49,13 @@ pub enum DialError {
     Refused(#[from] Refusal),
 }
 
+impl DialError {
+    /// Whether one side did not believe the other, rather than that the connection broke. TLS reports both as I/O.
+    fn is_rejection(&self) -> bool {
+        matches!(self, Self::Handshake(error) if error.kind() == io::ErrorKind::InvalidData)
+    }
+}
+
 /// Keeps one control connection to `node`, until it is aborted.
 pub(super) async fn keep(shared: Arc<Shared>, node: NodeId, wake: Arc<Notify>) {
     let mut failures = 0;
@@ -86,7 +93,7 @@ pub(super) async fn keep(shared: Arc<Shared>, node: NodeId, wake: Arc<Notify>) {
                 }
                 Err(error) => {
                     tracing::debug!(peer = %node.short(), %address, %error, "cannot connect");
-                    if matches!(error, DialError::Handshake(_)) {
+                    if error.is_rejection() {
                         shared.refused(address, None, Refusal::Handshake);
                     }
                 }

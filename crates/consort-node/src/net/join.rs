@@ -356,10 +356,13 @@ async fn ask(
     let untrusted = |reason: &dyn fmt::Display| AskError::Untrusted(address, reason.to_string());
     let config = tls::joiner_config(ticket.ca_fingerprint).map_err(io::Error::other)?;
     let tcp = TcpStream::connect(address).await?;
-    let stream = TlsConnector::from(config)
-        .connect(tls::server_name(), tcp)
-        .await
-        .map_err(|error| untrusted(&error))?;
+    let stream =
+        TlsConnector::from(config).connect(tls::server_name(), tcp).await.map_err(|error| {
+            match error.kind() {
+                io::ErrorKind::InvalidData => untrusted(&error),
+                _ => AskError::Io(error),
+            }
+        })?;
     let (read, write) = tokio::io::split(stream);
     let mut writer = FrameWriter::new(write, MAX_MESSAGE_BYTES);
     writer.write(request).await?;

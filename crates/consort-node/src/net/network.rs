@@ -141,6 +141,11 @@ pub enum Refusal {
     /// It showed no certificate.
     #[error("it showed no certificate: only members of the cluster may connect")]
     NoCertificate,
+    /// Two machines use one identity, so that their writes could not be told apart.
+    #[error(
+        "it has this node's identity: was the home directory copied? make it a node of its own"
+    )]
+    SameIdentity,
     /// It does not behave like a node.
     #[error("it does not follow the protocol")]
     Malformed,
@@ -156,6 +161,7 @@ impl Refusal {
             Self::Revoked => 1,
             Self::Duplicate => 2,
             Self::TooManyConnections => 3,
+            Self::SameIdentity => 4,
             Self::Version { .. } | Self::Handshake | Self::NoCertificate | Self::Malformed => 0,
         }
     }
@@ -165,6 +171,7 @@ impl Refusal {
             [1] => Self::Revoked,
             [2] => Self::Duplicate,
             [3] => Self::TooManyConnections,
+            [4] => Self::SameIdentity,
             _ => Self::Malformed,
         }
     }

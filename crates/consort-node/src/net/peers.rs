@@ -171,6 +171,9 @@ impl Peers {
         dialed_by: NodeId,
         listen: Option<SocketAddr>,
     ) -> Result<Registered, Refusal> {
+        if node == self.own {
+            return Err(Refusal::SameIdentity);
+        }
         if self.revoked.contains(&node) {
             return Err(Refusal::Revoked);
         }
@@ -336,6 +339,12 @@ mod tests {
         let mut peers = Peers::new(OWN);
         peers.register(LOW, LOW, None).unwrap().live.close("test");
         assert!(peers.register(LOW, OWN, None).is_ok());
+    }
+
+    #[test]
+    fn a_copy_of_ourselves_is_refused() {
+        let refused = Peers::new(OWN).register(OWN, OWN, None).unwrap_err();
+        assert_eq!(refused, Refusal::SameIdentity);
     }
 
     #[test]
