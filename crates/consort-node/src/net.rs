@@ -1,11 +1,14 @@
-//! Everything between this process and others: who a node is, how a machine becomes a member, and connections that
-//! carry frames of opaque bytes. Nothing here knows a dataset, a store or the protocol core.
+//! Everything between this process and others: who a node is, how a machine becomes a member, and
+//! connections that carry frames of opaque bytes. Nothing here knows a dataset, a store or the
+//! protocol core.
 //!
-//! In reading order: [`identity`] (keys, certificates, roles), [`ticket`] and [`invites`] (what lets a machine in),
-//! [`join`] (how it comes in), [`tls`] (what is checked before a byte is believed), [`frame`] (how bytes are cut into
-//! frames), and [`network`] (one control connection to each peer, content connections on demand).
+//! In reading order: [`identity`] (keys, certificates, roles), [`ticket`] and [`invites`] (what
+//! lets a machine in), [`mod@join`] (how it comes in), [`tls`] (what is checked before a byte is
+//! believed), [`frame`] (how bytes are cut into frames), and [`network`] (one control connection to
+//! each peer, content connections on demand).
 //!
-//! One port serves all three conversations; which one a connection is for is agreed inside the TLS handshake.
+//! One port serves all three conversations; which one a connection is for is agreed inside the TLS
+//! handshake.
 //!
 //! ```text
 //!   consort-join/1      no client certificate; the joiner checks the server by its ticket
@@ -58,7 +61,8 @@ fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// Locks a mutex whose holders only assign and cannot leave anything half done, so that poison means nothing.
+/// Locks a mutex whose holders only assign and cannot leave anything half done, so that poison
+/// means nothing.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,5 @@
-//! What our certificates say, and how they are made and read: subject CN is the node's name, OU its role, O its
-//! cluster. Chains are verified in [`super::tls`]; files are in [`super::identity`].
+//! What our certificates say, and how they are made and read: subject CN is the node's name, OU its
+//! role, O its cluster. Chains are verified in [`super::tls`]; files are in [`super::identity`].
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -18,7 +18,8 @@ const MEMBER_YEARS: i32 = 10;
 /// The authority must be valid for as long as what it issued last.
 const AUTHORITY_YEARS: i32 = 2 * MEMBER_YEARS;
 
-/// The first day on which a certificate is valid. It is fixed, so that a machine whose clock is behind can still join.
+/// The first day on which a certificate is valid. It is fixed, so that a machine whose clock is
+/// behind can still join.
 const FIRST_DAY: (i32, u8, u8) = (2020, 1, 1);
 
 const AUTHORITY_NAME: &str = "consort cluster authority";
@@ -38,7 +39,8 @@ pub(super) fn new_key() -> Result<KeyPair, rcgen::Error> {
     KeyPair::generate_for(&PKCS_ED25519)
 }
 
-/// A self-signed certificate for a cluster whose authority has this key; the key also gives the cluster its id.
+/// A self-signed certificate for a cluster whose authority has this key; the key also gives the
+/// cluster its id.
 pub(super) fn issue_authority(key: &KeyPair) -> Result<CertificateDer<'static>, rcgen::Error> {
     let cluster = node_id(&key.subject_public_key_info()).short();
     let mut params = params(AUTHORITY_YEARS);
@@ -111,7 +113,8 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>>
     }
 }
 
-/// The attribute, if there is exactly one: with two, two readers could believe two different things.
+/// The attribute, if there is exactly one: with two, two readers could believe two different
+/// things.
 fn only<'a, 'b: 'a>(
     mut attributes: impl Iterator<Item = &'a AttributeTypeAndValue<'b>>,
 ) -> Option<&'a str> {

@@ -1,5 +1,5 @@
-//! One control connection, from the greeting to its end. Which connections there are is decided in `peers.rs`; who
-//! makes them is in `dial.rs` and `listen.rs`.
+//! One control connection, from the greeting to its end. Which connections there are is decided in
+//! `peers.rs`; who makes them is in `dial.rs` and `listen.rs`.
 //!
 //! The kind of a frame is its last byte, so that it comes off without moving the rest.
 
@@ -110,7 +110,8 @@ impl Handshaken {
         };
         match self.register(shared, self.peer.node, &greeting) {
             Ok(registered) => {
-                // Nothing may wait between the registration and the run, which takes it back at the end.
+                // Nothing may wait between the registration and the run, which takes it back at the
+                // end.
                 let mut answer = shared.greeting(self.peer.node).encode();
                 answer.push(kind::GREETING);
                 Ok(Established { handshaken: self, registered, greeting, answer: Some(answer) })
@@ -156,8 +157,8 @@ impl Handshaken {
 }
 
 impl Established {
-    /// Carries frames until the connection ends, for whatever reason. Everything that is reported of a connection is
-    /// reported from here, in order.
+    /// Carries frames until the connection ends, for whatever reason. Everything that is reported
+    /// of a connection is reported from here, in order.
     pub(super) async fn run(self, shared: Arc<Shared>) {
         let Handshaken { peer, addr, mut reader, writer } = self.handshaken;
         let Registered { live, outgoing, replaced } = self.registered;
@@ -215,8 +216,8 @@ fn learned(
     listen.into_iter().chain(others).map(|(node, addr)| NetEvent::Learned { node, addr })
 }
 
-/// Reads until the end, and says why it ended. While the receiver of the events is busy nothing is read, and the
-/// peer is not blamed for it.
+/// Reads until the end, and says why it ended. While the receiver of the events is busy nothing is
+/// read, and the peer is not blamed for it.
 async fn read_frames(
     reader: &mut FrameReader<ReadHalf<Stream>>,
     shared: &Shared,

@@ -1,5 +1,5 @@
-//! Making connections to others: one task for each known peer that keeps a control connection to it, and content
-//! connections on demand.
+//! Making connections to others: one task for each known peer that keeps a control connection to
+//! it, and content connections on demand.
 
 use std::io;
 use std::net::SocketAddr;
@@ -50,7 +50,8 @@ pub enum DialError {
 }
 
 impl DialError {
-    /// Whether one side did not believe the other, rather than that the connection broke. TLS reports both as I/O.
+    /// Whether one side did not believe the other, rather than that the connection broke. TLS
+    /// reports both as I/O.
     fn is_rejection(&self) -> bool {
         matches!(self, Self::Handshake(error) if error.kind() == io::ErrorKind::InvalidData)
     }
@@ -153,7 +154,8 @@ async fn connect(
     }
 }
 
-/// Between half and all of the doubled wait, so that nodes that lost the same peer do not return in step.
+/// Between half and all of the doubled wait, so that nodes that lost the same peer do not return in
+/// step.
 fn backoff(failures: u32) -> Duration {
     let full = FIRST_BACKOFF.saturating_mul(1 << (failures - 1).min(16)).min(LAST_BACKOFF);
     let [jitter] = random::<1>();

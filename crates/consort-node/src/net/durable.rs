@@ -1,12 +1,13 @@
-//! Small files that are either wholly old or wholly new after a crash. Not for anything large: the whole content is in
-//! memory.
+//! Small files that are either wholly old or wholly new after a crash. Not for anything large: the
+//! whole content is in memory.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Permissions of a file with a secret in it: its owner reads and writes it, nobody else does anything.
+/// Permissions of a file with a secret in it: its owner reads and writes it, nobody else does
+/// anything.
 pub(super) const SECRET: u32 = 0o600;
 
 /// Permissions of a file that anybody on the machine may read.

@@ -1,17 +1,19 @@
-//! Frames: a length in four little-endian bytes, then that many bytes. What is in them is the caller's business.
+//! Frames: a length in four little-endian bytes, then that many bytes. What is in them is the
+//! caller's business.
 //!
-//! The length is a claim: a reader's memory grows with what has arrived, not with what was announced.
+//! The length is a claim: a reader's memory grows with what has arrived, not with what was
+//! announced.
 
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// The largest frame on a control connection, in bytes. A message of the core is a part of this; it also is how long a
-/// small message can wait behind a large one.
+/// The largest frame on a control connection, in bytes. A message of the core is a part of this; it
+/// also is how long a small message can wait behind a large one.
 pub const MAX_CONTROL_FRAME_BYTES: usize = 1 << 20;
 
-/// The largest frame on a content connection, in bytes. Content is fetched in batches of about 1 MiB, which may go over
-/// that by their last chunk (256 KiB) and by their headers.
+/// The largest frame on a content connection, in bytes. Content is fetched in batches of about 1
+/// MiB, which may go over that by their last chunk (256 KiB) and by their headers.
 pub const MAX_CONTENT_FRAME_BYTES: usize = 2 << 20;
 
 /// A reader's first allocation for a frame; it doubles while bytes keep coming.
@@ -72,8 +74,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { inner, max, header: Header::NONE, body: Vec::new(), received: 0 }
     }
 
-    /// The next frame, or `None` when the peer has closed the connection between two frames. Cancel safe: what has
-    /// arrived of a frame is kept for the next call.
+    /// The next frame, or `None` when the peer has closed the connection between two frames. Cancel
+    /// safe: what has arrived of a frame is kept for the next call.
     pub async fn read(&mut self) -> Result<Option<Vec<u8>>, FrameError> {
         let Some(length) = self.read_header().await? else { return Ok(None) };
         while self.body.len() < length {
@@ -141,13 +143,14 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
 
     /// Writes one frame. Not cancel safe: a call that was dropped leaves half a frame on the wire.
     ///
-    /// An empty frame or one that is too large is [`io::ErrorKind::InvalidInput`], and nothing was written.
+    /// An empty frame or one that is too large is [`io::ErrorKind::InvalidInput`], and nothing was
+    /// written.
     pub async fn write(&mut self, frame: &[u8]) -> io::Result<()> {
         self.write_parts(&[frame]).await
     }
 
-    /// Writes one frame that consists of `parts` in this order, so that a large part need not be copied behind its
-    /// header. Otherwise like [`write`](Self::write).
+    /// Writes one frame that consists of `parts` in this order, so that a large part need not be
+    /// copied behind its header. Otherwise like [`write`](Self::write).
     pub async fn write_parts(&mut self, parts: &[&[u8]]) -> io::Result<()> {
         let length = parts.iter().map(|part| part.len()).sum::<usize>();
         let header = match u32::try_from(length) {

@@ -1,7 +1,9 @@
-//! What two nodes say first on a control connection: which version they speak, where they can be reached, and whom
-//! else they know. The dialer greets first; the other answers with its own greeting or a refusal.
+//! What two nodes say first on a control connection: which version they speak, where they can be
+//! reached, and whom else they know. The dialer greets first; the other answers with its own
+//! greeting or a refusal.
 //!
-//! The version comes first and never moves, so that two versions that understand nothing else of each other can say so.
+//! The version comes first and never moves, so that two versions that understand nothing else of
+//! each other can say so.
 
 use std::net::SocketAddr;
 

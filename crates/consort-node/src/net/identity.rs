@@ -1,5 +1,6 @@
-//! Who this node is: its key, its certificate, and the cluster that it belongs to, as files in the home directory.
-//! Keys are in PEM form, certificates in DER form. What is in a certificate is in `certificate.rs`; how others' certificates are verified is in [`super::tls`].
+//! Who this node is: its key, its certificate, and the cluster that it belongs to, as files in the
+//! home directory. Keys are in PEM form, certificates in DER form. What is in a certificate is in
+//! `certificate.rs`; how others' certificates are verified is in [`super::tls`].
 
 use std::fmt;
 use std::fs;
@@ -20,8 +21,8 @@ const AUTHORITY_CERTIFICATE: &str = "ca.crt";
 /// The longest name of a node, in bytes; it is also a DNS label.
 pub const MAX_NAME_BYTES: usize = 63;
 
-/// A node's identity: the first 16 bytes of the BLAKE3 hash of its public key. It changes when the key does, never
-/// otherwise.
+/// A node's identity: the first 16 bytes of the BLAKE3 hash of its public key. It changes when the
+/// key does, never otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub [u8; 16]);
 
@@ -155,8 +156,9 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Makes a new cluster, and this node its first member, an admin and the holder of the authority's key. `dir` is
-    /// the `identity` directory of the home. An attempt that crashed halfway is started afresh.
+    /// Makes a new cluster, and this node its first member, an admin and the holder of the
+    /// authority's key. `dir` is the `identity` directory of the home. An attempt that crashed
+    /// halfway is started afresh.
     pub fn create_cluster(dir: &Path, name: &str) -> Result<Self, IdentityError> {
         require_name(name)?;
         require_new(dir)?;
@@ -223,8 +225,8 @@ impl Identity {
         certificate::fingerprint(&self.authority)
     }
 
-    /// The key that a joining machine proves to have. It is kept from attempt to attempt, since an invitation that
-    /// was used is bound to it.
+    /// The key that a joining machine proves to have. It is kept from attempt to attempt, since an
+    /// invitation that was used is bound to it.
     pub(super) fn prepare_join(dir: &Path, name: &str) -> Result<KeyPair, IdentityError> {
         require_name(name)?;
         require_new(dir)?;
@@ -239,7 +241,8 @@ impl Identity {
         Ok(key)
     }
 
-    /// Writes the certificates beside the key. The node's own certificate comes last: with it, the identity exists.
+    /// Writes the certificates beside the key. The node's own certificate comes last: with it, the
+    /// identity exists.
     pub(super) fn complete(
         dir: &Path,
         own: &CertificateDer<'_>,
@@ -265,7 +268,8 @@ impl Identity {
         &self.authority
     }
 
-    /// The chain that a peer is shown. The authority is in it for joiners, who know only its fingerprint.
+    /// The chain that a peer is shown. The authority is in it for joiners, who know only its
+    /// fingerprint.
     pub(super) fn chain(&self) -> Vec<CertificateDer<'static>> {
         vec![self.certificate.clone(), self.authority.clone()]
     }

@@ -1,7 +1,9 @@
-//! The authority's book of invitations: which secrets let a machine in, as what, until when, and who has used them.
-//! Only hashes of the secrets are kept. Every change is on stable storage before it is answered.
+//! The authority's book of invitations: which secrets let a machine in, as what, until when, and
+//! who has used them. Only hashes of the secrets are kept. Every change is on stable storage before
+//! it is answered.
 //!
-//! A use is bound to the joiner's public key: a joiner that never got its answer asks again and gets the same one.
+//! A use is bound to the joiner's public key: a joiner that never got its answer asks again and
+//! gets the same one.
 //!
 //! ```text
 //!   magic (8), count (2), invitations, BLAKE3 hash of all that (32)
@@ -22,7 +24,8 @@ pub const MAX_INVITES: usize = 1024;
 /// The most uses of all kept invitations together; it bounds the file to about 2 MiB.
 pub const MAX_TOTAL_USES: u32 = 1 << 16;
 
-/// For how long an expired invitation is kept, in seconds, so that late users are told that it expired.
+/// For how long an expired invitation is kept, in seconds, so that late users are told that it
+/// expired.
 const KEPT_EXPIRED_SECONDS: u64 = 7 * 24 * 3600;
 
 const MAGIC: &[u8; 8] = b"cinvite1";
@@ -105,7 +108,8 @@ impl Invites {
         Ok(Self { path: path.to_path_buf(), invites })
     }
 
-    /// A new secret that lets `uses` machines in as `role` until `expires` (seconds since 1970, like `now`).
+    /// A new secret that lets `uses` machines in as `role` until `expires` (seconds since 1970,
+    /// like `now`).
     pub fn create(
         &mut self,
         role: Role,

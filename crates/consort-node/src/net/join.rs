@@ -1,8 +1,10 @@
-//! How a machine becomes a member: it shows a ticket's secret and proves its key; the authority records it, and answers
-//! with a certificate. One question, one answer, over a connection on which only the server is authenticated.
+//! How a machine becomes a member: it shows a ticket's secret and proves its key; the authority
+//! records it, and answers with a certificate. One question, one answer, over a connection on which
+//! only the server is authenticated.
 //!
-//! The joiner keeps its key from attempt to attempt, and the use of an invitation is bound to the key, so an answer
-//! that got lost is asked for again. A certificate is signed before the answer, but a member is recorded first.
+//! The joiner keeps its key from attempt to attempt, and the use of an invitation is bound to the
+//! key, so an answer that got lost is asked for again. A certificate is signed before the answer,
+//! but a member is recorded first.
 //!
 //! ```text
 //!   request: version (2), secret (16), certificate signing request (2 + n), name (2 + n), listen address (optional)
@@ -122,8 +124,8 @@ impl JoinRefusal {
     }
 }
 
-/// Records a new member durably, and says with what it is welcomed (at most [`MAX_WELCOME_BYTES`]). May block. It is
-/// called again for a member that lost its answer, and must then do the same.
+/// Records a new member durably, and says with what it is welcomed (at most [`MAX_WELCOME_BYTES`]).
+/// May block. It is called again for a member that lost its answer, and must then do the same.
 pub type OnJoin = dyn Fn(Joiner) -> Result<Vec<u8>, JoinRefusal> + Send + Sync;
 
 /// Where the authority invites and lets in.
@@ -139,8 +141,8 @@ impl JoinDesk {
         Self { identity, invites: Mutex::new(invites), on_join }
     }
 
-    /// A ticket with the first [`MAX_TICKET_ADDRESSES`] of `addresses`, at which this node can be reached. Writes to
-    /// the disk.
+    /// A ticket with the first [`MAX_TICKET_ADDRESSES`] of `addresses`, at which this node can be
+    /// reached. Writes to the disk.
     pub fn invite(
         &self,
         addresses: &[SocketAddr],

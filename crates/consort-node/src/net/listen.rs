@@ -1,5 +1,5 @@
-//! Taking connections from others. A connection costs little until it has proved whose it is: handshakes are bounded
-//! in number and in time.
+//! Taking connections from others. A connection costs little until it has proved whose it is:
+//! handshakes are bounded in number and in time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,11 +17,12 @@ use super::socket::{Stream, Tap};
 use super::tls::{self, AcceptError, Accepted, Protocol};
 use super::{join, lock};
 
-/// The most connections that have not proved yet whose they are. Each costs about 40 KiB; further ones wait in the
-/// system's queue.
+/// The most connections that have not proved yet whose they are. Each costs about 40 KiB; further
+/// ones wait in the system's queue.
 pub const MAX_HANDSHAKES: usize = 64;
 
-/// The wait after the system could not give us a connection, which mostly means that there are too many open files.
+/// The wait after the system could not give us a connection, which mostly means that there are too
+/// many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long the conversation with a joiner may take; it includes a write to the disk.

@@ -1,8 +1,9 @@
-//! The network of one node: exactly one control connection to each known peer, content connections on demand, and
-//! everything that happens as events. What the bytes mean is nobody's business here.
+//! The network of one node: exactly one control connection to each known peer, content connections
+//! on demand, and everything that happens as events. What the bytes mean is nobody's business here.
 //!
-//! For each connection, events come in this order: `Connected`, any number of `Learned` and `Frame`, `Disconnected`.
-//! When a connection replaces another with the same peer, the end of the old one is reported before the new one.
+//! For each connection, events come in this order: `Connected`, any number of `Learned` and
+//! `Frame`, `Disconnected`. When a connection replaces another with the same peer, the end of the
+//! old one is reported before the new one.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -35,7 +36,8 @@ pub use super::peers::MAX_QUEUED_BYTES;
 /// How long connecting, the TLS handshake and the greeting may take together.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most bytes that [`Network::send`] takes at once; the last byte of a frame is the network's own.
+/// The most bytes that [`Network::send`] takes at once; the last byte of a frame is the network's
+/// own.
 pub const MAX_SEND_BYTES: usize = MAX_CONTROL_FRAME_BYTES - 1;
 
 /// Takes content connections that peers open. Called on the network's runtime; must not block.
@@ -65,7 +67,8 @@ impl fmt::Debug for NetworkConfig {
 pub struct KnownPeer {
     /// Its id.
     pub node: NodeId,
-    /// Where it may be reached; the first 8 are tried in this order. May be empty when the peer is expected to dial.
+    /// Where it may be reached; the first 8 are tried in this order. May be empty when the peer is
+    /// expected to dial.
     pub addresses: Vec<SocketAddr>,
 }
 
@@ -106,7 +109,8 @@ pub enum NetEvent {
         /// Where.
         addr: SocketAddr,
     },
-    /// A connection came to nothing, because one of the two did not want it. Dropped when the receiver is busy.
+    /// A connection came to nothing, because one of the two did not want it. Dropped when the
+    /// receiver is busy.
     Refused {
         /// The other end.
         addr: SocketAddr,
@@ -238,8 +242,8 @@ pub type ContentReader = FrameReader<ReadHalf<Stream>>;
 /// Writes frames of a content connection.
 pub type ContentWriter = FrameWriter<WriteHalf<Stream>>;
 
-/// A connection for content: frames both ways, up to [`MAX_CONTENT_FRAME_BYTES`] each. Ends when both halves are dropped,
-/// and when the peer is revoked or the network shuts down.
+/// A connection for content: frames both ways, up to [`MAX_CONTENT_FRAME_BYTES`] each. Ends when
+/// both halves are dropped, and when the peer is revoked or the network shuts down.
 #[derive(Debug)]
 pub struct ContentConnection {
     /// What the peer sends.
@@ -265,8 +269,8 @@ pub struct Network {
 }
 
 impl Network {
-    /// Starts to listen. Tasks run on the current tokio runtime. `events` is what paces the peers: while it is full,
-    /// nothing is read from them.
+    /// Starts to listen. Tasks run on the current tokio runtime. `events` is what paces the peers:
+    /// while it is full, nothing is read from them.
     pub async fn start(
         config: NetworkConfig,
         identity: &Identity,
@@ -301,7 +305,8 @@ impl Network {
         self.shared.listen
     }
 
-    /// Replaces the list of peers to be connected with. Connections with others stay until they end.
+    /// Replaces the list of peers to be connected with. Connections with others stay until they
+    /// end.
     pub fn set_peers(&self, peers: Vec<KnownPeer>) {
         let new = lock(&self.shared.peers).set_known(peers);
         for (node, wake) in new {
@@ -313,20 +318,22 @@ impl Network {
         }
     }
 
-    /// Replaces the set of nodes that are refused although they have certificates, and disconnects them.
+    /// Replaces the set of nodes that are refused although they have certificates, and disconnects
+    /// them.
     pub fn set_revoked(&self, revoked: HashSet<NodeId>) {
         let revoked = lock(&self.shared.peers).set_revoked(revoked);
         revoked.into_iter().for_each(|node| self.shared.sockets.close(node));
     }
 
-    /// Disconnects a peer, and does not dial it again before it is named in [`set_peers`](Self::set_peers).
+    /// Disconnects a peer, and does not dial it again before it is named in
+    /// [`set_peers`](Self::set_peers).
     pub fn forget(&self, peer: NodeId) {
         lock(&self.shared.peers).forget(peer);
         self.shared.sockets.close(peer);
     }
 
-    /// Queues a frame for a connection; never blocks. An answer to what came on one connection cannot end up on its
-    /// successor, which knows nothing of the question.
+    /// Queues a frame for a connection; never blocks. An answer to what came on one connection
+    /// cannot end up on its successor, which knows nothing of the question.
     pub fn send(&self, peer: NodeId, connection: u64, bytes: Vec<u8>) -> Result<(), SendError> {
         if bytes.len() > MAX_SEND_BYTES {
             return Err(SendError::TooLarge);

@@ -1,5 +1,5 @@
-//! The table of peers: where each can be reached, which connection is the one with it, who is revoked. It decides which
-//! of two connections stays; it does no I/O.
+//! The table of peers: where each can be reached, which connection is the one with it, who is
+//! revoked. It decides which of two connections stays; it does no I/O.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -14,8 +14,8 @@ use super::identity::NodeId;
 use super::lock;
 use super::network::{KnownPeer, Refusal};
 
-/// The most bytes that wait to be sent to one peer. The core paces itself by credit far below this, so only a peer that
-/// stalls gets there.
+/// The most bytes that wait to be sent to one peer. The core paces itself by credit far below this,
+/// so only a peer that stalls gets there.
 pub const MAX_QUEUED_BYTES: usize = 8 << 20;
 
 /// What a queued frame costs beside its bytes, so that tiny frames cannot fill the memory either.
@@ -69,8 +69,8 @@ impl Peers {
         Self { own, entries: HashMap::new(), revoked: HashSet::new(), connections: 0 }
     }
 
-    /// Replaces the list of peers to be connected with, and returns those that need a dialer. Connections with others
-    /// stay, but are not made again.
+    /// Replaces the list of peers to be connected with, and returns those that need a dialer.
+    /// Connections with others stay, but are not made again.
     pub(super) fn set_known(&mut self, known: Vec<KnownPeer>) -> Vec<(NodeId, Arc<Notify>)> {
         let wanted: HashSet<NodeId> = known.iter().map(|peer| peer.node).collect();
         for (node, entry) in &mut self.entries {
@@ -162,9 +162,9 @@ impl Peers {
         self.prune();
     }
 
-    /// Takes a connection with `node` in, or says why it has to go. Both sides decide alike: a connection replaces
-    /// an older one by the same dialer (who must have given that up), and of two by different dialers, the one
-    /// that the lower id dialed stays.
+    /// Takes a connection with `node` in, or says why it has to go. Both sides decide alike: a
+    /// connection replaces an older one by the same dialer (who must have given that up), and of
+    /// two by different dialers, the one that the lower id dialed stays.
     pub(super) fn register(
         &mut self,
         node: NodeId,
@@ -219,7 +219,8 @@ impl Peers {
         self.entries.get(&node)?.live.clone()
     }
 
-    /// Forgets whom we neither want nor have, so that the table is bounded by the known and the connected.
+    /// Forgets whom we neither want nor have, so that the table is bounded by the known and the
+    /// connected.
     fn prune(&mut self) {
         self.entries.retain(|_, entry| entry.dialer.is_some() || entry.live.is_some());
     }
@@ -258,7 +259,8 @@ pub(super) struct Live {
 }
 
 impl Live {
-    /// Queues a frame. When the queue is full the connection closes, since a stream with a hole is of no use.
+    /// Queues a frame. When the queue is full the connection closes, since a stream with a hole is
+    /// of no use.
     pub(super) fn push(&self, frame: Vec<u8>) -> bool {
         let cost = frame.len() + QUEUED_FRAME_OVERHEAD;
         if self.queued.fetch_add(cost, Ordering::Relaxed) + cost > MAX_QUEUED_BYTES {

@@ -1,5 +1,5 @@
-//! The sockets of this process: counted, bounded in number, and closable from outside whoever is using them.
-//! Encryption is above, in [`super::tls`].
+//! The sockets of this process: counted, bounded in number, and closable from outside whoever is
+//! using them. Encryption is above, in [`super::tls`].
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
@@ -16,8 +16,8 @@ use tokio_rustls::TlsStream;
 use super::identity::NodeId;
 use super::lock;
 
-/// The most connections at a time, of all kinds and in both directions. A node keeps a few links and a few content
-/// connections to each; half of the usual limit on open files remains for files.
+/// The most connections at a time, of all kinds and in both directions. A node keeps a few links
+/// and a few content connections to each; half of the usual limit on open files remains for files.
 pub const MAX_CONNECTIONS: usize = 512;
 
 /// An encrypted connection.
@@ -58,8 +58,8 @@ impl Sockets {
     /// Takes a socket in, or drops it (`None`) when there are too many.
     pub(super) fn adopt(&self, tcp: TcpStream) -> Option<Tap> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
-        // Frames are flushed when they are complete; waiting for more would only delay them. A socket that refuses
-        // the option is one that is closed already, which the first read tells.
+        // Frames are flushed when they are complete; waiting for more would only delay them. A
+        // socket that refuses the option is one that is closed already, which the first read tells.
         let _ = tcp.set_nodelay(true);
         let counters = Arc::clone(&self.counters);
         let socket = Arc::new(Socket { tcp, counters, node: OnceLock::new(), _permit: permit });

@@ -1,8 +1,8 @@
-//! The one line that `consort invite` prints and `consort join` takes: where the authority is, how to recognize it, and
-//! a secret that it knows. The secret's book is in [`super::invites`].
+//! The one line that `consort invite` prints and `consort join` takes: where the authority is, how
+//! to recognize it, and a secret that it knows. The secret's book is in [`super::invites`].
 //!
-//! The text is `consort`, a version digit, and base32 of the bytes below with a checksum behind them. The checksum tells a
-//! mistyped ticket from a refused one; it protects nothing.
+//! The text is `consort`, a version digit, and base32 of the bytes below with a checksum behind
+//! them. The checksum tells a mistyped ticket from a refused one; it protects nothing.
 //!
 //! ```text
 //!   count of addresses (1), addresses, fingerprint (32), secret (16), role (1), expires (8), checksum (4)
@@ -151,7 +151,8 @@ fn to_base32(bytes: &[u8]) -> String {
     text
 }
 
-/// `None` for a foreign character, and for bits at the end that [`to_base32`] would not have written.
+/// `None` for a foreign character, and for bits at the end that [`to_base32`] would not have
+/// written.
 fn from_base32(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len() * 5 / 8);
     let (mut pending, mut bits) = (0u32, 0);

@@ -1,9 +1,10 @@
-//! What is checked before a byte is believed: TLS 1.3 only, every member shows a certificate of our cluster's
-//! authority, and all signatures are verified by rustls and webpki. Certificates carry no host names: a caller who
-//! means a certain node compares the verified [`PeerIdentity`] after the handshake.
+//! What is checked before a byte is believed: TLS 1.3 only, every member shows a certificate of our
+//! cluster's authority, and all signatures are verified by rustls and webpki. Certificates carry no
+//! host names: a caller who means a certain node compares the verified [`PeerIdentity`] after the
+//! handshake.
 //!
-//! The three protocols share a port, so a client certificate is optional while shaking hands, and [`accepted`]
-//! insists on it right after, unless the client came to join.
+//! The three protocols share a port, so a client certificate is optional while shaking hands, and
+//! [`accepted`] insists on it right after, unless the client came to join.
 
 use std::sync::Arc;
 
@@ -156,8 +157,8 @@ struct ServerVerifier {
 enum Trust {
     /// Any member of our cluster.
     Members(Arc<RootCertStore>),
-    /// An admin of the cluster whose authority has this fingerprint: a ticket's secret must not be shown to members
-    /// that may not let others in.
+    /// An admin of the cluster whose authority has this fingerprint: a ticket's secret must not be
+    /// shown to members that may not let others in.
     Ticket([u8; 32]),
 }
 

@@ -1,5 +1,6 @@
-//! Reading and writing the few small messages that the network itself has. Integers are little-endian; a byte string
-//! is preceded by its length in two bytes. A read never allocates more than what is there.
+//! Reading and writing the few small messages that the network itself has. Integers are
+//! little-endian; a byte string is preceded by its length in two bytes. A read never allocates more
+//! than what is there.
 
 use std::net::{IpAddr, SocketAddr};
 

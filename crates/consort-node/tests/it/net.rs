@@ -128,7 +128,8 @@ impl Cluster {
         let identity =
             Arc::new(Identity::create_cluster(&home.path().join("first"), "first").unwrap());
         let mut invites = Invites::open(&home.path().join("invites")).unwrap();
-        // Made an hour ago, for a minute: recent enough to be remembered, and nobody waits in a test.
+        // Made an hour ago, for a minute: recent enough to be remembered, and nobody waits in a
+        // test.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let expired = invites.create(Role::Writer, now - 3540, 1, now - 3600).unwrap();
         let joiners: Arc<Mutex<Vec<Joiner>>> = Arc::default();
