@@ -1,3 +1,9 @@
+<<<<<<< HEAD
 //! Placeholder.
 
 pub mod folder;
+=======
+//! The engine, running. So far: the network.
+
+pub mod net;
+>>>>>>> net

@@ -1,0 +1,68 @@
+//! Everything between this process and others: who a node is, how a machine becomes a member, and
+//! connections that carry frames of opaque bytes. Nothing here knows a dataset, a store or the
+//! protocol core.
+//!
+//! In reading order: [`identity`] (keys, certificates, roles), [`ticket`] and [`invites`] (what
+//! lets a machine in), [`mod@join`] (how it comes in), [`tls`] (what is checked before a byte is
+//! believed), [`frame`] (how bytes are cut into frames), and [`network`] (one control connection to
+//! each peer, content connections on demand).
+//!
+//! One port serves all three conversations; which one a connection is for is agreed inside the TLS
+//! handshake.
+//!
+//! ```text
+//!   consort-join/1      no client certificate; the joiner checks the server by its ticket
+//!   consort-control/1   mutual TLS; greeting, then frames both ways and pings
+//!   consort-content/1   mutual TLS; frames both ways, nothing of our own
+//! ```
+
+mod certificate;
+mod connection;
+mod dial;
+mod durable;
+mod greeting;
+mod listen;
+mod peers;
+mod wire;
+
+pub mod frame;
+pub mod identity;
+pub mod invites;
+pub mod join;
+pub mod network;
+pub mod socket;
+pub mod ticket;
+pub mod tls;
+
+pub use identity::{Identity, IdentityError, NodeId, PeerIdentity, Role};
+pub use invites::Invites;
+pub use join::{JoinDesk, JoinError, JoinRefusal, Joined, Joiner, join};
+pub use network::{
+    ContentConnection, DialError, KnownPeer, NetEvent, Network, NetworkConfig, OpenError, Refusal,
+    SendError, StartError,
+};
+pub use socket::Traffic;
+pub use ticket::Ticket;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Seconds since 1970 by this machine's clock; only for expiry dates, never for order.
+fn unix_now() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// Random bytes for secrets and jitter.
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes)
+        .expect("the system's random source answers once it is seeded");
+    bytes
+}
+
+/// Locks a mutex whose holders only assign and cannot leave anything half done, so that poison
+/// means nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,449 @@
+//! The network of one node: exactly one control connection to each known peer, content connections
+//! on demand, and everything that happens as events. What the bytes mean is nobody's business here.
+//!
+//! For each connection, events come in this order: `Connected`, any number of `Learned` and
+//! `Frame`, `Disconnected`. When a connection replaces another with the same peer, the end of the
+//! old one is reported before the new one.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustls::{ClientConfig, ServerConfig};
+use tokio::io::{ReadHalf, WriteHalf};
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::connection::NobodyListens;
+use super::frame::{FrameReader, FrameWriter, MAX_CONTENT_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES};
+use super::greeting::{self, Greeting};
+use super::identity::{Identity, NodeId, PeerIdentity};
+use super::join::JoinDesk;
+use super::peers::Peers;
+use super::socket::{Sockets, Stream, Traffic};
+use super::tls::{self, Protocol};
+use super::{dial, listen, lock};
+
+pub use super::dial::DialError;
+pub use super::listen::MAX_HANDSHAKES;
+pub use super::peers::MAX_QUEUED_BYTES;
+
+/// How long connecting, the TLS handshake and the greeting may take together.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most bytes that [`Network::send`] takes at once; the last byte of a frame is the network's
+/// own.
+pub const MAX_SEND_BYTES: usize = MAX_CONTROL_FRAME_BYTES - 1;
+
+/// Takes content connections that peers open. Called on the network's runtime; must not block.
+pub type OnContent = dyn Fn(PeerIdentity, ContentConnection) + Send + Sync;
+
+/// How a network is to run.
+pub struct NetworkConfig {
+    /// Where to listen. Port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// What to do with content connections.
+    pub on_content: Arc<OnContent>,
+    /// Where machines become members; none on nodes that do not let others in.
+    pub join: Option<Arc<JoinDesk>>,
+}
+
+impl fmt::Debug for NetworkConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetworkConfig")
+            .field("listen", &self.listen)
+            .field("join", &self.join)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A peer to be connected with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownPeer {
+    /// Its id.
+    pub node: NodeId,
+    /// Where it may be reached; the first 8 are tried in this order. May be empty when the peer is
+    /// expected to dial.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum NetEvent {
+    /// There is a control connection with a peer.
+    Connected {
+        /// Who it is.
+        peer: PeerIdentity,
+        /// The other end of the socket.
+        addr: SocketAddr,
+        /// The number of the connection, never used again by this process.
+        connection: u64,
+    },
+    /// A peer sent a frame.
+    Frame {
+        /// Who sent it.
+        peer: NodeId,
+        /// On which connection.
+        connection: u64,
+        /// What it sent.
+        bytes: Vec<u8>,
+    },
+    /// A control connection ended. Frames that were sent may or may not have arrived.
+    Disconnected {
+        /// With whom.
+        peer: NodeId,
+        /// Which one.
+        connection: u64,
+        /// Why, in words that complete "the peer is disconnected: ...".
+        reason: String,
+    },
+    /// Somebody said where a node can be reached. A hint: only a handshake proves it.
+    Learned {
+        /// Which node.
+        node: NodeId,
+        /// Where.
+        addr: SocketAddr,
+    },
+    /// A connection came to nothing, because one of the two did not want it. Dropped when the
+    /// receiver is busy.
+    Refused {
+        /// The other end.
+        addr: SocketAddr,
+        /// Who it is, if it came so far.
+        peer: Option<PeerIdentity>,
+        /// Why.
+        reason: Refusal,
+    },
+}
+
+/// Why a connection was refused, by us or by the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The peer is no longer a member, or we are no longer one to it.
+    #[error("the membership was revoked")]
+    Revoked,
+    /// There is another connection between the two, which stays.
+    #[error("there is a connection already")]
+    Duplicate,
+    /// The two do not understand each other.
+    #[error(
+        "it speaks version {theirs} of the protocol, this node {}: upgrade the older one",
+        greeting::VERSION
+    )]
+    Version {
+        /// What the peer speaks.
+        theirs: u16,
+    },
+    /// It is not a member of this cluster, or not even a node.
+    #[error("the handshake failed: it is not a node of this cluster")]
+    Handshake,
+    /// It showed no certificate.
+    #[error("it showed no certificate: only members of the cluster may connect")]
+    NoCertificate,
+    /// Two machines use one identity, so that their writes could not be told apart.
+    #[error(
+        "it has this node's identity: was the home directory copied? make it a node of its own"
+    )]
+    SameIdentity,
+    /// It does not behave like a node.
+    #[error("it does not follow the protocol")]
+    Malformed,
+    /// This node has as many connections as it can.
+    #[error("there are too many connections")]
+    TooManyConnections,
+}
+
+impl Refusal {
+    /// What the other side is told.
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Self::Revoked => 1,
+            Self::Duplicate => 2,
+            Self::TooManyConnections => 3,
+            Self::SameIdentity => 4,
+            Self::Version { .. } | Self::Handshake | Self::NoCertificate | Self::Malformed => 0,
+        }
+    }
+
+    pub(super) fn from_code(message: &[u8]) -> Self {
+        match message {
+            [1] => Self::Revoked,
+            [2] => Self::Duplicate,
+            [3] => Self::TooManyConnections,
+            [4] => Self::SameIdentity,
+            _ => Self::Malformed,
+        }
+    }
+}
+
+/// Why there is no network. Nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another process listens there.
+    #[error("port {} on {} is in use, perhaps by another consort: stop that, or choose another port with --listen", addr.port(), addr.ip())]
+    PortInUse {
+        /// Where we were to listen.
+        addr: SocketAddr,
+    },
+    /// The system does not let us listen there.
+    #[error("cannot listen on {addr}: {source}; choose another address with --listen")]
+    Listen {
+        /// Where we were to listen.
+        addr: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The identity is of no use for TLS.
+    #[error("the identity of this node cannot be used: {0}")]
+    Identity(#[from] rustls::Error),
+}
+
+/// Why a frame was not queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// The connection has ended, or its end is being reported.
+    #[error("there is no such connection with the peer")]
+    NotConnected,
+    /// The peer did not take what was sent before; the connection is being closed.
+    #[error("the peer stalled, and the connection with it is being closed")]
+    Stalled,
+    /// The frame is larger than [`MAX_SEND_BYTES`]; our own fault.
+    #[error("the frame is larger than {MAX_SEND_BYTES} bytes")]
+    TooLarge,
+}
+
+/// Why there is no content connection.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Nobody named this peer, and it is not connected.
+    #[error("nothing is known of this peer")]
+    UnknownPeer,
+    /// The peer dialed us, and did not say where it listens.
+    #[error("it is not known where the peer listens")]
+    NoAddress,
+    /// The peer could not be reached at any of its addresses; this is what happened at the last.
+    #[error("{addr}: {source}")]
+    Dial {
+        /// Where it was tried.
+        addr: SocketAddr,
+        /// What happened.
+        source: DialError,
+    },
+}
+
+/// Reads frames of a content connection.
+pub type ContentReader = FrameReader<ReadHalf<Stream>>;
+
+/// Writes frames of a content connection.
+pub type ContentWriter = FrameWriter<WriteHalf<Stream>>;
+
+/// A connection for content: frames both ways, up to [`MAX_CONTENT_FRAME_BYTES`] each. Ends when
+/// both halves are dropped, and when the peer is revoked or the network shuts down.
+#[derive(Debug)]
+pub struct ContentConnection {
+    /// What the peer sends.
+    pub reader: ContentReader,
+    /// What it is sent.
+    pub writer: ContentWriter,
+}
+
+impl ContentConnection {
+    pub(super) fn new(stream: Stream) -> Self {
+        let (read, write) = tokio::io::split(stream);
+        Self {
+            reader: FrameReader::new(read, MAX_CONTENT_FRAME_BYTES),
+            writer: FrameWriter::new(write, MAX_CONTENT_FRAME_BYTES),
+        }
+    }
+}
+
+/// A running network. Methods may be called from any thread; dropping it ends it.
+#[derive(Debug)]
+pub struct Network {
+    shared: Arc<Shared>,
+}
+
+impl Network {
+    /// Starts to listen. Tasks run on the current tokio runtime. `events` is what paces the peers:
+    /// while it is full, nothing is read from them.
+    pub async fn start(
+        config: NetworkConfig,
+        identity: &Identity,
+        events: mpsc::Sender<NetEvent>,
+    ) -> Result<Self, StartError> {
+        let addr = config.listen;
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => StartError::PortInUse { addr },
+            _ => StartError::Listen { addr, source },
+        };
+        let listener = TcpListener::bind(addr).await.map_err(failed)?;
+        let shared = Arc::new(Shared {
+            node: identity.node(),
+            listen: listener.local_addr().map_err(failed)?,
+            server: tls::server_config(identity)?,
+            control: tls::client_config(identity, Protocol::Control)?,
+            content: tls::client_config(identity, Protocol::Content)?,
+            join: config.join,
+            on_content: config.on_content,
+            events,
+            peers: Mutex::new(Peers::new(identity.node())),
+            sockets: Sockets::new(),
+            runtime: Handle::current(),
+            tasks: Mutex::new(Some(JoinSet::new())),
+        });
+        shared.spawn(listen::listen(Arc::clone(&shared), listener));
+        Ok(Self { shared })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.shared.listen
+    }
+
+    /// Replaces the list of peers to be connected with. Connections with others stay until they
+    /// end.
+    pub fn set_peers(&self, peers: Vec<KnownPeer>) {
+        let new = lock(&self.shared.peers).set_known(peers);
+        for (node, wake) in new {
+            let task =
+                self.shared.spawn_abortable(dial::keep(Arc::clone(&self.shared), node, wake));
+            if let Some(task) = task {
+                lock(&self.shared.peers).set_dialer(node, task);
+            }
+        }
+    }
+
+    /// Replaces the set of nodes that are refused although they have certificates, and disconnects
+    /// them.
+    pub fn set_revoked(&self, revoked: HashSet<NodeId>) {
+        let revoked = lock(&self.shared.peers).set_revoked(revoked);
+        revoked.into_iter().for_each(|node| self.shared.sockets.close(node));
+    }
+
+    /// Disconnects a peer, and does not dial it again before it is named in
+    /// [`set_peers`](Self::set_peers).
+    pub fn forget(&self, peer: NodeId) {
+        lock(&self.shared.peers).forget(peer);
+        self.shared.sockets.close(peer);
+    }
+
+    /// Queues a frame for a connection; never blocks. An answer to what came on one connection
+    /// cannot end up on its successor, which knows nothing of the question.
+    pub fn send(&self, peer: NodeId, connection: u64, bytes: Vec<u8>) -> Result<(), SendError> {
+        if bytes.len() > MAX_SEND_BYTES {
+            return Err(SendError::TooLarge);
+        }
+        let live = lock(&self.shared.peers).live(peer);
+        let live = live.filter(|live| live.connection == connection && !live.is_closed());
+        if live.ok_or(SendError::NotConnected)?.push(bytes) {
+            Ok(())
+        } else {
+            Err(SendError::Stalled)
+        }
+    }
+
+    /// Opens a content connection to a peer that is known or connected.
+    pub async fn open_content(&self, peer: NodeId) -> Result<ContentConnection, OpenError> {
+        let addresses = lock(&self.shared.peers).addresses(peer).ok_or(OpenError::UnknownPeer)?;
+        let mut last = OpenError::NoAddress;
+        for addr in addresses {
+            match dial::content(&self.shared, peer, addr).await {
+                Ok(stream) => return Ok(ContentConnection::new(stream)),
+                Err(source) => last = OpenError::Dial { addr, source },
+            }
+        }
+        Err(last)
+    }
+
+    /// Bytes on the wire since the start.
+    pub fn traffic(&self) -> Traffic {
+        self.shared.sockets.traffic()
+    }
+
+    /// Ends all connections and tasks, and waits until they have ended. No event comes after.
+    pub async fn shutdown(self) {
+        let tasks = lock(&self.shared.tasks).take();
+        self.shared.sockets.close_all();
+        if let Some(mut tasks) = tasks {
+            tasks.shutdown().await;
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        // The tasks hold what they are held by, so they have to be taken out.
+        drop(lock(&self.shared.tasks).take());
+        self.shared.sockets.close_all();
+    }
+}
+
+/// What all tasks of a network share.
+pub(super) struct Shared {
+    node: NodeId,
+    listen: SocketAddr,
+    pub(super) server: Arc<ServerConfig>,
+    pub(super) control: Arc<ClientConfig>,
+    pub(super) content: Arc<ClientConfig>,
+    pub(super) join: Option<Arc<JoinDesk>>,
+    pub(super) on_content: Arc<OnContent>,
+    events: mpsc::Sender<NetEvent>,
+    pub(super) peers: Mutex<Peers>,
+    pub(super) sockets: Sockets,
+    runtime: Handle,
+    /// None after the shutdown.
+    tasks: Mutex<Option<JoinSet<()>>>,
+}
+
+impl Shared {
+    pub(super) fn node(&self) -> NodeId {
+        self.node
+    }
+
+    pub(super) fn greeting(&self, to: NodeId) -> Greeting {
+        let known = lock(&self.peers).known_addresses(to);
+        Greeting { features: 0, listen: Some(self.listen), known }
+    }
+
+    pub(super) async fn report(&self, event: NetEvent) -> Result<(), NobodyListens> {
+        self.events.send(event).await.map_err(|_| NobodyListens)
+    }
+
+    /// Reports a refusal if there is room: strangers must not be able to fill the queue.
+    pub(super) fn refused(&self, addr: SocketAddr, peer: Option<PeerIdentity>, reason: Refusal) {
+        if reason == Refusal::Duplicate {
+            // Two nodes dialed each other at once; the connection that stays is reported.
+            return;
+        }
+        tracing::info!(%addr, peer = peer.as_ref().map(|peer| &*peer.name), %reason, "refused");
+        let _ = self.events.try_send(NetEvent::Refused { addr, peer, reason });
+    }
+
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn_abortable(task);
+    }
+
+    fn spawn_abortable(
+        &self,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> Option<AbortHandle> {
+        let mut tasks = lock(&self.tasks);
+        let tasks = tasks.as_mut()?;
+        while tasks.try_join_next().is_some() {}
+        Some(tasks.spawn_on(task, &self.runtime))
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("node", &self.node)
+            .field("listen", &self.listen)
+            .finish_non_exhaustive()
+    }
+}
