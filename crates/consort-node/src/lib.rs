@@ -1,9 +1,4 @@
-<<<<<<< HEAD
-//! Placeholder.
+//! The engine, running: network, directories, and the loop between them and the core.
 
 pub mod folder;
-=======
-//! The engine, running. So far: the network.
-
 pub mod net;
->>>>>>> net
