@@ -1,0 +1,211 @@
+//! Tickets, members, ports and stores that are not in order: each gets a clear error, and changes nothing else.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::time::Duration;
+
+use crate::cluster::{Cluster, DATASET, array, until};
+use crate::random::Random;
+
+#[test]
+fn a_home_that_is_not_initialized_says_how_to_begin() {
+    let mut cluster = Cluster::new(1);
+    let node = cluster.add_node();
+    node.run(["up"]).expect_failure(1, &["consort init", "consort join"]);
+    node.run(["status"]).expect_failure(1, &[]);
+    assert!(!node.home.join("store").exists(), "a failed command made a store");
+}
+
+#[test]
+fn a_second_init_changes_nothing() {
+    let mut cluster = Cluster::new(1);
+    let before = cluster.nodes[0].status()["node"].clone();
+    cluster.nodes[0].stop();
+    cluster.nodes[0].run(["init"]).expect_failure(1, &["already"]);
+    cluster.nodes[0].start();
+    assert_eq!(cluster.nodes[0].status()["node"], before);
+}
+
+#[test]
+fn a_used_ticket_is_refused() {
+    let mut cluster = Cluster::new(1);
+    let ticket = cluster.nodes[0].invite(&[]);
+    let node = cluster.add_node();
+    node.run(["join", &ticket, "--name", "b"]).expect_done();
+    let late = cluster.add_node();
+    let refused = late.run(["join", &ticket, "--name", "c"]);
+    expect_refused(&refused, &["ticket"]);
+    late.run(["up"]).expect_failure(1, &["consort init"]);
+}
+
+#[test]
+fn an_expired_ticket_is_refused() {
+    let mut cluster = Cluster::new(1);
+    let ticket = cluster.nodes[0].invite(&["--expires", "1ms"]);
+    let node = cluster.add_node();
+    expect_refused(&node.run(["join", &ticket]), &["expired"]);
+}
+
+#[test]
+fn mistyped_and_forged_tickets_are_refused() {
+    let mut cluster = Cluster::new(1);
+    let ticket = cluster.nodes[0].invite(&[]);
+    let foreign = Cluster::new(1);
+    let other = foreign.nodes[0].invite(&[]);
+    let node = cluster.add_node();
+    let changed_at = |place: usize| {
+        let mut bytes = ticket.clone().into_bytes();
+        bytes[place] = if bytes[place] == b'a' { b'b' } else { b'a' };
+        String::from_utf8(bytes).expect("ASCII")
+    };
+    for wrong in [
+        String::new(),
+        "hello".to_string(),
+        ticket[..ticket.len() - 1].to_string(),
+        changed_at(ticket.len() / 2),
+        changed_at(ticket.len() - 2),
+        format!("{}{}", &ticket[..ticket.len() / 2], &other[other.len().min(ticket.len() / 2)..]),
+        "x".repeat(100_000),
+    ] {
+        expect_refused(&node.run(["join", &wrong]), &["ticket"]);
+    }
+    // The right one still is: nothing was changed, here or there.
+    node.run(["join", &ticket, "--name", "b"]).expect_done();
+    node.start();
+    cluster.expect_connected();
+}
+
+#[test]
+fn a_revoked_member_is_shut_out_and_told() {
+    let mut cluster = Cluster::linked(2);
+    cluster.nodes[0].run(["member", "revoke", "b"]).expect_done();
+    until("the revoked member to be disconnected", || {
+        let status = cluster.nodes[0].status();
+        array(&status, "peers").iter().all(|peer| peer["connected"] == false)
+    });
+    fs::write(cluster.nodes[1].path("too-late"), "from b").expect("a new file");
+    fs::write(cluster.nodes[0].path("not-for-b"), "from a").expect("a new file");
+    cluster.nodes[0].wait();
+    cluster.nodes[1].stop();
+    cluster.nodes[1].start();
+    until("the revoked member to be told", || {
+        let status = cluster.nodes[1].status();
+        let told = |text: &str| text.to_lowercase().contains("revoked");
+        array(&status, "peers").iter().any(|peer| peer["reason"].as_str().is_some_and(told))
+    });
+    assert!(!cluster.nodes[0].path("too-late").exists());
+    assert!(!cluster.nodes[1].path("not-for-b").exists());
+}
+
+#[test]
+fn a_reader_gets_everything_and_writes_nothing() {
+    let mut cluster = Cluster::linked(1);
+    fs::write(cluster.nodes[0].path("given"), "from a").expect("a new file");
+    let reader = cluster.join_another("reader");
+    cluster.expect_connected();
+    let reader = &cluster.nodes[reader];
+    until("the reader to know the dataset", || {
+        reader.run(["dataset", "show", DATASET]).status.success()
+    });
+    until("the entry to arrive", || reader.get("given").status.success());
+    assert_eq!(reader.get("given").stdout, b"from a");
+    reader.put("forbidden", b"x").expect_failure(5, &["reader"]);
+    reader.run(["invite"]).expect_failure(5, &[]);
+    cluster.nodes[0].wait();
+    assert!(!cluster.nodes[0].path("forbidden").exists());
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let mut cluster = Cluster::new(1);
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("it is bound").to_string();
+    cluster.nodes[0].stop();
+    cluster.nodes[0].run(["up", "--listen", &address]).expect_failure(1, &[&address]);
+    cluster.nodes[0].start();
+}
+
+#[test]
+fn a_home_in_use_by_a_running_node_is_refused() {
+    let cluster = Cluster::new(1);
+    let node = &cluster.nodes[0];
+    node.run(["up", "--listen", "127.0.0.1:0"]).expect_failure(1, &["already"]);
+    node.run(["doctor", "--deep"]).expect_failure(1, &["stop"]);
+    node.status();
+    // Also if the socket does not tell: the store itself is locked.
+    fs::remove_file(node.home.join("control.sock")).expect("it is there");
+    let second = node.run(["up", "--listen", "127.0.0.1:0"]);
+    assert_eq!(second.status.code(), Some(1), "{second}");
+}
+
+#[test]
+fn a_store_of_a_newer_format_is_left_alone() {
+    let mut cluster = Cluster::linked(1);
+    cluster.nodes[0].stop();
+    let format = find(&cluster.nodes[0].home, "FORMAT");
+    let old = fs::read_to_string(&format).expect("text");
+    let number = old.trim_end().rsplit(' ').next().expect("a number");
+    let new = old.replace(number, "9999");
+    fs::write(&format, &new).expect("writable");
+    let node = &mut cluster.nodes[0];
+    node.run(["up", "--listen", "127.0.0.1:0"]).expect_failure(1, &["format", "9999", "newer"]);
+    assert_eq!(fs::read_to_string(&format).expect("text"), new);
+    fs::write(&format, &old).expect("writable");
+    node.start();
+}
+
+#[test]
+fn garbage_on_the_port_disturbs_nobody() {
+    let cluster = Cluster::linked(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let mut random = Random::new(1);
+    let before = memory(a.pid());
+    for round in 0..40 {
+        let mut stream = TcpStream::connect(a.listen).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("not zero");
+        let garbage = match round % 5 {
+            0 => random.bytes(70_000),
+            1 => b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
+            2 => vec![0xff; 64],
+            // The beginning of a TLS record that promises the most there can be, and little of it.
+            3 => [&[0x16, 3, 1, 0x3f, 0xff, 1, 0xff, 0xff, 0xff][..], &random.bytes(100)].concat(),
+            _ => Vec::new(),
+        };
+        // The node may hang up before all of it is written.
+        let _ = stream.write_all(&garbage);
+        let _ = stream.shutdown(Shutdown::Write);
+        fs::write(b.path(&format!("file-{round}")), random.bytes(3000)).expect("a new file");
+        let mut answer = Vec::new();
+        let _ = stream.take(1 << 20).read_to_end(&mut answer);
+        assert!(answer.len() < 4096, "{} bytes for garbage", answer.len());
+    }
+    cluster.settle();
+    assert!(a.path("file-39").exists());
+    let grown = memory(a.pid()).saturating_sub(before);
+    assert!(grown < 64 * 1024 * 1024, "{grown} bytes more for garbage");
+}
+
+/// The command failed for a reason that the user can do something about, and says all of `words`.
+fn expect_refused(outcome: &crate::cluster::Outcome, words: &[&str]) {
+    let code = outcome.status.code();
+    assert!(matches!(code, Some(1 | 2 | 5)), "{outcome}");
+    for word in words {
+        let is_told = outcome.stderr.to_lowercase().contains(word);
+        assert!(is_told, "it does not say {word:?}: {outcome}");
+    }
+}
+
+/// Bytes of memory that a process uses.
+fn memory(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("our own child");
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says so");
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    kibibytes * 1024
+}
+
+/// The one file of this name below `dir`.
+fn find(dir: &std::path::Path, name: &str) -> std::path::PathBuf {
+    let found = crate::tree::read(dir).into_keys().find(|path| path.ends_with(name));
+    dir.join(found.unwrap_or_else(|| panic!("there is no {name} below {}", dir.display())))
+}

@@ -1,0 +1,267 @@
+//! What can happen to a linked directory, and what must not happen because of it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use crate::cluster::{Cluster, DATASET, array, text, until};
+use crate::random::Random;
+use crate::tree;
+
+#[test]
+fn the_deletion_of_most_of_a_directory_waits_until_it_is_allowed() {
+    let cluster = Cluster::linked(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let files = 60;
+    for number in 0..files {
+        fs::write(a.path(&format!("file-{number}")), format!("{number}")).expect("a new file");
+    }
+    cluster.settle();
+    for number in 0..files - 5 {
+        fs::remove_file(a.path(&format!("file-{number}"))).expect("it is there");
+    }
+    let status = a.until_state("paused");
+    let reason = text(&status["reason"]);
+    assert!(reason.contains("--allow-mass-delete"), "it does not say what to do: {reason}");
+    assert_eq!(tree::read(&b.dir).len(), files, "nothing is deleted elsewhere");
+    // Why nothing moves is a finding, and what to do about it.
+    a.run(["doctor"]).expect_failure(1, &[]);
+
+    let args = [OsStr::new("link"), OsStr::new(DATASET), a.dir.as_os_str()];
+    a.run(args.into_iter().chain([OsStr::new("--allow-mass-delete")])).expect_done();
+    cluster.settle();
+    assert_eq!(tree::read(&b.dir).len(), 5);
+}
+
+#[test]
+fn what_consortignore_names_stays_at_home() {
+    let cluster = Cluster::linked(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    fs::write(a.path(".consortignore"), "*.tmp\nbuild/\n!keep.tmp\n").expect("a new file");
+    a.wait();
+    for name in ["build/deep/output", "notes.tmp", "keep.tmp", "notes.txt", "sub/other.tmp"] {
+        fs::create_dir_all(a.path(name).parent().expect("it has one")).expect("a directory");
+        fs::write(a.path(name), name).expect("a new file");
+    }
+    b.wait();
+    let arrived: Vec<PathBuf> = tree::read(&b.dir).into_keys().collect();
+    let expected = [".consortignore", "keep.tmp", "notes.txt", "sub"].map(PathBuf::from);
+    assert_eq!(arrived, expected);
+    // And stays there when its directory goes elsewhere.
+    fs::remove_dir(b.path("sub")).expect("it is empty");
+    a.wait();
+    assert!(a.path("sub/other.tmp").exists() && a.path("build/deep/output").exists());
+}
+
+#[test]
+fn names_that_are_not_utf8_are_reported_and_do_no_harm() {
+    let cluster = Cluster::linked(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let strange = a.dir.join(OsStr::from_bytes(b"caf\xe9.txt"));
+    if let Err(error) = fs::write(&strange, "latin-1") {
+        println!("skipped: this file system holds UTF-8 names only ({error})");
+        return;
+    }
+    let inside = a.dir.join(OsStr::from_bytes(b"dir-\xff"));
+    fs::create_dir(&inside).expect("a new directory");
+    fs::write(inside.join("child"), "unreachable").expect("a new file");
+    for name in ["line\nbreak", "bell\u{7}"] {
+        fs::write(a.path(name), "a control character").expect("a new file");
+    }
+    fs::write(a.path("ordinary"), "ordinary").expect("a new file");
+    b.wait();
+    let arrived: Vec<PathBuf> = tree::read(&b.dir).into_keys().collect();
+    assert_eq!(arrived, [PathBuf::from("ordinary")]);
+    let status = a.dataset();
+    let problems = array(&status, "problems");
+    for part in ["caf", "dir-", "line", "bell"] {
+        let is_told = problems.iter().any(|problem| text(problem).contains(part));
+        assert!(is_told, "{part} is not reported: {status}");
+    }
+    assert_eq!(fs::read(&strange).expect("untouched"), b"latin-1");
+}
+
+#[test]
+fn a_directory_that_vanishes_deletes_nothing_and_may_come_back() {
+    let cluster = Cluster::linked(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    for number in 0..20 {
+        fs::write(a.path(&format!("file-{number}")), "here").expect("a new file");
+    }
+    cluster.settle();
+    let away = cluster.beside("away");
+    fs::rename(&a.dir, &away).expect("renamed");
+    fs::write(b.path("meanwhile"), "new").expect("a new file");
+    let status = until("a to notice that its directory is gone", || {
+        let status = a.dataset();
+        ["paused", "degraded"].contains(&text(&status["state"])).then_some(status)
+    });
+    assert!(!text(&status["reason"]).is_empty());
+    assert!(
+        !a.dir.exists(),
+        "the directory is made again, although it may be a mount that is gone"
+    );
+    assert!(b.path("file-19").exists());
+
+    fs::rename(&away, &a.dir).expect("renamed back");
+    cluster.settle();
+    assert!(a.path("meanwhile").exists() && b.path("file-19").exists());
+}
+
+#[test]
+fn a_symlink_swapped_in_never_leads_outside() {
+    let cluster = Cluster::linked(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let outside = cluster.beside("outside");
+    fs::create_dir(&outside).expect("a new directory");
+    fs::write(outside.join("secret"), "not for the cluster").expect("a new file");
+    fs::create_dir(a.path("dir")).expect("a new directory");
+    fs::write(a.path("dir/0"), "0").expect("a new file");
+    cluster.settle();
+
+    // On b the directory is exchanged with a symlink to outside, again and again, while a fills it.
+    let trap = cluster.beside("trap");
+    symlink(&outside, &trap).expect("a new symlink");
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for _ in 0..2 {
+                    // Twice, so that the directory is back in the end. It fails while the engine has it in hand.
+                    while exchange(&trap, &b.path("dir")).is_err() && !stop.load(Ordering::Relaxed)
+                    {
+                        thread::yield_now();
+                    }
+                }
+            }
+        });
+        for number in 1..200 {
+            fs::write(a.path(&format!("dir/{number}")), format!("{number}")).expect("a new file");
+            if number % 50 == 0 {
+                // However it ends: the directory may never rest long enough.
+                b.run(["wait", DATASET, "--timeout", "1s"]);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let is_trap = |path: &Path| path.is_symlink();
+    if is_trap(&b.path("dir")) {
+        exchange(&trap, &b.path("dir")).expect("exchanged back");
+    }
+    cluster.settle();
+
+    let names: Vec<_> = tree::read(&outside).into_keys().collect();
+    assert_eq!(names, [PathBuf::from("secret")], "the engine wrote outside of its directory");
+    for node in &cluster.nodes {
+        let leaked = tree::read(&node.dir).into_keys().any(|path| path.ends_with("secret"));
+        assert!(!leaked, "what is outside was taken into the dataset");
+    }
+}
+
+#[test]
+fn a_full_disk_pauses_and_goes_on_when_there_is_room() {
+    let cluster = Cluster::new(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let Some(_small) = Mount::small(&b.dir) else { return };
+    a.run(["dataset", "create", DATASET]).expect_done();
+    a.link();
+    b.link();
+    cluster.settle();
+
+    fs::write(b.path("filler"), vec![0; 3 * 1024 * 1024]).expect("there is room");
+    cluster.settle();
+    let mut random = Random::new(1);
+    fs::write(a.path("large"), random.bytes(6 * 1024 * 1024)).expect("a new file");
+    let status = b.until_state("paused");
+    let reason = text(&status["reason"]).to_lowercase();
+    assert!(reason.contains("full") || reason.contains("room"), "{reason}");
+    assert!(!b.path("large").exists(), "a file appears whole or not at all");
+    b.run(["doctor"]).expect_failure(1, &[]);
+
+    fs::remove_file(b.path("filler")).expect("it is there");
+    until("the file to arrive", || b.path("large").exists());
+    cluster.settle();
+}
+
+#[test]
+fn a_read_only_link_takes_nothing_over() {
+    let cluster = Cluster::new(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    a.run(["dataset", "create", DATASET]).expect_done();
+    a.link();
+    until("b to know the dataset", || b.run(["dataset", "show", DATASET]).status.success());
+    let args = [OsStr::new("link"), OsStr::new(DATASET), b.dir.as_os_str()];
+    b.run(args.into_iter().chain([OsStr::new("--read-only")])).expect_done();
+    fs::write(a.path("given"), "from a").expect("a new file");
+    b.wait();
+    fs::write(b.path("own"), "from b").expect("a new file");
+    b.wait();
+    a.wait();
+    assert_eq!(fs::read_to_string(b.path("given")).expect("it arrived"), "from a");
+    assert!(!a.path("own").exists() && b.path("own").exists());
+}
+
+#[test]
+fn directories_that_overlap_or_do_not_exist_are_refused() {
+    let cluster = Cluster::linked(1);
+    let node = &cluster.nodes[0];
+    node.run(["dataset", "create", "second"]).expect_done();
+    let link = |dir: &Path| node.run([OsStr::new("link"), OsStr::new("second"), dir.as_os_str()]);
+    fs::create_dir(node.path("inside")).expect("a new directory");
+    for dir in
+        [node.path("inside"), node.dir.clone(), node.dir.parent().expect("it has one").into()]
+    {
+        let refused = link(&dir);
+        assert!(!refused.status.success(), "{refused}");
+    }
+    let refused = link(&cluster.beside("nowhere/at/all"));
+    assert!(!refused.status.success() || cluster.beside("nowhere/at/all").is_dir(), "{refused}");
+    let file = cluster.beside("file");
+    fs::write(&file, "not a directory").expect("a new file");
+    assert!(!link(&file).status.success());
+    assert_eq!(fs::read(&file).expect("untouched"), b"not a directory");
+}
+
+fn exchange(left: &Path, right: &Path) -> io::Result<()> {
+    Ok(renameat_with(CWD, left, CWD, right, RenameFlags::EXCHANGE)?)
+}
+
+/// A small file system of its own, as long as this lives.
+struct Mount<'a>(&'a Path);
+
+impl<'a> Mount<'a> {
+    /// Mounts 8 MiB of memory at `path`; says why if that is not possible here.
+    fn small(path: &'a Path) -> Option<Self> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=8m,mode=755", "tmpfs"]).arg(path);
+        match mount.output() {
+            Ok(output) if output.status.success() => Some(Self(path)),
+            Ok(output) => {
+                println!("skipped: {}", String::from_utf8_lossy(&output.stderr).trim());
+                None
+            }
+            Err(error) => {
+                println!("skipped: cannot run mount: {error}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        // Lazily, as the node may still have files open there.
+        let unmounted = Command::new("umount").arg("-l").arg(self.0).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            eprintln!("cannot unmount {}", self.0.display());
+        }
+    }
+}

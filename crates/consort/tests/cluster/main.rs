@@ -1,0 +1,27 @@
+//! Several real nodes, seen from outside: processes with their own homes, ports and directories, driven through the
+//! command line and through the file system, as a user would. `README.md` beside this file tells how to run more of it.
+//!
+//! What the tests stand on:
+//!
+//! - [`cluster`]: nodes as child processes that always end, and waiting with a bound.
+//! - [`random`]: the one source of chance, so that a seed repeats a run.
+//! - [`tree`]: a directory that looks like a real one, and the comparison of directories.
+//! - [`operations`]: random changes of directories, and the proof that none of them lost anything.
+//!
+//! The tests:
+//!
+//! - [`syncing`]: a tree, an edit, a rename, a restart: what arrives, and what it costs on the wire.
+//! - [`storm`]: thousands of random operations on three nodes at once, also while nodes are killed.
+//! - [`apart`]: nodes that are down, a chain of availability, concurrent writes.
+//! - [`directories`]: what can happen to a linked directory: mass deletion, ignored and impossible names, a full disk.
+//! - [`access`]: tickets, members, ports and stores that are not in order.
+
+mod access;
+mod apart;
+mod cluster;
+mod directories;
+mod operations;
+mod random;
+mod storm;
+mod syncing;
+mod tree;

@@ -1,0 +1,219 @@
+//! What arrives, and what it costs: a real tree, an insertion, a rename, a restart.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cluster::{Cluster, array, text, until};
+use crate::random::{Random, from_environment};
+use crate::tree::{self, Entry};
+
+/// What a small change may cost on the wire beside its content: handshakes, acknowledgements, keep-alives.
+const SMALL_TALK_BYTES: u64 = 64 * 1024;
+
+#[test]
+fn a_real_tree_arrives_completely() {
+    let cluster = Cluster::linked(3);
+    let first = &cluster.nodes[0];
+    match std::env::var_os("CONSORT_TEST_TREE") {
+        Some(path) => copy(&PathBuf::from(path), &first.dir),
+        None => {}
+    }
+    let files = from_environment("CONSORT_TEST_FILES", 250);
+    tree::make(&first.dir, usize::try_from(files).expect("a count"), 1);
+    let source = tree::read(&first.dir);
+    cluster.settle();
+
+    // Nothing may have happened to the original while it was copied.
+    let differences = tree::differences(&source, &tree::read(&first.dir));
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    for node in &cluster.nodes {
+        let sparse = fs::metadata(node.path("rarities/sparse")).expect("it arrived");
+        assert!(
+            tree::allocated(&sparse) < sparse.len() / 2,
+            "{} has no holes in a sparse file: {} bytes on disk",
+            node.name,
+            tree::allocated(&sparse)
+        );
+        let status = node.dataset();
+        assert!(array(&status, "problems").is_empty(), "{status}");
+    }
+}
+
+#[test]
+fn directories_that_both_hold_something_are_merged() {
+    let cluster = Cluster::new(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    for (node, name, content) in [
+        (a, "only-a", "a"),
+        (b, "only-b", "b"),
+        (a, "equal", "the same"),
+        (b, "equal", "the same"),
+        (a, "different.txt", "from a"),
+        (b, "different.txt", "from b"),
+    ] {
+        fs::write(node.path(name), content).expect("a new file");
+    }
+    a.run(["dataset", "create", crate::cluster::DATASET]).expect_done();
+    a.link();
+    b.link();
+    cluster.settle();
+
+    assert_eq!(values(&a.dir, "only-"), ["a", "b"]);
+    assert_eq!(values(&a.dir, "equal"), ["the same"]);
+    assert_eq!(values(&a.dir, "different"), ["from a", "from b"]);
+}
+
+#[test]
+fn a_change_made_before_wait_is_included_in_it() {
+    let cluster = Cluster::linked(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    for round in 0..10 {
+        let content = format!("round {round}");
+        fs::write(a.path("changing"), &content).expect("writable");
+        b.wait();
+        let arrived = fs::read_to_string(b.path("changing")).unwrap_or_default();
+        assert_eq!(arrived, content);
+    }
+}
+
+#[test]
+fn a_renamed_directory_moves_no_content() {
+    let cluster = Cluster::linked(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let mut random = Random::new(1);
+    fs::create_dir(a.path("before")).expect("a new directory");
+    for number in 0..64 {
+        fs::write(a.path(&format!("before/{number}")), random.bytes(64 * 1024)).expect("a file");
+    }
+    cluster.settle();
+    let before = a.traffic();
+    fs::rename(a.path("before"), a.path("after")).expect("renamed");
+    cluster.settle();
+
+    let moved = a.traffic() - before;
+    assert!(b.path("after/63").exists() && !b.path("before").exists());
+    assert!(moved < 64 * 1024 + SMALL_TALK_BYTES, "{moved} bytes for the rename of 4 MiB");
+}
+
+#[test]
+fn a_kibibyte_inserted_at_the_head_moves_little() {
+    let cluster = Cluster::linked(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let mebibytes =
+        usize::try_from(from_environment("CONSORT_TEST_INSERT_MIB", 48)).expect("small");
+    let mut random = Random::new(2);
+    let old = random.bytes(mebibytes * 1024 * 1024);
+    fs::write(a.path("large"), &old).expect("a new file");
+    cluster.settle();
+
+    let before = a.traffic();
+    let new = cluster.beside("new");
+    let mut file = File::create(&new).expect("a new file");
+    file.write_all(&random.bytes(1024)).expect("writable");
+    file.write_all(&old).expect("writable");
+    drop(file);
+    fs::rename(&new, a.path("large")).expect("replaced");
+    cluster.settle();
+
+    let moved = a.traffic() - before;
+    assert!(moved < 256 * 1024, "{moved} bytes for 1 KiB inserted into {mebibytes} MiB");
+    assert_eq!(fs::metadata(b.path("large")).expect("it is there").len(), old.len() as u64 + 1024);
+}
+
+#[test]
+fn a_restart_with_nothing_changed_says_little_and_reads_no_contents() {
+    let mut cluster = Cluster::linked(2);
+    let mut random = Random::new(3);
+    for number in 0..200 {
+        let path = cluster.nodes[0].path(&format!("file-{number}"));
+        fs::write(path, random.bytes(100 * 1024)).expect("a new file");
+    }
+    cluster.settle();
+    for node in &mut cluster.nodes {
+        node.stop();
+    }
+    for node in &mut cluster.nodes {
+        node.start();
+    }
+    cluster.expect_connected();
+    for node in &cluster.nodes {
+        node.wait();
+        node.until_state("in-sync");
+        let (traffic, read) = (node.traffic(), bytes_read(node.pid()));
+        assert!(traffic < SMALL_TALK_BYTES, "{} moved {traffic} bytes", node.name);
+        // What a store of 200 files reads to open is far below their 20 MB.
+        assert!(read < 10_000_000, "{} read {read} bytes", node.name);
+    }
+}
+
+#[test]
+fn an_entry_goes_in_and_out_through_the_command_line() {
+    let cluster = Cluster::linked(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let content = Random::new(4).bytes(700_000);
+    a.put("some/where/large.bin", &content).expect_done();
+    a.put("empty", b"").expect_done();
+    cluster.settle();
+    assert_eq!(b.get("some/where/large.bin").expect_done().stdout, content);
+    assert_eq!(fs::read(b.path("some/where/large.bin")).expect("it is in the directory"), content);
+    assert_eq!(fs::read(a.path("empty")).expect("it is in the directory"), b"");
+
+    b.run(["rm", crate::cluster::DATASET, "empty"]).expect_done();
+    cluster.settle();
+    assert!(!a.path("empty").exists() && !b.path("empty").exists());
+    a.get("empty").expect_failure(1, &["empty"]);
+    for key in ["../up", "a//b", "/etc/passwd", "a/./b", "tab\there", &"k".repeat(1025)] {
+        let refused = a.put(key, b"hostile");
+        assert!(matches!(refused.status.code(), Some(1 | 2)), "{key:?}: {refused}");
+    }
+    let changes = a.run(["feed", crate::cluster::DATASET, "--json"]).expect_done();
+    let lines: Vec<serde_json::Value> =
+        changes.text().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert!(
+        lines.iter().any(|change| text(&change["key"]) == "empty" && change["deleted"] == true)
+    );
+}
+
+#[test]
+fn changes_flow_both_ways_while_files_are_being_written() {
+    let cluster = Cluster::linked(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    // A file that never rests for long must not stop the others, and arrives when it does.
+    let mut log = File::create(a.path("log")).expect("a new file");
+    for round in 0..20 {
+        log.write_all(&Random::new(round).bytes(10_000)).expect("writable");
+        let node = if round % 2 == 0 { a } else { b };
+        fs::write(node.path(&format!("other-{round}")), "x").expect("a new file");
+    }
+    let other = if 19 % 2 == 0 { b } else { a };
+    until("a file beside the one that is written", || other.path("other-19").exists());
+    drop(log);
+    cluster.settle();
+    assert_eq!(fs::metadata(b.path("log")).expect("it arrived").len(), 200_000);
+}
+
+/// The contents of the files whose names begin with `prefix`, sorted.
+fn values(dir: &Path, prefix: &str) -> Vec<String> {
+    let named = |path: &Path| path.to_string_lossy().starts_with(prefix);
+    let mut found: Vec<String> = tree::read(dir)
+        .into_iter()
+        .filter(|(path, entry)| named(path) && matches!(entry, Entry::File { .. }))
+        .map(|(path, _)| fs::read_to_string(dir.join(path)).expect("text"))
+        .collect();
+    found.sort();
+    found
+}
+
+/// Bytes that a process has read so far, from files, pipes and sockets.
+fn bytes_read(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).expect("our own child");
+    let line = text.lines().find_map(|line| line.strip_prefix("rchar: ")).expect("Linux says so");
+    line.parse().expect("a number")
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp runs");
+    assert!(copied.success(), "cannot copy {}", from.display());
+}
