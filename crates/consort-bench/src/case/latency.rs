@@ -1,0 +1,195 @@
+//! One small change on A, until it is complete on B: seen from outside, in B's directory, by whoever waits for it.
+//!
+//! The time begins just before the system call that makes the change, and ends when the whole of it is read on the other
+//! side. Changes come one at a time, at irregular intervals, so that they do not fall in step with any timer.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+
+use crate::case::{Bench, is_equal};
+use crate::consort::Pair;
+use crate::failure::Failure;
+use crate::table::{Cell, Table, percentile};
+use crate::workload::{Files, Random};
+
+/// Changes of each kind that are made before it counts.
+const WARM_UP: usize = 10;
+
+/// Changes of each kind that are measured, if nothing else is asked.
+const REPETITIONS: usize = 200;
+
+/// How long one change may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Milliseconds between two changes: at least, and about as much again by chance.
+const PAUSE_MS: u64 = 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A new file, renamed over the old one.
+    Replaced,
+    /// Written in place.
+    Written,
+    Deleted,
+}
+
+pub(crate) fn latency(bench: &Bench) -> Result<Table, Failure> {
+    let files = Files { count: bench.files.unwrap_or(50_000), size: 4 << 10 };
+    let (source, target) = (bench.dir("source")?, bench.dir("target")?);
+    files.make(&source, 1)?;
+    fs::create_dir(source.join("probe")).map_err(|error| Failure::io("make a directory", error))?;
+    let pair = Pair::start(&bench.binary, &bench.place.join("homes"))?;
+    pair.link(&source, &target)?;
+    pair.wait()?;
+
+    let watch = Watch::new(&target.join("probe"))?;
+    let (here, there) = (source.join("probe/file"), target.join("probe/file"));
+    let new = bench.place.join("new");
+    let mut random = Random::new(3);
+    let repetitions = bench.runs.unwrap_or(REPETITIONS);
+    let mut measured = Vec::new();
+    let before = pair.spent()?;
+    let all_started = Instant::now();
+    for repetition in 0..WARM_UP + repetitions {
+        for kind in [Kind::Written, Kind::Replaced, Kind::Deleted] {
+            thread::sleep(Duration::from_millis(PAUSE_MS + random.next() % (2 * PAUSE_MS)));
+            let content = random.bytes(1024);
+            let expected = (kind != Kind::Deleted).then_some(&content[..]);
+            let started = Instant::now();
+            change(kind, &here, &new, &content)
+                .map_err(|error| Failure::io("make a change", error))?;
+            watch.until(&there, expected)?;
+            if repetition >= WARM_UP {
+                measured.push((kind, started.elapsed()));
+            }
+        }
+    }
+    let busy = all_started.elapsed();
+    let spent = pair.spent()?.since(before);
+    pair.wait()?;
+    let verified = is_equal(&source, &target)?;
+
+    let mut table = Table::new(
+        format!("One change of 1 KiB among {} files, until it is complete on the other side", files.count),
+        &["change", "times", "median", "90 %", "99 %", "slowest", "verified"],
+    );
+    let kinds = [
+        ("all", None),
+        ("written in place", Some(Kind::Written)),
+        ("replaced by rename", Some(Kind::Replaced)),
+        ("deleted", Some(Kind::Deleted)),
+    ];
+    for (name, kind) in kinds {
+        let of_kind = measured.iter().filter(|(other, _)| kind.is_none_or(|kind| kind == *other));
+        let times: Vec<Duration> = of_kind.map(|(_, time)| *time).collect();
+        let at = |percent| {
+            percentile(times.iter().copied(), percent).map_or(Cell::Nothing, Cell::Milliseconds)
+        };
+        table.row(vec![
+            Cell::Text(name.to_string()),
+            Cell::Text(times.len().to_string()),
+            at(50),
+            at(90),
+            at(99),
+            at(100),
+            Cell::Verified(verified),
+        ]);
+    }
+    table.note(format!(
+        "In {:.1} s, both nodes together took {:.2} s of processor time and sent {} bytes.",
+        busy.as_secs_f64(),
+        spent.cpu.as_secs_f64(),
+        spent.wire
+    ));
+    if bench.against_rsync {
+        table.note("rsync does not watch; there is nothing to measure it by.");
+    }
+    Ok(table)
+}
+
+fn change(kind: Kind, path: &Path, new: &Path, content: &[u8]) -> io::Result<()> {
+    match kind {
+        Kind::Written => File::create(path)?.write_all(content),
+        Kind::Replaced => {
+            fs::write(new, content)?;
+            fs::rename(new, path)
+        }
+        Kind::Deleted => fs::remove_file(path),
+    }
+}
+
+/// Tells when a directory changes, so that waiting takes no processor time from what is measured.
+struct Watch(OwnedFd);
+
+impl Watch {
+    fn new(dir: &Path) -> Result<Self, Failure> {
+        let failed = |error| Failure::io(format!("watch {}", dir.display()), error);
+        let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(failed)?;
+        let events = WatchFlags::CREATE
+            | WatchFlags::CLOSE_WRITE
+            | WatchFlags::MODIFY
+            | WatchFlags::MOVE
+            | WatchFlags::DELETE;
+        inotify::add_watch(&inotify, dir, events).map_err(failed)?;
+        Ok(Self(inotify))
+    }
+
+    /// Returns when `path` holds `expected`, or when it is gone if nothing is expected.
+    fn until(&self, path: &Path, expected: Option<&[u8]>) -> Result<(), Failure> {
+        let started = Instant::now();
+        loop {
+            let found = fs::read(path).ok();
+            if found.as_deref() == expected {
+                return Ok(());
+            }
+            if started.elapsed() > PATIENCE {
+                return Err(Failure::new(format!("{} did not change in time", path.display())));
+            }
+            self.next_events()?;
+        }
+    }
+
+    /// Waits for events and forgets them; a second at the most, as one may have come before it was waited for.
+    fn next_events(&self) -> Result<(), Failure> {
+        let failed = |error| Failure::io("watch", error);
+        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&second)).map_err(failed)?;
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(self.0.as_fd(), &mut buffer);
+        while events.next().is_ok() {
+            if events.is_buffer_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_seen_when_they_are_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, new) = (dir.path().join("file"), dir.path().join("new"));
+        let watch = Watch::new(dir.path()).unwrap();
+        thread::scope(|scope| {
+            for (kind, content) in
+                [(Kind::Written, b"one"), (Kind::Replaced, b"two"), (Kind::Deleted, b"---")]
+            {
+                let changed = scope.spawn(|| change(kind, &path, &new, content).unwrap());
+                watch.until(&path, (kind != Kind::Deleted).then_some(&content[..])).unwrap();
+                changed.join().unwrap();
+            }
+        });
+    }
+}
