@@ -94,6 +94,21 @@ impl Content {
         }
     }
 
+    /// Sixteen bytes that stand for the content's bytes: equal for equal bytes, so that a change of attributes can be
+    /// told from a change of content without reading either.
+    pub fn id(&self) -> [u8; 16] {
+        let mut bytes = alloc::vec::Vec::new();
+        match self {
+            Self::Inline(inline) if !inline.is_empty() => {
+                let chunks = Self::Chunks([ChunkRef::to(inline)].into());
+                crate::model::canonical::encode_content(&chunks, &mut bytes);
+            }
+            _ => crate::model::canonical::encode_content(self, &mut bytes),
+        }
+        let hash = blake3::hash(&bytes);
+        *hash.as_bytes().first_chunk().expect("a hash has 32 bytes")
+    }
+
     /// Whether two contents are the same bytes. Chunks are cut alike everywhere, so equal bytes have equal names.
     pub fn same_bytes(&self, other: &Self) -> bool {
         let one_chunk_is = |chunks: &[ChunkRef], bytes: &[u8]| match chunks {
@@ -118,6 +133,7 @@ mod tests {
         let chunk = Content::Chunks([ChunkRef::to(b"hello")].into());
         assert!(inline.same_bytes(&chunk) && chunk.same_bytes(&inline));
         assert!(!inline.same_bytes(&Content::Chunks([ChunkRef::to(b"other")].into())));
+        assert_eq!(inline.id(), chunk.id());
         assert!(!Content::Deleted.same_bytes(&Content::Inline([].into())));
     }
 }
