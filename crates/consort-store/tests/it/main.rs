@@ -1,0 +1,17 @@
+//! The store from outside, on a real disk.
+//!
+//! - `conformance`: the core's suite, with the store closed and opened again between commits
+//! - `crash`: a process that is killed while it writes
+//! - `damage`: rows and packs that were tampered with, and what `check` says
+//! - `linked`: records, pending keys, places, linking and unlinking
+//! - `open`: locks, formats, copies, rollbacks, settings, datasets
+//! - `packs`: chunks, torn tails
+//! - `support`: what the others share
+
+mod conformance;
+mod crash;
+mod damage;
+mod linked;
+mod open;
+mod packs;
+mod support;
