@@ -7,6 +7,8 @@
 //! with, and `conformance` the suite that every store passes.
 
 pub mod apply;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod conformance;
 pub mod memory;
 
 use alloc::string::String;
