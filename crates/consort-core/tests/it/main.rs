@@ -4,8 +4,10 @@
 //! - `convergence`: whatever happens, all replicas end up the same and nothing is lost.
 //! - `conversation`: what a link says in the common cases, and how little it is.
 //! - `hostile`: a peer that says anything at all.
+//! - `progress`: no link waits for ever, and what has to wait is not lost.
 
 mod convergence;
 mod conversation;
 mod hostile;
+mod progress;
 mod world;
