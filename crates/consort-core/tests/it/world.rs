@@ -224,7 +224,7 @@ impl World {
         self.event(node, Event::Grew);
     }
 
-    fn event(&mut self, node: usize, event: Event) {
+    pub(crate) fn event(&mut self, node: usize, event: Event) {
         let mut effects = Vec::new();
         let this = &mut self.nodes[node];
         let view = this.store.view(DATASET).expect("it is open");
