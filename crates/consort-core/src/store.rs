@@ -143,6 +143,13 @@ pub struct LocalWrite {
     pub attributes: Attributes,
 }
 
+impl LocalWrite {
+    /// Replaces what a reader of `key` gets now with `content`, as a plain file.
+    pub fn new(key: Key, content: Content) -> Self {
+        Self { key, saw: Saw::Winner, content, attributes: Attributes::default() }
+    }
+}
+
 /// What became of a [`LocalWrite`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
