@@ -4,7 +4,7 @@ use crate::command::Context;
 use crate::control::wire::Request;
 use crate::error::Error;
 use crate::json;
-use crate::text::{Table, count, plain, time};
+use crate::text::{Table, count, counted, plain, time};
 
 /// Create, show and drop datasets.
 #[derive(Debug, clap::Subcommand)]
@@ -92,7 +92,7 @@ fn list(datasets: &[json::Dataset]) -> String {
         table.row([
             plain(&dataset.name),
             dataset.mode.as_str().to_string(),
-            format!("{} versions", count(dataset.versions)),
+            counted(dataset.versions, "version", "versions"),
             dataset.link.as_ref().map_or_else(|| "not linked".into(), link),
         ]);
     }

@@ -27,8 +27,9 @@ const SHOWN_DIFFERENCES: usize = 20;
 
 /// Run a cluster on this machine: a few nodes, one directory each, kept identical.
 ///
-/// The first node keeps DIR; the others keep copies under a temporary directory (or --home), which is removed in the
-/// end. DIR stays. Without DIR, an example is made.
+/// The first node keeps DIR, or an example that is made for it.
+///
+/// The others keep copies under a temporary directory (or --home); those are removed in the end.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -9,10 +9,11 @@ use crate::json;
 use crate::text::{bytes, plain, time};
 use crate::ui::json_line;
 
-/// Print the changes of a dataset in the order in which this node applied them, one a line.
+/// Print the changes of a dataset, in the order in which this node applied them.
 ///
-/// A line is: cursor, time, size, kind or `deleted`, key. The last cursor that you have seen is where to go on with
-/// --since. Cursors belong to this node.
+/// One change a line: cursor, time, size, kind or `deleted`, key.
+///
+/// The last cursor that you have seen is where to go on with --since. Cursors belong to this node.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

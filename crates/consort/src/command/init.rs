@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::json;
 use crate::text::plain;
 
-/// Make this machine the first node of a new cluster: its identity, its store, its authority.
+/// Make this machine the first node of a new cluster: identity, store and authority.
 ///
 /// To become a member of a cluster that exists already, use `consort join` instead.
 #[derive(Debug, clap::Args)]

@@ -10,7 +10,8 @@ use crate::text::plain;
 
 /// Keep a directory and a dataset identical, both ways.
 ///
-/// A directory that is not empty is merged: what is equal stays, what differs is kept beside, nothing is overwritten.
+/// A directory that is not empty is merged: what differs is kept beside, nothing is overwritten.
+///
 /// Returns at once; `consort wait` waits until everything is there.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

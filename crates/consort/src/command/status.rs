@@ -9,7 +9,7 @@ use crate::json::{self, DatasetState};
 use crate::text::{Table, bytes, count, plain};
 use crate::ui::{Style, Tone, json_line};
 
-/// Show how things stand: this node, its peers, its datasets, what is under way and what is wrong.
+/// Show how things stand: this node, its peers, its datasets, and what is under way.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -9,7 +9,7 @@ use crate::json;
 use crate::text::{self, bytes, count, counted, plain};
 use crate::ui::{Progress, Unit};
 
-/// Wait until this node holds all that its reachable peers hold, and its directory shows it.
+/// Wait until this node and its directory hold all that its reachable peers hold.
 ///
 /// Changes made to linked directories before the call are included. Exit code 3 if it takes too long.
 #[derive(Debug, clap::Args)]
@@ -43,11 +43,14 @@ impl Wait {
             waited = waiting => waited?,
             () = watching => unreachable!("watching never ends by itself"),
         };
-        let message = format!(
-            "{name}: this node holds all {}, as do {}.",
-            counted(waited.versions, "version", "versions"),
-            counted(waited.peers as u64, "reachable peer", "reachable peers")
-        );
+        let peers = match waited.peers {
+            0 => "its own; no peer is reachable".to_string(),
+            peers => {
+                format!("that {} hold", counted(peers as u64, "reachable peer", "reachable peers"))
+            }
+        };
+        let versions = counted(waited.versions, "version", "versions");
+        let message = format!("{name}: this node holds {versions}, all {peers}.");
         context.ui.outcome(&waited, message)
     }
 }

@@ -72,13 +72,17 @@ pub(crate) struct Running {
 impl Cluster {
     /// A cluster that keeps `dir`, with everything else in a new directory under `parent`.
     pub(crate) fn new(parent: &Path, dir: Option<PathBuf>) -> Result<Self, Error> {
-        let made_parent = (!parent.exists()).then(|| parent.to_path_buf());
-        fs::create_dir_all(parent).map_err(|error| Error::io("make", parent, &error))?;
-        let parent = parent.canonicalize().map_err(|error| Error::io("use", parent, &error))?;
-        if let Some(dir) = dir.as_ref().filter(|dir| parent.starts_with(dir)) {
+        // What does not exist yet is inside the directory if the nearest that exists is.
+        let nearest = parent.ancestors().find_map(|path| path.canonicalize().ok());
+        if let (Some(dir), Some(nearest)) = (&dir, nearest)
+            && nearest.starts_with(dir)
+        {
             let message = format!("the nodes' homes would be inside {}", dir.display());
             return Err(Error::usage(message).hint("name a place outside of it with --home"));
         }
+        let made_parent = (!parent.exists()).then(|| parent.to_path_buf());
+        fs::create_dir_all(parent).map_err(|error| Error::io("make", parent, &error))?;
+        let parent = parent.canonicalize().map_err(|error| Error::io("use", parent, &error))?;
         let dataset = match &dir {
             Some(dir) => dataset_name(&dir.file_name().unwrap_or_default().to_string_lossy()),
             None => "example".to_string(),
