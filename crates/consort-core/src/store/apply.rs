@@ -4,7 +4,7 @@
 //! [`Batch`] of row changes that the store must apply whole. Several commits may go through one application, so that
 //! a store can make them durable together.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use crate::model::fingerprint::{Fingerprint, FingerprintKey};
@@ -52,6 +52,8 @@ pub struct Batch {
     pub added: Vec<Added>,
     /// Rows to remove; none of them is among those to write.
     pub removed: Vec<Removed>,
+    /// The current versions of every key that changed, as they are after it, ordered by dot.
+    pub keys: BTreeMap<Key, Vec<Stored>>,
     /// The replica after it.
     pub summary: Summary,
 }
@@ -76,8 +78,14 @@ impl<'v, V: View> Application<'v, V> {
         Self { view, fingerprint_key, summary, touched: BTreeMap::new(), added, removed }
     }
 
-    /// Merges versions that a peer sent, as one commit. If it fails, the application must be dropped.
+    /// The current versions of a key that an earlier commit touched, ordered by dot.
+    pub fn touched(&self, key: &Key) -> &[Stored] {
+        self.touched.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// Merges versions that a peer sent, as one commit. If it fails, nothing has changed.
     pub fn remote(&mut self, entries: Vec<Entry>, via: NodeId) -> Result<Applied, StoreError> {
+        self.read(entries.iter().map(|entry| &entry.key))?;
         let mut applied = Applied::default();
         let from = self.added.len();
         for entry in entries {
@@ -87,7 +95,7 @@ impl<'v, V: View> Application<'v, V> {
         Ok(applied)
     }
 
-    /// Makes versions of this author's writes, as one commit. If it fails, the application must be dropped.
+    /// Makes versions of this author's writes, as one commit. If it fails, nothing has changed.
     pub fn local(
         &mut self,
         writes: Vec<LocalWrite>,
@@ -95,6 +103,7 @@ impl<'v, V: View> Application<'v, V> {
         clock: &mut Clock,
         now: WallTime,
     ) -> Result<Applied, StoreError> {
+        self.read(writes.iter().map(|write| &write.key))?;
         let mut applied = Applied::default();
         let from = self.added.len();
         for write in writes {
@@ -107,6 +116,8 @@ impl<'v, V: View> Application<'v, V> {
 
     /// The row changes of all commits. A version that one commit added and a later one replaced leaves none.
     pub fn finish(mut self) -> Batch {
+        let changed: BTreeSet<&Key> = self.added.iter().map(|added| &added.entry.key).collect();
+        self.touched.retain(|key, _| changed.contains(key));
         let removed_before_written: Vec<Sequence> = {
             let first = self.added.first().map(|added| added.sequence);
             let within = |removed: &&Removed| first.is_some_and(|first| first <= removed.sequence);
@@ -118,7 +129,16 @@ impl<'v, V: View> Application<'v, V> {
             self.added.retain(|added| passing.binary_search(&added.sequence).is_err());
             self.removed.retain(|removed| passing.binary_search(&removed.sequence).is_err());
         }
-        Batch { added: self.added, removed: self.removed, summary: self.summary }
+        let Self { added, removed, touched: keys, summary, .. } = self;
+        Batch { added, removed, keys, summary }
+    }
+
+    /// Reads all that a commit will look at before it changes anything, since only reading can fail.
+    fn read<'k>(&mut self, keys: impl Iterator<Item = &'k Key>) -> Result<(), StoreError> {
+        for key in keys {
+            self.siblings(key)?;
+        }
+        Ok(())
     }
 
     fn write(

@@ -125,18 +125,13 @@ impl Rows {
         for removed in batch.removed {
             self.feed.remove(&removed.sequence);
             self.fingerprints.remove(&removed.fingerprint);
-            if let Some(siblings) = self.versions.get_mut(&removed.key) {
-                siblings.retain(|stored| stored.version.dot != removed.dot);
-            }
         }
         for added in batch.added {
             let (key, dot) = (added.entry.key, added.entry.version.dot);
             self.feed.insert(added.sequence, (key.clone(), dot, added.commit_end, added.via));
-            self.fingerprints.insert(added.fingerprint, (key.clone(), dot));
-            let siblings = self.versions.entry(key).or_default();
-            siblings.push(Stored { version: added.entry.version, sequence: added.sequence });
-            siblings.sort_unstable_by_key(|stored| stored.version.dot);
+            self.fingerprints.insert(added.fingerprint, (key, dot));
         }
+        self.versions.extend(batch.keys);
         self.summary = batch.summary;
     }
 

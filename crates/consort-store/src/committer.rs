@@ -1,0 +1,461 @@
+//! The committer: the one thread that writes rows. It takes all transactions that wait, runs them on top of the last
+//! committed state, and makes them durable with one batch. How versions merge is decided in
+//! `consort_core::store::apply`; what else a transaction changes is decided here.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use consort_core::model::Clock;
+use consort_core::store::apply::{Application, Batch};
+use consort_core::store::{Applied, LocalWrite, Sequence, StoreError, Stored, Written};
+use consort_core::{AuthorId, ChunkHash, DatasetId, Entry, Key, WallTime};
+
+use crate::edit::{Edit, Outcome};
+use crate::layout::{self, DatasetRow, Identity, Number, ReplicaRow, Site, State, Table};
+use crate::lsm::Rows;
+use crate::packs::Synced;
+use crate::store::{Shared, draw_identity};
+use crate::transaction::{Basis, Body, Place, RecordChange, Transaction};
+use crate::view::DiskView;
+
+/// What the committer is asked to do.
+pub(crate) enum Job {
+    /// Commit a transaction.
+    Commit(Transaction, Done<Applied>),
+    /// Change something else. Goes alone.
+    Edit(Edit, Done<Outcome>),
+}
+
+/// What is called when a job is durable, or has failed.
+pub(crate) type Done<T> = Box<dyn FnOnce(Result<T, StoreError>) + Send>;
+
+impl Job {
+    /// Whether two jobs can share a batch.
+    fn goes_with(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Commit(..), Self::Commit(..)))
+    }
+
+    /// Tells who waits that nothing comes of it.
+    pub(crate) fn refuse(self, error: StoreError) {
+        match self {
+            Self::Commit(_, done) => call(done, Err(error)),
+            Self::Edit(_, done) => call(done, Err(error)),
+        }
+    }
+}
+
+/// Runs until the queue is closed and empty.
+pub(crate) fn run(shared: &Shared, clock: Clock) {
+    let mut committer = Committer { shared, clock, failed: None };
+    loop {
+        let jobs = shared.queue.take(Job::goes_with);
+        if jobs.is_empty() {
+            break;
+        }
+        committer.run(jobs);
+    }
+}
+
+struct Committer<'s> {
+    shared: &'s Shared,
+    clock: Clock,
+    /// What failed once. Nobody knows what is on the disk since, so nothing more is written.
+    failed: Option<StoreError>,
+}
+
+/// One dataset's part of a batch.
+struct Work<'v> {
+    view: &'v DiskView,
+    application: Application<'v, DiskView>,
+    linked: bool,
+    /// Records that were put (true) or removed, and how many there are now.
+    records: BTreeMap<Key, bool>,
+    record_count: u64,
+    /// Pending rows as they will be.
+    pending: BTreeMap<Key, Option<Sequence>>,
+}
+
+/// A transaction's effect beyond its dataset's rows.
+struct Writer<'w> {
+    rows: &'w mut Rows,
+    author: AuthorId,
+    clock: &'w mut Clock,
+    datasets: &'w BTreeMap<DatasetId, DatasetRow>,
+}
+
+impl Committer<'_> {
+    fn run(&mut self, jobs: Vec<Job>) {
+        let mut transactions = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            match (&self.failed, job) {
+                (Some(error), job) => job.refuse(error.clone()),
+                (None, Job::Commit(transaction, done)) => transactions.push((transaction, done)),
+                (None, Job::Edit(edit, done)) => {
+                    let outcome = self.edit(edit);
+                    call(done, outcome);
+                }
+            }
+        }
+        if !transactions.is_empty() {
+            self.commit(transactions);
+        }
+    }
+
+    fn edit(&mut self, edit: Edit) -> Result<Outcome, StoreError> {
+        let mut rows = Rows::default();
+        let moment = self.shared.tables.moment();
+        let outcome = edit.apply(&moment, &mut rows)?;
+        self.write(rows)?;
+        if let Some((id, row)) = outcome.dataset {
+            let mut datasets = self.shared.datasets_mut();
+            match row {
+                Some(row) => datasets.insert(id, row),
+                None => datasets.remove(&id),
+            };
+        }
+        Ok(outcome)
+    }
+
+    fn commit(&mut self, transactions: Vec<(Transaction, Done<Applied>)>) {
+        let mut waiting = Vec::with_capacity(transactions.len());
+        let mut outcomes = Vec::with_capacity(transactions.len());
+        let mut given = Vec::with_capacity(transactions.len());
+        for (transaction, done) in transactions {
+            waiting.push(done);
+            given.push(transaction);
+        }
+        let (mut clock, mut identity) = (self.clock, self.shared.identity());
+        let written = self
+            .prepare(given, &mut clock, &mut identity, &mut outcomes)
+            .and_then(|rows| self.write(rows));
+        match written {
+            Ok(()) => {
+                self.clock = clock;
+                self.shared.set_identity(identity);
+            }
+            Err(error) => {
+                outcomes.clear();
+                outcomes.resize(waiting.len(), Err(error));
+            }
+        }
+        for (done, outcome) in waiting.into_iter().zip(outcomes) {
+            call(done, outcome);
+        }
+    }
+
+    /// The rows of all transactions, and what each will be told. A transaction that cannot be done leaves none.
+    fn prepare(
+        &self,
+        transactions: Vec<Transaction>,
+        clock: &mut Clock,
+        identity: &mut Identity,
+        outcomes: &mut Vec<Result<Applied, StoreError>>,
+    ) -> Result<Rows, StoreError> {
+        let datasets = self.shared.datasets().clone();
+        let moment = self.shared.tables.moment();
+        let mut views = BTreeMap::new();
+        for transaction in &transactions {
+            let id = transaction.dataset;
+            if let Some(row) = datasets.get(&id).filter(|_| !views.contains_key(&id)) {
+                views.insert(id, DiskView::new(moment.clone(), row.number, identity.epoch));
+            }
+        }
+        let mut works: BTreeMap<DatasetId, Work<'_>> = BTreeMap::new();
+        for (id, view) in views.iter().filter_map(|(id, view)| Some((id, view.as_ref().ok()?))) {
+            works.insert(*id, Work::new(view, &datasets[id]));
+        }
+        let mut rows = Rows::default();
+        for transaction in transactions {
+            let id = transaction.dataset;
+            let Some(work) = works.get_mut(&id) else {
+                let error = views.get(&id).and_then(|view| view.as_ref().err().cloned());
+                outcomes.push(Err(error.unwrap_or(StoreError::UnknownDataset(id))));
+                continue;
+            };
+            if shows_a_lost_past(&transaction.body, identity.author, clock) {
+                *identity = draw_identity(identity.stamp)?;
+                rows.put(Table::Node, layout::IDENTITY, layout::encode_identity(identity));
+            }
+            let author = identity.author;
+            let writer = Writer { rows: &mut rows, author, clock, datasets: &datasets };
+            outcomes.push(work.apply(transaction, writer));
+        }
+        for work in works.into_values() {
+            work.finish(&mut rows);
+        }
+        if clock.last() != self.clock.last() {
+            rows.put(Table::Node, layout::CLOCK, layout::encode_clock(clock.last()));
+        }
+        Ok(rows)
+    }
+
+    /// Makes packs and then rows durable.
+    fn write(&mut self, mut rows: Rows) -> Result<(), StoreError> {
+        let write = || {
+            let synced = self.shared.packs.sync()?;
+            if let Some(synced) = &synced {
+                index(synced, &mut rows);
+            }
+            rows.commit(&self.shared.tables)?;
+            if let Some(synced) = &synced {
+                self.shared.packs.indexed(synced);
+            }
+            Ok(())
+        };
+        let written: Result<(), StoreError> = write();
+        if let Err(error) = &written {
+            tracing::error!(%error, "the store takes no more writes");
+            self.failed = Some(error.clone());
+        }
+        written
+    }
+}
+
+/// Writes the rows of chunks that became durable.
+pub(crate) fn index(synced: &Synced, rows: &mut Rows) {
+    for (hash, extent) in &synced.chunks {
+        let key = layout::chunk_key(*hash, &Site::Pack(extent.pack));
+        rows.put(Table::Chunks, key, layout::encode_extent(extent.offset, extent.length));
+    }
+    rows.put(Table::Node, layout::PACK_TAIL, layout::encode_pack_tail(synced.tail));
+}
+
+impl<'v> Work<'v> {
+    fn new(view: &'v DiskView, row: &DatasetRow) -> Self {
+        Self {
+            view,
+            application: Application::new(view, row.fingerprint_key),
+            linked: matches!(row.state, State::Linked | State::Linking),
+            records: BTreeMap::new(),
+            record_count: view.record_count(),
+            pending: BTreeMap::new(),
+        }
+    }
+
+    fn apply(
+        &mut self,
+        transaction: Transaction,
+        mut writer: Writer<'_>,
+    ) -> Result<Applied, StoreError> {
+        let Transaction { body, records, settled, places, gone, .. } = transaction;
+        // All that can fail comes first, so that a transaction that fails has changed nothing.
+        let had = self.recorded(&records)?;
+        let was_pending = self.pending_before(&settled)?;
+        let number = self.view.number();
+        let mut keys = Vec::new();
+        let applied = match body {
+            Body::Nothing => self.local(Vec::new(), WallTime(0), &mut writer)?,
+            Body::Remote { peer, commit, cursor } => {
+                let applied = self.application.remote(commit.entries, peer)?;
+                if let Some(cursor) = cursor {
+                    let key = layout::cursor_key(number, peer);
+                    writer.rows.put(Table::Node, key, layout::encode_cursor(cursor));
+                }
+                applied
+            }
+            Body::Local { writes, now } => {
+                keys.extend(writes.iter().map(|write| write.key.clone()));
+                self.local(writes, now, &mut writer)?
+            }
+        };
+        if self.linked {
+            self.mark(&applied.added, &shown(&records, &keys, &applied.written));
+        }
+        for (change, had) in records.into_iter().zip(had) {
+            self.record(change, had, &applied.written, writer.rows);
+        }
+        for ((key, sequence), before) in settled.into_iter().zip(was_pending) {
+            let pending = self.pending.get(&key).copied().unwrap_or(before);
+            if pending.is_some_and(|pending| pending <= sequence) {
+                self.pending.insert(key, None);
+            }
+        }
+        writer.places(places, gone);
+        Ok(applied)
+    }
+
+    /// Which of the paths have a record on disk.
+    fn recorded(&self, records: &[RecordChange]) -> Result<Vec<bool>, StoreError> {
+        let has = |change: &RecordChange| {
+            let (RecordChange::Put { path, .. } | RecordChange::Remove { path }) = change;
+            self.view.has_record(path)
+        };
+        records.iter().map(has).collect()
+    }
+
+    /// The keys' pending rows on disk.
+    fn pending_before(
+        &self,
+        settled: &[(Key, Sequence)],
+    ) -> Result<Vec<Option<Sequence>>, StoreError> {
+        settled.iter().map(|(key, _)| self.view.pending_of(key)).collect()
+    }
+
+    fn local(
+        &mut self,
+        writes: Vec<LocalWrite>,
+        now: WallTime,
+        writer: &mut Writer<'_>,
+    ) -> Result<Applied, StoreError> {
+        self.application.local(writes, writer.author, writer.clock, now)
+    }
+
+    /// Marks what changed, unless the directory shows it already.
+    fn mark(&mut self, added: &[(Entry, Sequence)], shown: &BTreeMap<&Key, Written>) {
+        for (entry, sequence) in added {
+            let dot = entry.version.dot;
+            let alone = |siblings: &[Stored]| siblings.len() == 1 && siblings[0].version.dot == dot;
+            let is_shown = shown.get(&entry.key) == Some(&Written::New(dot));
+            if !(is_shown && alone(self.application.touched(&entry.key))) {
+                self.pending.insert(entry.key.clone(), Some(*sequence));
+            }
+        }
+    }
+
+    /// Changes a record; `had` says whether there is one on disk.
+    fn record(&mut self, change: RecordChange, had: bool, written: &[Written], rows: &mut Rows) {
+        let (path, record) = match change {
+            RecordChange::Remove { path } => (path, None),
+            RecordChange::Put { path, mut record, version } => {
+                let dot = match version {
+                    Basis::Dot(dot) => Some(dot),
+                    Basis::Write(write) => match written[write] {
+                        Written::New(dot) | Written::Same(dot) => Some(dot),
+                        Written::Nothing => None,
+                    },
+                };
+                let record = dot.map(|dot| {
+                    record.dot = dot;
+                    record
+                });
+                (path, record)
+            }
+        };
+        let key = layout::name_key(self.view.number(), &path);
+        let had = self.records.insert(path, record.is_some()).unwrap_or(had);
+        match record {
+            Some(record) => {
+                self.record_count += u64::from(!had);
+                rows.put(Table::Records, key, layout::encode_record(&record));
+            }
+            None => {
+                self.record_count = self.record_count.saturating_sub(u64::from(had));
+                rows.remove(Table::Records, key);
+            }
+        }
+    }
+
+    fn finish(self, rows: &mut Rows) {
+        let number = self.view.number();
+        for (key, sequence) in &self.pending {
+            let row = layout::name_key(number, key);
+            match sequence {
+                Some(sequence) => {
+                    rows.put(Table::Pending, row, layout::encode_varint(sequence.0));
+                }
+                None => rows.remove(Table::Pending, row),
+            }
+        }
+        let records = self.record_count;
+        put_batch(number, self.application.finish(), records, rows);
+    }
+}
+
+impl Writer<'_> {
+    fn places(&mut self, places: Vec<(ChunkHash, Place)>, gone: Vec<(ChunkHash, Place)>) {
+        let number_of = |id| Some(self.datasets.get(&id)?.number);
+        for (hash, place) in gone {
+            if let Some(site) = layout::site_of(&place, number_of) {
+                self.rows.remove(Table::Chunks, layout::chunk_key(hash, &site));
+            }
+        }
+        for (hash, place) in places {
+            let (Place::InFile { offset, length, .. } | Place::Packed { offset, length, .. }) =
+                place;
+            if let Some(site) = layout::site_of(&place, number_of) {
+                let extent = layout::encode_extent(offset, length);
+                self.rows.put(Table::Chunks, layout::chunk_key(hash, &site), extent);
+            }
+        }
+    }
+}
+
+/// Writes what commits changed in a dataset.
+fn put_batch(number: Number, batch: Batch, records: u64, rows: &mut Rows) {
+    for removed in &batch.removed {
+        rows.remove(Table::Feed, layout::feed_key(number, removed.sequence));
+        rows.remove(Table::Fingerprints, layout::fingerprint_key(number, removed.fingerprint));
+    }
+    for added in &batch.added {
+        let sequence = added.sequence;
+        let place = layout::encode_feed(sequence, added.commit_end, added.via, &added.entry.key);
+        rows.put(Table::Feed, layout::feed_key(number, sequence), place);
+        let key = layout::fingerprint_key(number, added.fingerprint);
+        rows.put(Table::Fingerprints, key, layout::encode_varint(sequence.0));
+    }
+    for (key, siblings) in &batch.keys {
+        let key = layout::name_key(number, key);
+        rows.put(Table::Versions, key, layout::encode_siblings(siblings));
+    }
+    let replica =
+        ReplicaRow { digest: batch.summary.digest, head: batch.summary.head.sequence, records };
+    rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(&replica));
+}
+
+/// For each key whose own path is recorded to show one of the transaction's writes: what became of that write.
+fn shown<'r>(
+    records: &'r [RecordChange],
+    keys: &[Key],
+    written: &[Written],
+) -> BTreeMap<&'r Key, Written> {
+    let shown = records.iter().filter_map(|change| match change {
+        RecordChange::Put { path, record, version: Basis::Write(write) }
+            if record.key.is_none() && keys[*write] == *path =>
+        {
+            Some((path, written[*write]))
+        }
+        _ => None,
+    });
+    shown.collect()
+}
+
+/// Whether a peer knows versions of this store's author that the store never wrote: then it was rolled back to an
+/// earlier state, and must not go on as if it had not.
+fn shows_a_lost_past(body: &Body, author: AuthorId, clock: &Clock) -> bool {
+    let Body::Remote { commit, .. } = body else { return false };
+    commit.entries.iter().any(|entry| {
+        let version = &entry.version;
+        let own = (version.dot.author == author).then_some(version.dot.time);
+        let seen = version.seen.authors().iter().find(|(other, _)| *other == author);
+        own.max(seen.map(|(_, time)| *time)) > Some(clock.last())
+    })
+}
+
+/// A callback that panics must not take the committer with it.
+fn call<T>(done: Done<T>, outcome: Result<T, StoreError>) {
+    if catch_unwind(AssertUnwindSafe(|| done(outcome))).is_err() {
+        tracing::error!("a callback of a commit panicked");
+    }
+}
+
+/// Starts the committer's thread.
+pub(crate) fn spawn(
+    shared: Arc<Shared>,
+    clock: Clock,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new().name("consort-commit".to_owned()).spawn(move || {
+        // Whatever ends this thread, nobody may wait for it for ever.
+        struct Close<'s>(&'s Shared);
+        impl Drop for Close<'_> {
+            fn drop(&mut self) {
+                self.0.queue.close();
+                for job in self.0.queue.take(|_, _| true) {
+                    job.refuse(StoreError::Failed("the store was closed".to_owned()));
+                }
+            }
+        }
+        let _close = Close(&shared);
+        run(&shared, clock);
+    })
+}

@@ -1,0 +1,557 @@
+//! The bytes of every row: the only file that knows them. `docs/storage.md` states them; what the rows are for stands
+//! there and in `committer.rs`. The bytes of packs are in `packs.rs`.
+
+use consort_core::encoding::{DecodeError, Reader, Writer};
+use consort_core::limits::MAX_KEY_BYTES;
+use consort_core::model::canonical::{decode_dot, decode_version, encode_dot, encode_version};
+use consort_core::store::{Cursor, Epoch, Sequence, Stored};
+use consort_core::{
+    AuthorId, ChunkHash, DatasetId, Digest, Fingerprint, FingerprintKey, Key, Kind, NodeId,
+    Timestamp,
+};
+
+use crate::transaction::{Place, Record};
+
+/// The format that this program writes.
+pub(crate) const FORMAT: u32 = 1;
+
+/// A table of rows: a keyspace of the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Table {
+    /// What the node knows of itself and of its datasets.
+    Node,
+    /// Current versions by key.
+    Versions,
+    /// Places in the feed, by sequence.
+    Feed,
+    /// Places in the feed, by fingerprint.
+    Fingerprints,
+    /// What a linked directory holds, by path.
+    Records,
+    /// Keys that a linked directory may not show yet.
+    Pending,
+    /// Where chunks are.
+    Chunks,
+}
+
+impl Table {
+    /// All tables, each at its own number.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Node,
+        Self::Versions,
+        Self::Feed,
+        Self::Fingerprints,
+        Self::Records,
+        Self::Pending,
+        Self::Chunks,
+    ];
+
+    /// The name on disk.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Versions => "versions",
+            Self::Feed => "feed",
+            Self::Fingerprints => "fingerprints",
+            Self::Records => "records",
+            Self::Pending => "pending",
+            Self::Chunks => "chunks",
+        }
+    }
+}
+
+/// A dataset's local number: four bytes where its identity has sixteen. Never used again after a drop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Number(pub(crate) u32);
+
+/// What is going on with a dataset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Plain,
+    Linked,
+    Linking,
+    Unlinking,
+    Dropping,
+}
+
+/// The row of a dataset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DatasetRow {
+    pub(crate) number: Number,
+    pub(crate) state: State,
+    pub(crate) fingerprint_key: FingerprintKey,
+}
+
+/// The row of a replica: what is counted instead of scanned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ReplicaRow {
+    pub(crate) digest: Digest,
+    pub(crate) head: Sequence,
+    pub(crate) records: u64,
+}
+
+/// The row of the store's identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) author: AuthorId,
+    pub(crate) epoch: Epoch,
+    pub(crate) stamp: Stamp,
+}
+
+/// What tells a store's files from copies of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) inode: u64,
+    pub(crate) changed_ns: i64,
+}
+
+/// A feed row without the version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FeedPlace {
+    pub(crate) commit_end: Sequence,
+    pub(crate) via: Option<NodeId>,
+    pub(crate) key: Key,
+}
+
+/// How far packs are durable and indexed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PackTail {
+    pub(crate) pack: u64,
+    pub(crate) length: u64,
+}
+
+pub(crate) const IDENTITY: [u8; 1] = [1];
+pub(crate) const CLOCK: [u8; 1] = [2];
+pub(crate) const NEXT_NUMBER: [u8; 1] = [3];
+pub(crate) const PACK_TAIL: [u8; 1] = [4];
+pub(crate) const DATASETS: [u8; 1] = [5];
+const REPLICA: u8 = 6;
+const CURSOR: u8 = 7;
+const SETTING: u8 = 8;
+
+/// The key of a dataset's own row.
+pub(crate) fn dataset_key(id: DatasetId) -> Vec<u8> {
+    [&DATASETS[..], &id.0].concat()
+}
+
+/// Reads a dataset's identity back from its row's key.
+pub(crate) fn dataset_of(key: &[u8]) -> Result<DatasetId, DecodeError> {
+    let mut from = Reader::new(key);
+    from.u8("tag")?;
+    let id = DatasetId(from.array("dataset")?);
+    from.finish().map(|()| id)
+}
+
+/// The key of a replica's row.
+pub(crate) fn replica_key(number: Number) -> Vec<u8> {
+    [&[REPLICA][..], &prefix(number)].concat()
+}
+
+/// What the keys of a dataset's cursors begin with.
+pub(crate) fn cursors_prefix(number: Number) -> Vec<u8> {
+    [&[CURSOR][..], &prefix(number)].concat()
+}
+
+/// The key of the cursor of a peer's feed.
+pub(crate) fn cursor_key(number: Number, peer: NodeId) -> Vec<u8> {
+    [&cursors_prefix(number)[..], &peer.0].concat()
+}
+
+/// The key of a setting.
+pub(crate) fn setting_key(name: &str) -> Vec<u8> {
+    [&[SETTING][..], name.as_bytes()].concat()
+}
+
+/// What the keys of a dataset's rows begin with, in every table but `Node` and `Chunks`.
+pub(crate) fn prefix(number: Number) -> [u8; 4] {
+    number.0.to_be_bytes()
+}
+
+/// The first key after all that begin with `prefix`; `None` if there is none.
+pub(crate) fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|byte| *byte != u8::MAX)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(end)
+}
+
+/// The key of a row in `Versions`, `Records` or `Pending`; or of where keys with a prefix begin.
+pub(crate) fn name_key(number: Number, name: &str) -> Vec<u8> {
+    [&prefix(number)[..], name.as_bytes()].concat()
+}
+
+/// Reads the key or path back from such a row's key.
+pub(crate) fn name_of(key: &[u8]) -> Result<Key, DecodeError> {
+    let mut from = Reader::new(key);
+    from.raw(4, "dataset number")?;
+    rest_as_key(from)
+}
+
+/// The key of a row in `Feed`.
+pub(crate) fn feed_key(number: Number, sequence: Sequence) -> Vec<u8> {
+    [&prefix(number)[..], &sequence.0.to_be_bytes()].concat()
+}
+
+/// Reads the sequence back from such a row's key.
+pub(crate) fn sequence_of(key: &[u8]) -> Result<Sequence, DecodeError> {
+    let mut from = Reader::new(key);
+    from.raw(4, "dataset number")?;
+    let sequence = Sequence(u64::from_be_bytes(from.array("sequence")?));
+    from.finish().map(|()| sequence)
+}
+
+/// The key of a row in `Fingerprints`.
+pub(crate) fn fingerprint_key(number: Number, fingerprint: Fingerprint) -> Vec<u8> {
+    [&prefix(number)[..], &fingerprint.0.to_be_bytes()].concat()
+}
+
+/// Reads the fingerprint back from such a row's key.
+pub(crate) fn fingerprint_of(key: &[u8]) -> Result<Fingerprint, DecodeError> {
+    let mut from = Reader::new(key);
+    from.raw(4, "dataset number")?;
+    let fingerprint = Fingerprint(u128::from_be_bytes(from.array("fingerprint")?));
+    from.finish().map(|()| fingerprint)
+}
+
+const PACKED: u8 = 0;
+const IN_FILE: u8 = 1;
+
+/// Where the key of a row in `Chunks` says that the chunk is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Site {
+    /// In a pack.
+    Pack(u64),
+    /// In a file of a linked directory.
+    File(Number, Key),
+}
+
+/// The key of a row in `Chunks`.
+pub(crate) fn chunk_key(hash: ChunkHash, site: &Site) -> Vec<u8> {
+    let mut bytes = hash.0.to_vec();
+    match site {
+        Site::Pack(pack) => {
+            bytes.push(PACKED);
+            bytes.extend_from_slice(&pack.to_be_bytes());
+        }
+        Site::File(number, path) => {
+            bytes.push(IN_FILE);
+            bytes.extend_from_slice(&prefix(*number));
+            bytes.extend_from_slice(path.as_bytes());
+        }
+    }
+    bytes
+}
+
+/// Reads the hash and the site back from such a row's key.
+pub(crate) fn chunk_of(key: &[u8]) -> Result<(ChunkHash, Site), DecodeError> {
+    let mut from = Reader::new(key);
+    let hash = ChunkHash(from.array("chunk hash")?);
+    let site = match from.u8("place")? {
+        PACKED => {
+            let pack = u64::from_be_bytes(from.array("pack")?);
+            from.finish()?;
+            Site::Pack(pack)
+        }
+        IN_FILE => {
+            let number = Number(u32::from_be_bytes(from.array("dataset number")?));
+            Site::File(number, rest_as_key(from)?)
+        }
+        _ => return Err(DecodeError::Invalid { what: "place" }),
+    };
+    Ok((hash, site))
+}
+
+/// The value of a row in `Chunks`.
+pub(crate) fn encode_extent(offset: u64, length: u32) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(8);
+    Writer(&mut bytes).varint(offset);
+    Writer(&mut bytes).varint(u64::from(length));
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_extent(bytes: &[u8]) -> Result<(u64, u32), DecodeError> {
+    let mut from = Reader::new(bytes);
+    let extent = (from.varint("offset")?, narrow(from.varint("length")?, "length")?);
+    from.finish().map(|()| extent)
+}
+
+/// The site of a place, if its dataset has a number.
+pub(crate) fn site_of(
+    place: &Place,
+    number_of: impl Fn(DatasetId) -> Option<Number>,
+) -> Option<Site> {
+    match place {
+        Place::InFile { dataset, path, .. } => Some(Site::File(number_of(*dataset)?, path.clone())),
+        Place::Packed { pack, .. } => Some(Site::Pack(*pack)),
+    }
+}
+
+/// The value of a row in `Versions`.
+pub(crate) fn encode_siblings(siblings: &[Stored]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(128);
+    for stored in siblings {
+        Writer(&mut bytes).varint(stored.sequence.0);
+        encode_version(&stored.version, &mut bytes);
+    }
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_siblings(bytes: &[u8]) -> Result<Vec<Stored>, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let mut siblings = Vec::with_capacity(1);
+    while !from.is_empty() {
+        let sequence = Sequence(from.varint("sequence")?);
+        siblings.push(Stored { version: decode_version(&mut from)?, sequence });
+    }
+    Ok(siblings)
+}
+
+/// The value of a row in `Feed`, whose key holds `sequence`.
+pub(crate) fn encode_feed(
+    sequence: Sequence,
+    commit_end: Sequence,
+    via: Option<NodeId>,
+    key: &Key,
+) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(20 + key.len());
+    let mut to = Writer(&mut bytes);
+    to.varint(commit_end.0.saturating_sub(sequence.0));
+    match via {
+        None => to.u8(0),
+        Some(peer) => {
+            to.u8(1);
+            to.raw(&peer.0);
+        }
+    }
+    to.raw(key.as_bytes());
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_feed(sequence: Sequence, bytes: &[u8]) -> Result<FeedPlace, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let more = from.varint("commit end")?;
+    let end = sequence.0.checked_add(more).ok_or(DecodeError::Invalid { what: "commit end" })?;
+    let via = match from.u8("via")? {
+        0 => None,
+        1 => Some(NodeId(from.array("via")?)),
+        _ => return Err(DecodeError::Invalid { what: "via" }),
+    };
+    Ok(FeedPlace { commit_end: Sequence(end), via, key: rest_as_key(from)? })
+}
+
+/// The value of a row in `Fingerprints` or `Pending`, or of the next dataset number.
+pub(crate) fn encode_varint(value: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(5);
+    Writer(&mut bytes).varint(value);
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_varint(bytes: &[u8]) -> Result<u64, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let value = from.varint("number")?;
+    from.finish().map(|()| value)
+}
+
+/// Reads the next dataset number.
+pub(crate) fn decode_number(bytes: &[u8]) -> Result<Number, DecodeError> {
+    narrow(decode_varint(bytes)?, "dataset number").map(Number)
+}
+
+const IMPLICIT: u8 = 1 << 2;
+const RACY: u8 = 1 << 3;
+const OTHER_KEY: u8 = 1 << 4;
+
+/// The value of a row in `Records`.
+pub(crate) fn encode_record(record: &Record) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(64);
+    encode_dot(record.dot, &mut bytes);
+    let kind = match record.kind {
+        Kind::File => 0,
+        Kind::Directory => 1,
+        Kind::Symlink => 2,
+    };
+    let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+    let mut to = Writer(&mut bytes);
+    to.u8(kind
+        | flag(record.implicit, IMPLICIT)
+        | flag(record.racy, RACY)
+        | flag(record.key.is_some(), OTHER_KEY));
+    to.varint(record.size);
+    to.varint(u64::from(record.mode));
+    to.signed(record.modified_ns);
+    to.signed(record.changed_ns);
+    to.varint(record.inode);
+    if let Some(key) = &record.key {
+        to.raw(key.as_bytes());
+    }
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_record(bytes: &[u8]) -> Result<Record, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let dot = decode_dot(&mut from)?;
+    let flags = from.u8("kind")?;
+    let kind = match flags & 3 {
+        0 => Kind::File,
+        1 => Kind::Directory,
+        2 => Kind::Symlink,
+        _ => return Err(DecodeError::Invalid { what: "kind" }),
+    };
+    if flags & !(3 | IMPLICIT | RACY | OTHER_KEY) != 0 {
+        return Err(DecodeError::Invalid { what: "flags" });
+    }
+    let mut record = Record {
+        dot,
+        key: None,
+        kind,
+        size: from.varint("size")?,
+        mode: narrow(from.varint("mode")?, "mode")?,
+        modified_ns: from.signed("modification time")?,
+        changed_ns: from.signed("change time")?,
+        inode: from.varint("inode")?,
+        implicit: flags & IMPLICIT != 0,
+        racy: flags & RACY != 0,
+    };
+    if flags & OTHER_KEY != 0 {
+        record.key = Some(rest_as_key(from)?);
+    } else {
+        from.finish()?;
+    }
+    Ok(record)
+}
+
+/// The value of a dataset's row.
+pub(crate) fn encode_dataset(row: &DatasetRow) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(40);
+    let mut to = Writer(&mut bytes);
+    to.varint(u64::from(row.number.0));
+    to.u8(match row.state {
+        State::Plain => 0,
+        State::Linked => 1,
+        State::Linking => 2,
+        State::Unlinking => 3,
+        State::Dropping => 4,
+    });
+    to.raw(&row.fingerprint_key.0);
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_dataset(bytes: &[u8]) -> Result<DatasetRow, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let number = Number(narrow(from.varint("dataset number")?, "dataset number")?);
+    let state = match from.u8("state")? {
+        0 => State::Plain,
+        1 => State::Linked,
+        2 => State::Linking,
+        3 => State::Unlinking,
+        4 => State::Dropping,
+        _ => return Err(DecodeError::Invalid { what: "state" }),
+    };
+    let fingerprint_key = FingerprintKey(from.array("fingerprint key")?);
+    from.finish().map(|()| DatasetRow { number, state, fingerprint_key })
+}
+
+/// The value of a replica's row.
+pub(crate) fn encode_replica(row: &ReplicaRow) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(32);
+    let mut to = Writer(&mut bytes);
+    to.u128(row.digest.sum);
+    to.varint(row.digest.count);
+    to.varint(row.head.0);
+    to.varint(row.records);
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_replica(bytes: &[u8]) -> Result<ReplicaRow, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let digest = Digest { sum: from.u128("digest")?, count: from.varint("digest")? };
+    let head = Sequence(from.varint("head")?);
+    let row = ReplicaRow { digest, head, records: from.varint("count of records")? };
+    from.finish().map(|()| row)
+}
+
+/// The value of a cursor's row.
+pub(crate) fn encode_cursor(cursor: Cursor) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(16);
+    Writer(&mut bytes).u64(cursor.epoch.0);
+    Writer(&mut bytes).u64(cursor.sequence.0);
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_cursor(bytes: &[u8]) -> Result<Cursor, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let epoch = Epoch(from.u64("epoch")?);
+    let cursor = Cursor { epoch, sequence: Sequence(from.u64("sequence")?) };
+    from.finish().map(|()| cursor)
+}
+
+/// The value of the identity's row.
+pub(crate) fn encode_identity(identity: &Identity) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(48);
+    let mut to = Writer(&mut bytes);
+    to.raw(&identity.author.0);
+    to.u64(identity.epoch.0);
+    to.u64(identity.stamp.inode);
+    to.signed(identity.stamp.changed_ns);
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_identity(bytes: &[u8]) -> Result<Identity, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let author = AuthorId(from.array("author")?);
+    let epoch = Epoch(from.u64("epoch")?);
+    let inode = from.u64("inode")?;
+    let stamp = Stamp { inode, changed_ns: from.signed("change time")? };
+    from.finish().map(|()| Identity { author, epoch, stamp })
+}
+
+/// The value of the clock's row.
+pub(crate) fn encode_clock(last: Timestamp) -> Vec<u8> {
+    last.0.to_le_bytes().to_vec()
+}
+
+/// Reads such a value.
+pub(crate) fn decode_clock(bytes: &[u8]) -> Result<Timestamp, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let last = Timestamp(from.u64("clock")?);
+    from.finish().map(|()| last)
+}
+
+/// The value of the row of the packs.
+pub(crate) fn encode_pack_tail(tail: PackTail) -> Vec<u8> {
+    [tail.pack.to_le_bytes(), tail.length.to_le_bytes()].concat()
+}
+
+/// Reads such a value.
+pub(crate) fn decode_pack_tail(bytes: &[u8]) -> Result<PackTail, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let tail = PackTail { pack: from.u64("pack")?, length: from.u64("length")? };
+    from.finish().map(|()| tail)
+}
+
+fn rest_as_key(mut from: Reader<'_>) -> Result<Key, DecodeError> {
+    let invalid = DecodeError::Invalid { what: "key" };
+    if MAX_KEY_BYTES < from.remaining() {
+        return Err(DecodeError::TooLarge { what: "key", limit: MAX_KEY_BYTES });
+    }
+    let text = core::str::from_utf8(from.raw(from.remaining(), "key")?).map_err(|_| invalid)?;
+    Key::new(text).map_err(|_| invalid)
+}
+
+fn narrow<T: TryFrom<u64>>(value: u64, what: &'static str) -> Result<T, DecodeError> {
+    T::try_from(value).map_err(|_| DecodeError::Invalid { what })
+}
+
+/// The number of the dataset that a row belongs to, in every table but `Node` and `Chunks`.
+pub(crate) fn number_of(key: &[u8]) -> Result<Number, DecodeError> {
+    Ok(Number(u32::from_be_bytes(Reader::new(key).array("dataset number")?)))
+}

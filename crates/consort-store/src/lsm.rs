@@ -1,0 +1,192 @@
+//! The database under the store: its tables and how they are tuned, moments to read and batches to write. What rows
+//! mean stands in `layout.rs`; who writes them, in `committer.rs`.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use consort_core::encoding::DecodeError;
+use consort_core::store::StoreError;
+use fjall::config::{
+    BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy,
+};
+use fjall::{
+    CompressionType, Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode, Readable,
+    Slice, Snapshot,
+};
+
+use crate::layout::{Table, after_prefix};
+
+/// Blocks of tables that are kept in memory, in bytes, for all tables together. A scan of a million files needs each
+/// block once, and lookups of what is not there end at the filters; more buys little and counts against 150 MB a node.
+const BLOCK_CACHE_BYTES: u64 = 16 << 20;
+/// The journals together, in bytes: the least that the database allows. They are read again at every start.
+const JOURNAL_BYTES: u64 = 64 << 20;
+/// Threads that write tables out and compact them. One of two always stays free to write out, so that commits need
+/// not wait for a long compaction.
+const WORKERS: usize = 2;
+/// Tables' files that are kept open.
+const OPEN_FILES: usize = 128;
+/// Bits per row of a Bloom filter: one lookup in a hundred of what is not there reads a block in vain.
+const FILTER_BITS: f32 = 10.0;
+
+/// Recent rows of a table that are kept in memory until they are written out, in bytes. Up to five such lots may
+/// wait in the worst case. The larger, the fewer times a row is merged; the tables that get a row for each file
+/// share what a node can spare by the size of their rows.
+const fn memtable_bytes(table: Table) -> u64 {
+    match table {
+        Table::Versions | Table::Chunks | Table::Records => 4 << 20,
+        Table::Feed | Table::Fingerprints => 2 << 20,
+        Table::Pending | Table::Node => 1 << 20,
+    }
+}
+
+/// The open database.
+pub(crate) struct Tables {
+    database: Database,
+    keyspaces: Vec<Keyspace>,
+    /// Held as long as anything can still read or write. The last field, so that it is released last.
+    _lock: File,
+}
+
+/// All tables at one moment.
+#[derive(Clone)]
+pub(crate) struct Moment {
+    tables: Arc<Tables>,
+    snapshot: Snapshot,
+}
+
+/// Changes of rows that are written together. The last change of a row counts.
+#[derive(Default)]
+pub(crate) struct Rows {
+    changes: Vec<(Table, Vec<u8>, Option<Vec<u8>>)>,
+}
+
+impl Tables {
+    /// Opens the database in `directory`, which is made if need be.
+    pub(crate) fn open(directory: &Path, lock: File) -> Result<Self, fjall::Error> {
+        let database = Database::builder(directory)
+            .cache_size(BLOCK_CACHE_BYTES)
+            .max_journaling_size(JOURNAL_BYTES)
+            .worker_threads(WORKERS)
+            .max_cached_files(Some(OPEN_FILES))
+            .open()?;
+        let keyspaces = Table::ALL
+            .map(|table| database.keyspace(table.name(), || options(table)))
+            .into_iter()
+            .collect::<Result<_, _>>()?;
+        Ok(Self { database, keyspaces, _lock: lock })
+    }
+
+    /// All tables as they are now.
+    pub(crate) fn moment(self: &Arc<Self>) -> Moment {
+        Moment { tables: Arc::clone(self), snapshot: self.database.snapshot() }
+    }
+
+    fn keyspace(&self, table: Table) -> &Keyspace {
+        &self.keyspaces[table as usize]
+    }
+}
+
+impl Moment {
+    /// The value of a row.
+    pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<Slice>, StoreError> {
+        self.snapshot.get(self.tables.keyspace(table), key).map_err(failed)
+    }
+
+    /// Whether a row is there.
+    pub(crate) fn has(&self, table: Table, key: &[u8]) -> Result<bool, StoreError> {
+        self.snapshot.contains_key(self.tables.keyspace(table), key).map_err(failed)
+    }
+
+    /// The rows from `from` on whose keys begin with `prefix`, in order. `from` must not be below `prefix`.
+    pub(crate) fn rows(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        from: Vec<u8>,
+    ) -> impl Iterator<Item = Result<(Slice, Slice), StoreError>> + use<> {
+        debug_assert!(prefix <= &from[..]);
+        let keyspace = self.tables.keyspace(table);
+        let iter = match after_prefix(prefix) {
+            // A range that ends before it begins is an error to the database; to us it is empty.
+            Some(end) if end <= from => None,
+            Some(end) => Some(self.snapshot.range(keyspace, from..end)),
+            None => Some(self.snapshot.range(keyspace, from..)),
+        };
+        iter.into_iter().flatten().map(|row| row.into_inner().map_err(failed))
+    }
+}
+
+impl Rows {
+    /// Writes a row.
+    pub(crate) fn put(&mut self, table: Table, key: impl Into<Vec<u8>>, value: Vec<u8>) {
+        self.changes.push((table, key.into(), Some(value)));
+    }
+
+    /// Removes a row, if it is there.
+    pub(crate) fn remove(&mut self, table: Table, key: impl Into<Vec<u8>>) {
+        self.changes.push((table, key.into(), None));
+    }
+
+    /// Makes all changes at once; they are on stable storage when this returns.
+    pub(crate) fn commit(mut self, tables: &Tables) -> Result<(), StoreError> {
+        // In order, neighbours are found faster; and the database takes one change of a row in a batch.
+        self.changes.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        let mut batch =
+            fjall::OwnedWriteBatch::with_capacity(tables.database.clone(), self.changes.len())
+                .durability(Some(PersistMode::SyncAll));
+        let mut changes = self.changes.into_iter().peekable();
+        while let Some((table, key, value)) = changes.next() {
+            if changes.peek().is_some_and(|next| (next.0, &next.1) == (table, &key)) {
+                continue;
+            }
+            match value {
+                Some(value) => batch.insert(tables.keyspace(table), key, value),
+                None => batch.remove(tables.keyspace(table), key),
+            }
+        }
+        batch.commit().map_err(failed)
+    }
+}
+
+/// What to tell about a row that does not decode.
+pub(crate) fn damaged(table: Table, error: DecodeError) -> StoreError {
+    StoreError::Damaged(format!("a row of `{}`: {error}", table.name()))
+}
+
+/// What to tell about a failure of the database.
+pub(crate) fn failed(error: fjall::Error) -> StoreError {
+    match error {
+        fjall::Error::Io(error) | fjall::Error::Storage(LsmError::Io(error)) => {
+            StoreError::Failed(describe(&error))
+        }
+        fjall::Error::Poisoned => StoreError::Failed(
+            "an earlier write failed, and nothing is written since; restart the node".to_owned(),
+        ),
+        other => StoreError::Damaged(other.to_string()),
+    }
+}
+
+/// An error of the medium in words.
+pub(crate) fn describe(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "no space is left on its disk; make room and restart the node".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+fn options(table: Table) -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default()
+        .max_memtable_size(memtable_bytes(table))
+        .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(
+            BloomConstructionPolicy::BitsPerKey(FILTER_BITS),
+        )))
+        // What is pinned is not counted by the cache's bound.
+        .filter_block_pinning_policy(PinningPolicy::all(false))
+        .index_block_pinning_policy(PinningPolicy::all(false))
+        .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4))
+}

@@ -1,0 +1,528 @@
+//! [`DiskStore`]: opening, and the handle by which everything else is asked for.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::thread::{self, JoinHandle};
+
+use consort_core::limits::MAX_CHUNK_BYTES;
+use consort_core::model::{Clock, Commit};
+use consort_core::store::{
+    Applied, Cursor, DatasetParameters, Epoch, LocalWrite, Store, StoreError,
+};
+use consort_core::{AuthorId, ChunkHash, DatasetId, NodeId, WallTime};
+use rustix::fs::{FlockOperation, flock};
+use thiserror::Error;
+
+use crate::check::{self, CheckProgress, CheckReport};
+use crate::committer::{self, Done, Job};
+use crate::edit::{Edit, Outcome};
+use crate::layout::{self, DatasetRow, Identity, Site, Stamp, State, Table};
+use crate::lsm::{Rows, Tables, damaged};
+use crate::packs::{Extent, Packs, ReadError, sync_directory};
+use crate::queue::Queue;
+use crate::transaction::{Body, Place, Transaction};
+use crate::upgrade;
+use crate::view::{DiskView, decoded};
+
+/// The places of one chunk that [`DiskStore::locate`] returns at most. If the first ones fail, so will likely the rest.
+pub const MAX_PLACES: usize = 8;
+/// The bytes of a setting at most: settings are for what configures a node, not for data.
+pub const MAX_SETTING_BYTES: usize = 64 * 1024;
+
+/// Why a store could not be opened. Nothing in it was changed.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("the store in {} is in use by another process; stop that node first", .0.display())]
+    Locked(PathBuf),
+    /// A later version of this program wrote it.
+    #[error(
+        "the store has format {found}, and this version of consort knows formats up to {known}; install a newer one"
+    )]
+    NewerFormat {
+        /// The format of the store.
+        found: u32,
+        /// The latest that is known.
+        known: u32,
+    },
+    /// Its files are not what they must be.
+    #[error("the store is damaged ({0}); move it away and restore this node from its peers")]
+    Damaged(String),
+    /// The medium failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// What was opened.
+        path: PathBuf,
+        /// How it failed.
+        source: io::Error,
+    },
+}
+
+/// A store on disk: a handle that is cheap to clone. When the last one is dropped, what was submitted is committed, and
+/// the store is closed; views of it keep its lock.
+#[derive(Clone)]
+pub struct DiskStore(Arc<Handle>);
+
+struct Handle {
+    shared: Arc<Shared>,
+    committer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the handles and the committer share.
+pub(crate) struct Shared {
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) packs: Packs,
+    pub(crate) queue: Queue<Job>,
+    identity: RwLock<Identity>,
+    datasets: RwLock<BTreeMap<DatasetId, DatasetRow>>,
+}
+
+impl DiskStore {
+    /// Opens the store in `directory`, which is made if it does not exist. Finishes what a crash interrupted.
+    pub fn open(directory: &Path) -> Result<Self, OpenError> {
+        let failed = |name: &str| {
+            let path = directory.join(name);
+            move |source: io::Error| OpenError::Io { path, source }
+        };
+        fs::create_dir_all(directory).map_err(failed(""))?;
+        let lock = lock(&directory.join("LOCK"))?;
+        upgrade::upgrade(directory)?;
+        let tables =
+            Arc::new(Tables::open(&directory.join("rows"), lock).map_err(|error| match error {
+                fjall::Error::Io(source) => failed("rows")(source),
+                other => OpenError::Damaged(other.to_string()),
+            })?);
+        let stamp = stamp(directory).map_err(failed("STAMP"))?;
+        let found = Found::read(&tables).map_err(unreadable)?;
+        let (packs, synced) =
+            Packs::open(directory.join("packs"), found.pack_tail).map_err(failed("packs"))?;
+
+        let mut rows = Rows::default();
+        let identity = match found.identity {
+            Some(identity) if identity.stamp == stamp => identity,
+            _ => {
+                let identity = draw_identity(stamp).map_err(unreadable)?;
+                rows.put(Table::Node, layout::IDENTITY, layout::encode_identity(&identity));
+                identity
+            }
+        };
+        if synced.tail != found.pack_tail {
+            committer::index(&synced, &mut rows);
+        }
+        rows.commit(&tables).map_err(unreadable)?;
+
+        let shared = Arc::new(Shared {
+            tables,
+            packs,
+            queue: Queue::default(),
+            identity: RwLock::new(identity),
+            datasets: RwLock::new(found.datasets),
+        });
+        let committer =
+            committer::spawn(Arc::clone(&shared), Clock::after(found.clock)).map_err(failed(""))?;
+        let store = Self(Arc::new(Handle { shared, committer: Mutex::new(Some(committer)) }));
+        store.finish_interrupted().map_err(unreadable)?;
+        Ok(store)
+    }
+
+    /// Who writes here. Another one after the store was found to be a copy, or rolled back.
+    pub fn author(&self) -> AuthorId {
+        self.shared().identity().author
+    }
+
+    /// The epoch that the feeds' epochs come from; it changes when the author does.
+    pub fn epoch(&self) -> Epoch {
+        self.shared().identity().epoch
+    }
+
+    /// The datasets, ordered by identity.
+    pub fn datasets(&self) -> Vec<DatasetParameters> {
+        let parameters = |(id, row): (&DatasetId, &DatasetRow)| DatasetParameters {
+            id: *id,
+            fingerprint_key: row.fingerprint_key,
+        };
+        self.shared().datasets().iter().map(parameters).collect()
+    }
+
+    /// Makes a dataset known; does nothing for one that is. Durable when it returns.
+    pub fn open_dataset(&self, dataset: DatasetParameters) -> Result<(), StoreError> {
+        self.edit(Edit::Open(dataset)).map(drop)
+    }
+
+    /// Removes a dataset and all its rows. It is gone at once, and durably; the rows go in steps, until this returns.
+    pub fn drop_dataset(&self, dataset: DatasetId) -> Result<(), StoreError> {
+        let row = self.dataset(dataset)?;
+        self.edit(Edit::Enter { dataset, state: State::Dropping })?;
+        self.finish_dropping(dataset, row)
+    }
+
+    /// Says whether the dataset is linked to a directory. While it is, keys that change are pending until they are
+    /// settled. Linking marks every key pending; unlinking removes the directory's records, pending rows and places.
+    /// Durable when it returns.
+    pub fn set_linked(&self, dataset: DatasetId, linked: bool) -> Result<(), StoreError> {
+        let row = self.dataset(dataset)?;
+        match (row.state, linked) {
+            (State::Plain, true) => {
+                self.edit(Edit::Enter { dataset, state: State::Linking })?;
+                self.finish_linking(dataset, row)
+            }
+            (State::Linked | State::Linking, false) => {
+                self.edit(Edit::Enter { dataset, state: State::Unlinking })?;
+                self.finish_unlinking(dataset, row)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the dataset is linked to a directory.
+    pub fn is_linked(&self, dataset: DatasetId) -> Result<bool, StoreError> {
+        Ok(matches!(self.dataset(dataset)?.state, State::Linked | State::Linking))
+    }
+
+    /// The dataset as it is now.
+    pub fn view(&self, dataset: DatasetId) -> Result<DiskView, StoreError> {
+        let number = self.dataset(dataset)?.number;
+        DiskView::new(self.shared().tables.moment(), number, self.epoch())
+    }
+
+    /// Commits a transaction, together with others that wait. `done` is called on the committer's thread when all of
+    /// it is durable, or has failed; it must be short and must not wait for another commit. Waits while the queue
+    /// is full.
+    ///
+    /// # Panics
+    /// If a record refers to a write that the transaction does not have.
+    pub fn submit(
+        &self,
+        transaction: Transaction,
+        done: impl FnOnce(Result<Applied, StoreError>) + Send + 'static,
+    ) {
+        assert!(transaction.is_consistent(), "a record refers to a write that is not there");
+        let weight = transaction.weight();
+        self.put(Job::Commit(transaction, Box::new(done)), weight);
+    }
+
+    /// Commits a transaction and waits until it is durable.
+    ///
+    /// # Panics
+    /// Like [`submit`](Self::submit).
+    pub fn commit(&self, transaction: Transaction) -> Result<Applied, StoreError> {
+        waited(|done| self.submit(transaction, done))
+    }
+
+    /// Keeps a chunk in a pack, if it is not in one already, and says where. It is durable after the next commit.
+    /// May wait for a commit itself, so `done` of [`submit`](Self::submit) must not call it.
+    ///
+    /// # Panics
+    /// If it is no chunk: if it is empty or longer than [`MAX_CHUNK_BYTES`].
+    pub fn pack(&self, bytes: &[u8]) -> Result<Place, StoreError> {
+        assert!((1..=MAX_CHUNK_BYTES).contains(&bytes.len()), "{} bytes are no chunk", bytes.len());
+        let hash = ChunkHash::of(bytes);
+        let places = self.places(hash)?;
+        if let Some(place) = places.into_iter().find(|place| matches!(place, Place::Packed { .. }))
+        {
+            return Ok(place);
+        }
+        if self.shared().packs.is_full() {
+            self.edit(Edit::Nothing)?;
+        }
+        Ok(self.shared().packs.append(hash, bytes)?.into())
+    }
+
+    /// Reads a packed chunk and verifies it.
+    pub fn read_packed(&self, place: &Place, hash: ChunkHash) -> Result<Vec<u8>, ReadError> {
+        match *place {
+            Place::Packed { pack, offset, length } => {
+                self.shared().packs.read(Extent { pack, offset, length }, hash)
+            }
+            Place::InFile { .. } => Err(ReadError::NotPacked),
+        }
+    }
+
+    /// Where a chunk may be: packs first, at most [`MAX_PLACES`]. What was packed and is not yet durable is not among
+    /// them.
+    pub fn locate(&self, hash: ChunkHash) -> Result<Vec<Place>, StoreError> {
+        self.places(hash)
+    }
+
+    /// A setting of the node.
+    pub fn setting(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let row = self.shared().tables.moment().get(Table::Node, &layout::setting_key(name))?;
+        Ok(row.map(|row| row.to_vec()))
+    }
+
+    /// Sets a setting, or removes it. Durable when it returns.
+    ///
+    /// # Panics
+    /// If the value is longer than [`MAX_SETTING_BYTES`].
+    pub fn set_setting(&self, name: &str, value: Option<Vec<u8>>) -> Result<(), StoreError> {
+        let length = value.as_ref().map_or(0, Vec::len);
+        assert!(length <= MAX_SETTING_BYTES, "a setting of {length} bytes is too long");
+        self.edit(Edit::Setting { name: name.to_owned(), value }).map(drop)
+    }
+
+    /// Reads everything, trusts nothing, changes nothing. Commits may go on meanwhile; what they change is not looked at.
+    pub fn check(&self, progress: impl FnMut(CheckProgress)) -> CheckReport {
+        check::check(self.shared(), progress)
+    }
+
+    fn places(&self, hash: ChunkHash) -> Result<Vec<Place>, StoreError> {
+        let ids: BTreeMap<_, _> =
+            self.shared().datasets().iter().map(|(id, row)| (row.number, *id)).collect();
+        let moment = self.shared().tables.moment();
+        let mut places = Vec::new();
+        for row in moment.rows(Table::Chunks, &hash.0, hash.0.to_vec()) {
+            if places.len() == MAX_PLACES {
+                break;
+            }
+            let (key, value) = row?;
+            let wrong = |error| damaged(Table::Chunks, error);
+            let (_, site) = layout::chunk_of(&key).map_err(wrong)?;
+            let (offset, length) = layout::decode_extent(&value).map_err(wrong)?;
+            match site {
+                Site::Pack(pack) => places.push(Place::Packed { pack, offset, length }),
+                Site::File(number, path) => {
+                    // Rows of a dataset that is being dropped are as good as gone.
+                    if let Some(&dataset) = ids.get(&number) {
+                        places.push(Place::InFile { dataset, path, offset, length });
+                    }
+                }
+            }
+        }
+        Ok(places)
+    }
+
+    /// Goes on with what was under way when the store was last closed.
+    fn finish_interrupted(&self) -> Result<(), StoreError> {
+        let datasets = self.shared().datasets().clone();
+        for (dataset, row) in datasets {
+            match row.state {
+                State::Plain | State::Linked => {}
+                State::Linking => self.finish_linking(dataset, row)?,
+                State::Unlinking => self.finish_unlinking(dataset, row)?,
+                State::Dropping => self.finish_dropping(dataset, row)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_linking(&self, dataset: DatasetId, row: DatasetRow) -> Result<(), StoreError> {
+        self.in_steps(|from| Edit::Mark { number: row.number, from })?;
+        self.edit(Edit::Enter { dataset, state: State::Linked }).map(drop)
+    }
+
+    fn finish_unlinking(&self, dataset: DatasetId, row: DatasetRow) -> Result<(), StoreError> {
+        self.clear(row, &[Table::Records, Table::Pending, Table::Chunks])?;
+        self.edit(Edit::Enter { dataset, state: State::Plain }).map(drop)
+    }
+
+    fn finish_dropping(&self, dataset: DatasetId, row: DatasetRow) -> Result<(), StoreError> {
+        self.clear(row, &Table::ALL)?;
+        self.edit(Edit::Forget { dataset }).map(drop)
+    }
+
+    fn clear(&self, row: DatasetRow, tables: &[Table]) -> Result<(), StoreError> {
+        tables.iter().try_for_each(|&table| {
+            self.in_steps(|from| Edit::Clear { number: row.number, table, from })
+        })
+    }
+
+    fn in_steps(&self, edit: impl Fn(Option<Vec<u8>>) -> Edit) -> Result<(), StoreError> {
+        let mut from = None;
+        loop {
+            match self.edit(edit(from))?.next {
+                None => return Ok(()),
+                next => from = next,
+            }
+        }
+    }
+
+    fn edit(&self, edit: Edit) -> Result<Outcome, StoreError> {
+        waited(|done| self.put(Job::Edit(edit, Box::new(done)), 0))
+    }
+
+    fn put(&self, job: Job, weight: usize) {
+        if let Err(job) = self.shared().queue.put(job, weight) {
+            job.refuse(closed());
+        }
+    }
+
+    fn dataset(&self, dataset: DatasetId) -> Result<DatasetRow, StoreError> {
+        let row = self.shared().datasets().get(&dataset).copied();
+        row.ok_or(StoreError::UnknownDataset(dataset))
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.0.shared
+    }
+}
+
+impl Store for DiskStore {
+    type View = DiskView;
+
+    fn author(&self) -> AuthorId {
+        Self::author(self)
+    }
+
+    fn open_dataset(&mut self, dataset: DatasetParameters) -> Result<(), StoreError> {
+        Self::open_dataset(self, dataset)
+    }
+
+    fn view(&self, dataset: DatasetId) -> Result<DiskView, StoreError> {
+        Self::view(self, dataset)
+    }
+
+    fn apply_remote(
+        &mut self,
+        dataset: DatasetId,
+        peer: NodeId,
+        commit: Commit,
+        cursor: Option<Cursor>,
+    ) -> Result<Applied, StoreError> {
+        self.commit(Transaction::new(dataset, Body::Remote { peer, commit, cursor }))
+    }
+
+    fn apply_local(
+        &mut self,
+        dataset: DatasetId,
+        writes: Vec<LocalWrite>,
+        now: WallTime,
+    ) -> Result<Applied, StoreError> {
+        self.commit(Transaction::new(dataset, Body::Local { writes, now }))
+    }
+}
+
+impl fmt::Debug for DiskStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiskStore").field("author", &self.author()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.queue.close();
+        let committer = self.committer.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        // The last handle may have been held by a callback: then this is the committer's own thread.
+        if let Some(committer) = committer.filter(|c| c.thread().id() != thread::current().id()) {
+            // Its panic was reported where it happened.
+            let _ = committer.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Who writes here.
+    pub(crate) fn identity(&self) -> Identity {
+        *self.identity.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Called by the committer when another identity is durable.
+    pub(crate) fn set_identity(&self, identity: Identity) {
+        *self.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
+    }
+
+    /// The datasets that are there.
+    pub(crate) fn datasets(&self) -> RwLockReadGuard<'_, BTreeMap<DatasetId, DatasetRow>> {
+        self.datasets.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For the committer, when a change of a dataset's row is durable.
+    pub(crate) fn datasets_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<DatasetId, DatasetRow>> {
+        self.datasets.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the rows say when a store is opened.
+struct Found {
+    identity: Option<Identity>,
+    clock: consort_core::Timestamp,
+    pack_tail: layout::PackTail,
+    datasets: BTreeMap<DatasetId, DatasetRow>,
+}
+
+impl Found {
+    fn read(tables: &Arc<Tables>) -> Result<Self, StoreError> {
+        let moment = tables.moment();
+        let get = |key: &[u8]| moment.get(Table::Node, key);
+        let node = Table::Node;
+        let identity =
+            decoded(node, get(&layout::IDENTITY)?.map(|row| layout::decode_identity(&row)))?;
+        let clock = decoded(node, get(&layout::CLOCK)?.map(|row| layout::decode_clock(&row)))?;
+        let tail =
+            decoded(node, get(&layout::PACK_TAIL)?.map(|row| layout::decode_pack_tail(&row)))?;
+        let mut datasets = BTreeMap::new();
+        for row in moment.rows(node, &layout::DATASETS, layout::DATASETS.to_vec()) {
+            let (key, value) = row?;
+            let wrong = |error| damaged(node, error);
+            let id = layout::dataset_of(&key).map_err(wrong)?;
+            datasets.insert(id, layout::decode_dataset(&value).map_err(wrong)?);
+        }
+        Ok(Self {
+            identity,
+            clock: clock.unwrap_or_default(),
+            pack_tail: tail.unwrap_or_default(),
+            datasets,
+        })
+    }
+}
+
+/// An author and an epoch that nobody had before.
+pub(crate) fn draw_identity(stamp: Stamp) -> Result<Identity, StoreError> {
+    let mut random = [0; 24];
+    File::open("/dev/urandom")
+        .and_then(|mut source| source.read_exact(&mut random))
+        .map_err(|error| StoreError::Failed(format!("no random numbers: {error}")))?;
+    let (author, epoch) = random.split_first_chunk::<16>().expect("24 bytes");
+    let epoch = epoch.try_into().expect("8 bytes are left of 24");
+    Ok(Identity { author: AuthorId(*author), epoch: Epoch(u64::from_le_bytes(epoch)), stamp })
+}
+
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let failed = |source| OpenError::Io { path: path.to_owned(), source };
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).open(path).map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(OpenError::Locked(path.parent().unwrap_or(path).to_owned()))
+        }
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// What the stamp file is, which is made if it is missing.
+fn stamp(directory: &Path) -> io::Result<Stamp> {
+    let path = directory.join("STAMP");
+    if !path.try_exists()? {
+        File::create(&path)?.sync_all()?;
+        sync_directory(directory)?;
+    }
+    let metadata = fs::metadata(&path)?;
+    let changed_ns =
+        metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
+    Ok(Stamp { inode: metadata.ino(), changed_ns })
+}
+
+fn waited<T: Send + 'static>(
+    submit: impl FnOnce(Box<dyn FnOnce(Result<T, StoreError>) + Send>),
+) -> Result<T, StoreError> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let done: Done<T> = Box::new(move |outcome| {
+        // Whoever waited may be gone.
+        let _ = sender.send(outcome);
+    });
+    submit(done);
+    receiver.recv().unwrap_or_else(|_| Err(closed()))
+}
+
+fn closed() -> StoreError {
+    StoreError::Failed("the store was closed".to_owned())
+}
+
+fn unreadable(error: StoreError) -> OpenError {
+    OpenError::Damaged(error.to_string())
+}

@@ -1,0 +1,172 @@
+//! What a caller asks the store to change at once: the types of [`Transaction`]. What becomes of one stands in
+//! `committer.rs`, what of it reaches the disk in `layout.rs`.
+
+use consort_core::model::commit::Commit;
+use consort_core::store::{Cursor, LocalWrite, Sequence};
+use consort_core::{ChunkHash, DatasetId, Dot, Key, Kind, NodeId, WallTime};
+
+/// Changes of one dataset that become durable together or not at all.
+#[derive(Clone, Debug)]
+pub struct Transaction {
+    /// The dataset.
+    pub dataset: DatasetId,
+    /// The versions.
+    pub body: Body,
+    /// What the linked directory holds since.
+    pub records: Vec<RecordChange>,
+    /// Keys whose pending row goes, unless it is newer than this sequence: the directory shows them now.
+    pub settled: Vec<(Key, Sequence)>,
+    /// Where chunks are.
+    pub places: Vec<(ChunkHash, Place)>,
+    /// Where chunks no longer are. Applied before `places`.
+    pub gone: Vec<(ChunkHash, Place)>,
+}
+
+/// The versions of a transaction.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// None: only the rest of the transaction counts.
+    Nothing,
+    /// What a peer sent, and how far its feed has been applied with it.
+    Remote {
+        /// The peer.
+        peer: NodeId,
+        /// The versions, within the bounds of a commit.
+        commit: Commit,
+        /// The place in the peer's feed, if the versions came from there.
+        cursor: Option<Cursor>,
+    },
+    /// Writes of this store's author.
+    Local {
+        /// The writes, within the bounds of a commit.
+        writes: Vec<LocalWrite>,
+        /// The time.
+        now: WallTime,
+    },
+}
+
+/// A change of what is known about a path of a linked directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordChange {
+    /// It holds this.
+    Put {
+        /// The path.
+        path: Key,
+        /// What it holds. Its dot is filled in from `version`.
+        record: Record,
+        /// The version that it shows.
+        version: Basis,
+    },
+    /// Nothing is there any more.
+    Remove {
+        /// The path.
+        path: Key,
+    },
+}
+
+/// The version that a record shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// This one.
+    Dot(Dot),
+    /// The one that this write of the transaction's own [`Body::Local`] became, or that stood for it. If the write
+    /// became nothing, the record is removed.
+    Write(usize),
+}
+
+/// What a linked directory held at a path when it was last looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The version that the path shows.
+    pub dot: Dot,
+    /// The key of that version if it is not the path: the path is a conflict copy.
+    pub key: Option<Key>,
+    /// What is there.
+    pub kind: Kind,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its permission bits.
+    pub mode: u16,
+    /// Its modification time, in nanoseconds since 1970-01-01 UTC.
+    pub modified_ns: i64,
+    /// Its change time (`ctime`), likewise.
+    pub changed_ns: i64,
+    /// Its inode number.
+    pub inode: u64,
+    /// It is a directory that exists only because something in it does.
+    pub implicit: bool,
+    /// It changed so shortly before it was read that its times would not show another change.
+    pub racy: bool,
+}
+
+/// Where the bytes of a chunk are. A hint: whoever reads there verifies the hash.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// In a file of a linked directory.
+    InFile {
+        /// The dataset that the directory is linked to.
+        dataset: DatasetId,
+        /// The path in the directory.
+        path: Key,
+        /// Where the chunk begins, in bytes.
+        offset: u64,
+        /// Its length in bytes.
+        length: u32,
+    },
+    /// In a pack of the store.
+    Packed {
+        /// The pack's number.
+        pack: u64,
+        /// Where the chunk begins, in bytes.
+        offset: u64,
+        /// Its length in bytes.
+        length: u32,
+    },
+}
+
+impl Transaction {
+    /// A transaction that changes nothing yet.
+    pub fn new(dataset: DatasetId, body: Body) -> Self {
+        let (records, settled) = (Vec::new(), Vec::new());
+        Self { dataset, body, records, settled, places: Vec::new(), gone: Vec::new() }
+    }
+
+    /// About how many bytes it takes in memory: what the queue's bound counts.
+    pub(crate) fn weight(&self) -> usize {
+        // An entry with its key, vectors and attributes; inline content is what makes some of them larger.
+        const ROW: usize = 256;
+        let body = match &self.body {
+            Body::Nothing => 0,
+            Body::Remote { commit, .. } => commit
+                .entries
+                .iter()
+                .map(|entry| ROW + entry.key.len() + inline_bytes(&entry.version.content))
+                .sum(),
+            Body::Local { writes, .. } => writes
+                .iter()
+                .map(|write| ROW + write.key.len() + inline_bytes(&write.content))
+                .sum(),
+        };
+        let others = self.settled.len() + self.places.len() + self.gone.len();
+        ROW + body + ROW * self.records.len() + ROW / 2 * others
+    }
+
+    /// Whether every [`Basis::Write`] names a write of the body.
+    pub(crate) fn is_consistent(&self) -> bool {
+        let writes = match &self.body {
+            Body::Local { writes, .. } => writes.len(),
+            Body::Nothing | Body::Remote { .. } => 0,
+        };
+        self.records.iter().all(|change| match change {
+            RecordChange::Put { version: Basis::Write(write), .. } => *write < writes,
+            RecordChange::Put { .. } | RecordChange::Remove { .. } => true,
+        })
+    }
+}
+
+fn inline_bytes(content: &consort_core::Content) -> usize {
+    match content {
+        consort_core::Content::Inline(bytes) => bytes.len(),
+        _ => 0,
+    }
+}

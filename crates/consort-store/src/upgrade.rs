@@ -1,0 +1,47 @@
+//! The format of a store: read before anything else, and brought up to date one step at a time.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use crate::layout::FORMAT;
+use crate::packs::sync_directory;
+use crate::store::OpenError;
+
+const NAME: &str = "FORMAT";
+const PREFIX: &str = "consort store ";
+
+/// Reads the format of the store in `directory` and brings it up to date; a store that is new gets the current one.
+pub(crate) fn upgrade(directory: &Path) -> Result<(), OpenError> {
+    let path = directory.join(NAME);
+    let found = match fs::read_to_string(&path) {
+        Ok(text) => {
+            let number = text.strip_prefix(PREFIX).and_then(|rest| rest.trim_end().parse().ok());
+            number
+                .ok_or_else(|| OpenError::Damaged(format!("{} says no format", path.display())))?
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => FORMAT,
+        Err(source) => return Err(OpenError::Io { path, source }),
+    };
+    match found {
+        FORMAT => {}
+        // Earlier formats get an arm each, with a function that makes the next format of it.
+        0 => return Err(OpenError::Damaged("format 0 was never written".to_owned())),
+        _ => return Err(OpenError::NewerFormat { found, known: FORMAT }),
+    }
+    write(directory).map_err(|source| OpenError::Io { path, source })
+}
+
+/// Writes the current format, beside the old one first.
+fn write(directory: &Path) -> io::Result<()> {
+    let path = directory.join(NAME);
+    if path.try_exists()? {
+        return Ok(());
+    }
+    let new = directory.join("FORMAT.new");
+    let mut file = File::create(&new)?;
+    file.write_all(format!("{PREFIX}{FORMAT}\n").as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, &path)?;
+    sync_directory(directory)
+}

@@ -1,0 +1,217 @@
+//! Reading a dataset as it was at one moment.
+
+use std::fmt;
+
+use consort_core::encoding::DecodeError;
+use consort_core::model::canonical;
+use consort_core::store::{Cursor, Epoch, FeedRow, Sequence, StoreError, Stored, Summary, View};
+use consort_core::{Entry, Fingerprint, Key, NodeId};
+
+use crate::layout::{self, FeedPlace, Number, ReplicaRow, Table};
+use crate::lsm::{Moment, damaged};
+use crate::transaction::Record;
+
+/// A dataset as it was at one moment, however long it is kept. Keeping one keeps the rows that were replaced since.
+pub struct DiskView {
+    moment: Moment,
+    number: Number,
+    epoch: Epoch,
+    replica: ReplicaRow,
+}
+
+impl DiskView {
+    /// The dataset with this number; `epoch` is the store's.
+    pub(crate) fn new(moment: Moment, number: Number, epoch: Epoch) -> Result<Self, StoreError> {
+        let row = moment.get(Table::Node, &layout::replica_key(number))?;
+        let replica = decoded(Table::Node, row.map(|row| layout::decode_replica(&row)))?;
+        let epoch = Epoch(epoch.0.wrapping_add(u64::from(number.0)));
+        Ok(Self { moment, number, epoch, replica: replica.unwrap_or_default() })
+    }
+
+    /// What the linked directory held at a path.
+    pub fn record(&self, path: &Key) -> Result<Option<Record>, StoreError> {
+        let row = self.moment.get(Table::Records, &layout::name_key(self.number, path))?;
+        decoded(Table::Records, row.map(|row| layout::decode_record(&row)))
+    }
+
+    /// What the linked directory held at the paths above `after` that begin with `prefix`, in the order of the
+    /// paths, at most `limit` of them. The paths below a directory are those that begin with its path and a slash.
+    pub fn records(
+        &self,
+        prefix: &str,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Vec<(Key, Record)>, StoreError> {
+        self.named(Table::Records, prefix, after, limit, layout::decode_record)
+    }
+
+    /// How many paths of the linked directory have a record.
+    pub fn record_count(&self) -> u64 {
+        self.replica.records
+    }
+
+    /// The keys above `after` that the linked directory may not show yet, in order, at most `limit`, each with its
+    /// newest change.
+    pub fn pending(
+        &self,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Vec<(Key, Sequence)>, StoreError> {
+        self.named(Table::Pending, "", after, limit, |row| layout::decode_varint(row).map(Sequence))
+    }
+
+    /// The newest change of a key that the linked directory may not show yet.
+    pub(crate) fn pending_of(&self, key: &Key) -> Result<Option<Sequence>, StoreError> {
+        let row = self.moment.get(Table::Pending, &layout::name_key(self.number, key))?;
+        decoded(Table::Pending, row.map(|row| layout::decode_varint(&row).map(Sequence)))
+    }
+
+    /// Whether a path of the linked directory has a record.
+    pub(crate) fn has_record(&self, path: &Key) -> Result<bool, StoreError> {
+        self.moment.has(Table::Records, &layout::name_key(self.number, path))
+    }
+
+    /// The dataset's number.
+    pub(crate) fn number(&self) -> Number {
+        self.number
+    }
+
+    fn named<T>(
+        &self,
+        table: Table,
+        prefix: &str,
+        after: Option<&Key>,
+        limit: usize,
+        decode: impl Fn(&[u8]) -> Result<T, DecodeError>,
+    ) -> Result<Vec<(Key, T)>, StoreError> {
+        let from = after.map_or(prefix, |after| after.as_str().max(prefix));
+        let from = layout::name_key(self.number, from);
+        let rows = self.moment.rows(table, &layout::name_key(self.number, prefix), from);
+        let mut found = Vec::new();
+        for row in rows {
+            if found.len() == limit {
+                break;
+            }
+            let (key, value) = row?;
+            let key = layout::name_of(&key).map_err(|error| damaged(table, error))?;
+            if after != Some(&key) {
+                found.push((key, decode(&value).map_err(|error| damaged(table, error))?));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The version at a place of the feed.
+    fn entry(&self, key: Key, sequence: Sequence) -> Result<Entry, StoreError> {
+        let held = self.siblings(&key)?.into_iter().find(|stored| stored.sequence == sequence);
+        let Some(stored) = held else {
+            return Err(StoreError::Damaged("the feed names a version that is gone".to_owned()));
+        };
+        Ok(Entry { key, version: stored.version })
+    }
+
+    fn feed_place(&self, sequence: Sequence) -> Result<Option<FeedPlace>, StoreError> {
+        let row = self.moment.get(Table::Feed, &layout::feed_key(self.number, sequence))?;
+        decoded(Table::Feed, row.map(|row| layout::decode_feed(sequence, &row)))
+    }
+}
+
+impl View for DiskView {
+    fn summary(&self) -> Summary {
+        let head = Cursor { epoch: self.epoch, sequence: self.replica.head };
+        Summary { digest: self.replica.digest, head }
+    }
+
+    fn siblings(&self, key: &Key) -> Result<Vec<Stored>, StoreError> {
+        let row = self.moment.get(Table::Versions, &layout::name_key(self.number, key))?;
+        let siblings = decoded(Table::Versions, row.map(|row| layout::decode_siblings(&row)))?;
+        Ok(siblings.unwrap_or_default())
+    }
+
+    fn feed(&self, after: Sequence, limit_bytes: usize) -> Result<Vec<FeedRow>, StoreError> {
+        let Some(from) = after.0.checked_add(1) else { return Ok(Vec::new()) };
+        let from = layout::feed_key(self.number, Sequence(from));
+        let mut found = Vec::new();
+        let mut bytes = Vec::new();
+        for row in self.moment.rows(Table::Feed, &layout::prefix(self.number), from) {
+            let (key, value) = row?;
+            let wrong = |error| damaged(Table::Feed, error);
+            let sequence = layout::sequence_of(&key).map_err(wrong)?;
+            let place = layout::decode_feed(sequence, &value).map_err(wrong)?;
+            let FeedPlace { commit_end, via, key } = place;
+            let entry = self.entry(key, sequence)?;
+            canonical::encode_entry(&entry, &mut bytes);
+            if limit_bytes < bytes.len() && !found.is_empty() {
+                break;
+            }
+            found.push(FeedRow { sequence, commit_end, via, entry });
+        }
+        Ok(found)
+    }
+
+    fn by_fingerprint(&self, fingerprint: Fingerprint) -> Result<Option<Entry>, StoreError> {
+        let key = layout::fingerprint_key(self.number, fingerprint);
+        let row = self.moment.get(Table::Fingerprints, &key)?;
+        let sequence = decoded(Table::Fingerprints, row.map(|row| layout::decode_varint(&row)))?;
+        let Some(sequence) = sequence.map(Sequence) else { return Ok(None) };
+        let Some(place) = self.feed_place(sequence)? else {
+            let what = "a fingerprint names a place that the feed does not have";
+            return Err(StoreError::Damaged(what.to_owned()));
+        };
+        self.entry(place.key, sequence).map(Some)
+    }
+
+    fn has(&self, fingerprint: Fingerprint) -> Result<bool, StoreError> {
+        self.moment.has(Table::Fingerprints, &layout::fingerprint_key(self.number, fingerprint))
+    }
+
+    fn fingerprints(
+        &self,
+        after: Option<Fingerprint>,
+        limit: usize,
+    ) -> Result<Vec<Fingerprint>, StoreError> {
+        let from = match after {
+            None => 0,
+            Some(Fingerprint(u128::MAX)) => return Ok(Vec::new()),
+            Some(Fingerprint(after)) => after + 1,
+        };
+        let from = layout::fingerprint_key(self.number, Fingerprint(from));
+        let rows = self.moment.rows(Table::Fingerprints, &layout::prefix(self.number), from);
+        rows.take(limit)
+            .map(|row| {
+                layout::fingerprint_of(&row?.0).map_err(|error| damaged(Table::Fingerprints, error))
+            })
+            .collect()
+    }
+
+    fn cursor(&self, peer: NodeId) -> Result<Option<Cursor>, StoreError> {
+        let row = self.moment.get(Table::Node, &layout::cursor_key(self.number, peer))?;
+        decoded(Table::Node, row.map(|row| layout::decode_cursor(&row)))
+    }
+
+    fn scan(
+        &self,
+        prefix: &str,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Vec<(Key, Vec<Stored>)>, StoreError> {
+        self.named(Table::Versions, prefix, after, limit, layout::decode_siblings)
+    }
+}
+
+impl fmt::Debug for DiskView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiskView")
+            .field("number", &self.number.0)
+            .field("head", &self.replica.head)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Turns a row that may be missing, and may not decode, into what a reader says of it.
+pub(crate) fn decoded<T>(
+    table: Table,
+    row: Option<Result<T, DecodeError>>,
+) -> Result<Option<T>, StoreError> {
+    row.transpose().map_err(|error| damaged(table, error))
+}
