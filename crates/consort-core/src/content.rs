@@ -3,9 +3,14 @@
 //! Bytes are cut into chunks by [`chunker`], and each chunk is named by its hash. The list of a large content's
 //! chunks is content itself, cut the same way into the nodes of a [`manifest`], so two versions of a large file share
 //! most of their manifests as they share most of their bytes.
+//!
+//! How chunks get from one node to another is in [`transfer`] (which chunk from whom, next) and [`exchange`] (the
+//! messages by which they are asked for and given).
 
 pub mod chunker;
+pub mod exchange;
 pub mod manifest;
+pub mod transfer;
 
 use alloc::boxed::Box;
 use core::fmt;
@@ -34,7 +39,7 @@ impl fmt::Debug for ChunkHash {
 }
 
 /// A chunk by name and length in bytes, 1 to [`MAX_CHUNK_BYTES`](crate::limits::MAX_CHUNK_BYTES).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkRef {
     /// The name.
     pub hash: ChunkHash,
