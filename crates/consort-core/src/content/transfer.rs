@@ -272,6 +272,11 @@ impl Transfer {
         self.rest(now, peer, rest);
     }
 
+    /// Whether a provider owes an answer.
+    pub fn is_asked(&self, peer: NodeId) -> bool {
+        self.providers.get(&peer).is_some_and(|provider| !provider.requests.is_empty())
+    }
+
     /// When [`on_deadline`](Self::on_deadline) has something to do.
     pub fn deadline(&self) -> Option<Instant> {
         let providers = self.providers.values().filter_map(Provider::deadline);
