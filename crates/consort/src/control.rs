@@ -78,7 +78,7 @@ mod tests {
                 Request::Get { key, .. } if key == "rotten" => {
                     reply.item(&json::Ticket { ticket: key }).await?;
                     let rot = std::io::Error::other("rot");
-                    let half = tokio_test_reader(b"half", rot);
+                    let half = failing_after(b"half", rot);
                     reply.body(half).await
                 }
                 Request::Get { key, .. } => {
@@ -96,7 +96,7 @@ mod tests {
     }
 
     /// Reads `first` and then fails.
-    fn tokio_test_reader(
+    fn failing_after(
         first: &'static [u8],
         error: std::io::Error,
     ) -> impl tokio::io::AsyncRead + Unpin {
@@ -235,7 +235,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_whose_sender_fails_is_not_taken_for_whole() {
         let up = Up::start();
-        let mut failing = tokio_test_reader(b"half", std::io::Error::other("disk"));
+        let mut failing = failing_after(b"half", std::io::Error::other("disk"));
         let result = up.client().one_with_body::<json::Put>(put("set"), &mut failing, |_| {}).await;
         assert!(message(result.expect_err("not stored")).contains("disk"));
 

@@ -35,8 +35,8 @@ pub(crate) type RequestBody = Body<BufReader<OwnedReadHalf>>;
 
 /// What answers requests.
 pub(crate) trait Service: Clone + Send + Sync + 'static {
-    /// Answers `request` through `reply`. Only a [`Request::Put`] comes with a body. The future is dropped when the
-    /// command goes away.
+    /// Answers `request` through `reply`. Only a [`Request::Put`] comes with a body. When the command goes away, the
+    /// future is dropped; with a body, reading it fails instead. When the node stops, the future is dropped.
     fn answer(
         &self,
         request: Request,
@@ -125,7 +125,7 @@ impl Socket {
     }
 
     /// Answers commands until `stop` becomes true or its sender is gone; then ends those under way.
-    pub(crate) async fn serve(self, service: impl Service, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn serve(self, service: impl Service, stop: watch::Receiver<bool>) {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
         let mut stopping = stop.clone();
@@ -158,7 +158,6 @@ impl Socket {
             }
         }
         // From here on nobody new gets in; who is in hears `stop` too.
-        stop.mark_unchanged();
         while connections.join_next().await.is_some() {}
     }
 }

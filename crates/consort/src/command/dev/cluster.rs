@@ -19,7 +19,7 @@ use crate::control::wire::{self, Request};
 use crate::control::{Client, client};
 use crate::error::{Error, Kind};
 use crate::json::{self, DatasetState};
-use crate::text::{bytes, count, plain};
+use crate::text::{bytes, count};
 use crate::ui::{Ui, Unit};
 
 /// How long a node may take to start, and a dataset to be known everywhere.
@@ -346,7 +346,7 @@ fn make_root(parent: &Path) -> Result<PathBuf, Error> {
 /// A dataset's name that is as close to a directory's as datasets' names may be.
 fn dataset_name(dir: &str) -> String {
     let mut name = String::new();
-    for c in plain(dir).chars() {
+    for c in dir.chars() {
         match c.to_ascii_lowercase() {
             c @ ('a'..='z' | '0'..='9') => name.push(c),
             _ if !name.is_empty() && !name.ends_with('-') => name.push('-'),
@@ -354,11 +354,10 @@ fn dataset_name(dir: &str) -> String {
         }
     }
     name.truncate(*NAME_BYTES.end());
-    let name = name.trim_end_matches('-');
-    if NAME_BYTES.contains(&name.len()) {
-        name.to_string()
-    } else {
-        format!("{name}-dev").trim_start_matches('-').to_string()
+    match name.trim_end_matches('-') {
+        "" => "dev".to_string(),
+        short if short.len() < *NAME_BYTES.start() => format!("{short}-dev"),
+        name => name.to_string(),
     }
 }
 
