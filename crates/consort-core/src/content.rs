@@ -3,9 +3,14 @@
 //! Bytes are cut into chunks by [`chunker`], and each chunk is named by its hash. The list of a large content's
 //! chunks is content itself, cut the same way into the nodes of a [`manifest`], so two versions of a large file share
 //! most of their manifests as they share most of their bytes.
+//!
+//! How chunks get from one node to another is in [`transfer`] (which chunk from whom, next) and [`exchange`] (the
+//! messages by which they are asked for and given).
 
 pub mod chunker;
+pub mod exchange;
 pub mod manifest;
+pub mod transfer;
 
 use alloc::boxed::Box;
 use core::fmt;
@@ -34,7 +39,7 @@ impl fmt::Debug for ChunkHash {
 }
 
 /// A chunk by name and length in bytes, 1 to [`MAX_CHUNK_BYTES`](crate::limits::MAX_CHUNK_BYTES).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkRef {
     /// The name.
     pub hash: ChunkHash,
@@ -94,6 +99,21 @@ impl Content {
         }
     }
 
+    /// Sixteen bytes that stand for the content's bytes: equal for equal bytes, so that a change of attributes can be
+    /// told from a change of content without reading either.
+    pub fn id(&self) -> [u8; 16] {
+        let mut bytes = alloc::vec::Vec::new();
+        match self {
+            Self::Inline(inline) if !inline.is_empty() => {
+                let chunks = Self::Chunks([ChunkRef::to(inline)].into());
+                crate::model::canonical::encode_content(&chunks, &mut bytes);
+            }
+            _ => crate::model::canonical::encode_content(self, &mut bytes),
+        }
+        let hash = blake3::hash(&bytes);
+        *hash.as_bytes().first_chunk().expect("a hash has 32 bytes")
+    }
+
     /// Whether two contents are the same bytes. Chunks are cut alike everywhere, so equal bytes have equal names.
     pub fn same_bytes(&self, other: &Self) -> bool {
         let one_chunk_is = |chunks: &[ChunkRef], bytes: &[u8]| match chunks {
@@ -118,6 +138,7 @@ mod tests {
         let chunk = Content::Chunks([ChunkRef::to(b"hello")].into());
         assert!(inline.same_bytes(&chunk) && chunk.same_bytes(&inline));
         assert!(!inline.same_bytes(&Content::Chunks([ChunkRef::to(b"other")].into())));
+        assert_eq!(inline.id(), chunk.id());
         assert!(!Content::Deleted.same_bytes(&Content::Inline([].into())));
     }
 }

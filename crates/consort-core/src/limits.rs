@@ -55,6 +55,13 @@ pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 /// The payload bytes of one content message: a batch of chunks.
 pub const MAX_CONTENT_MESSAGE_BYTES: usize = 1024 * 1024;
 
+/// The chunks of one content message. At the average length sixteen fill it; small files make chunks of any length.
+pub const MAX_REQUEST_CHUNKS: usize = 1024;
+
+/// The bytes of a content message beside its payload, at the most: an id, a count, and for each chunk the reference
+/// of a request (the length in an answer is shorter).
+pub const MAX_CONTENT_OVERHEAD_BYTES: usize = 4 + 2 + MAX_REQUEST_CHUNKS * (32 + 3);
+
 /// How far a remote clock may be ahead of ours, in milliseconds, before its versions wait.
 pub const MAX_CLOCK_SKEW_MS: u64 = 5 * 60 * 1000;
 

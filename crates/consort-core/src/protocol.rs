@@ -28,6 +28,7 @@ pub mod event;
 pub mod link;
 pub mod message;
 pub mod replica;
+mod window;
 
 pub use event::{Effect, Event, Now};
 pub use message::{Envelope, Hello, Message};

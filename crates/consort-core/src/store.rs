@@ -7,6 +7,8 @@
 //! with, and `conformance` the suite that every store passes.
 
 pub mod apply;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod conformance;
 pub mod memory;
 
 use alloc::string::String;
@@ -139,6 +141,13 @@ pub struct LocalWrite {
     pub content: Content,
     /// The attributes.
     pub attributes: Attributes,
+}
+
+impl LocalWrite {
+    /// Replaces what a reader of `key` gets now with `content`, as a plain file.
+    pub fn new(key: Key, content: Content) -> Self {
+        Self { key, saw: Saw::Winner, content, attributes: Attributes::default() }
+    }
 }
 
 /// What became of a [`LocalWrite`].

@@ -1,8 +1,10 @@
-//! The lower half of the directory engine: everything that touches the file system of a linked
-//! directory, and nothing that decides. What a change means and which version wins is decided by
-//! the engine above; here it is only looked at, watched and put in place.
+//! The directory engine: keeps a linked directory and a dataset's replica identical, both ways.
 //!
-//! In reading order:
+//! [`Folder`] is the whole of it, from outside. `engine.rs` decides, on one thread: what a change in the directory
+//! means, and what may be put in place (`put.rs`). `index.rs` reads files for it, `apply.rs` gets the content of
+//! what others changed, `project.rs` says which path shows which version.
+//!
+//! Beneath are the files that touch the file system and decide nothing:
 //!
 //! - [`Root`]: a linked directory, held open. Everything below goes through it, by key. A path
 //!   string is never resolved from the outside again, and no symlink is ever followed.
@@ -14,23 +16,30 @@
 //!
 //! These files hold all calls that exist on Linux only.
 
+use consort_core::limits::MAX_KEY_BYTES;
 use rustix::fs::{FileType, Statx, makedev};
 
+mod apply;
+mod engine;
 mod ignores;
+mod index;
+mod link;
 mod place;
+mod project;
+mod put;
 mod root;
+mod status;
 mod walk;
 mod watch;
 
+pub use link::{Folder, LinkContext};
+pub use status::{Progress, Trouble};
 pub use ignores::{Ignores, LoadIgnoresError, PatternProblem};
 pub use place::{Expected, PlaceError, Placed, RemovedDirectory, Staged, Staging};
 pub use root::{OpenRootError, Root, RootId};
 pub use walk::{Walk, WalkEntry, WalkProblem, WalkProblemKind};
 pub use watch::{CookieName, WatchError, WatchEvent, Watcher};
 
-/// The longest key, in bytes. The same number as the model's limit: a longer path is a problem to
-/// report and not an entry.
-const MAX_KEY_BYTES: usize = 1024;
 
 /// Our own directory inside a linked directory. A component of this name is never an entry, at any
 /// depth: a linked directory that was copied into another must not bring its identity along.

@@ -54,7 +54,7 @@ fn unix_now() -> u64 {
 }
 
 /// Random bytes for secrets and jitter.
-fn random<const N: usize>() -> [u8; N] {
+pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes)
         .expect("the system's random source answers once it is seeded");

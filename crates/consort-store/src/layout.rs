@@ -385,6 +385,7 @@ pub(crate) fn encode_record(record: &Record) -> Vec<u8> {
     to.signed(record.modified_ns);
     to.signed(record.changed_ns);
     to.varint(record.inode);
+    to.raw(&record.content);
     if let Some(key) = &record.key {
         to.raw(key.as_bytes());
     }
@@ -414,6 +415,7 @@ pub(crate) fn decode_record(bytes: &[u8]) -> Result<Record, DecodeError> {
         modified_ns: from.signed("modification time")?,
         changed_ns: from.signed("change time")?,
         inode: from.varint("inode")?,
+        content: from.array("content")?,
         implicit: flags & IMPLICIT != 0,
         racy: flags & RACY != 0,
     };

@@ -93,6 +93,8 @@ pub struct Record {
     pub changed_ns: i64,
     /// Its inode number.
     pub inode: u64,
+    /// What its bytes are: [`Content::id`](consort_core::Content::id) of the version.
+    pub content: [u8; 16],
     /// It is a directory that exists only because something in it does.
     pub implicit: bool,
     /// It changed so shortly before it was read that its times would not show another change.

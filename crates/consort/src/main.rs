@@ -1,2 +1,13 @@
-//! Placeholder.
-fn main() {}
+//! `consort`, the program. Start reading at [`args`] for what can be asked, then at [`command`] for what is done.
+
+mod args;
+mod command;
+mod control;
+mod error;
+mod json;
+mod text;
+mod ui;
+
+fn main() -> std::process::ExitCode {
+    command::main()
+}

@@ -206,6 +206,29 @@ mod tests {
         }
 
         #[test]
+        fn a_manifest_does_not_depend_on_how_its_chunks_arrived(
+            count in 0u64..2_000,
+            pauses in prop::collection::vec(0usize..2_000, 0..5),
+        ) {
+            let chunks: Vec<_> = (0..count).map(chunk).collect();
+            let (expected, nodes) = build(&chunks);
+            let mut emitted = Nodes::new();
+            let mut emit = |chunk: ChunkRef, bytes: &[u8]| {
+                emitted.insert(chunk.hash, bytes.to_vec());
+            };
+            let mut builder = ManifestBuilder::default();
+            let mut rest = &chunks[..];
+            for pause in pauses {
+                let (batch, later) = rest.split_at(pause.min(rest.len()));
+                batch.iter().for_each(|chunk| builder.push(*chunk, &mut emit));
+                rest = later;
+            }
+            rest.iter().for_each(|chunk| builder.push(*chunk, &mut emit));
+            prop_assert_eq!(builder.finish(&mut emit), Ok(expected));
+            prop_assert_eq!(emitted, nodes);
+        }
+
+        #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>, level in 1u8..5) {
             let reference = NodeRef { chunk: chunk(1), span: 1 };
             let _ = decode(&bytes, level, &reference);

@@ -89,7 +89,8 @@ const INLINE: u8 = 1;
 const CHUNKS: u8 = 2;
 const TREE: u8 = 3;
 
-fn encode_content(content: &Content, to: &mut Vec<u8>) {
+/// Appends a content.
+pub(crate) fn encode_content(content: &Content, to: &mut Vec<u8>) {
     let mut to = Writer(to);
     match content {
         Content::Deleted => to.u8(DELETED),

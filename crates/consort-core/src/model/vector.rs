@@ -173,6 +173,23 @@ mod tests {
         }
 
         #[test]
+        fn unions_are_commutative_associative_and_idempotent(
+            a in any_vector(),
+            b in any_vector(),
+            c in any_vector(),
+        ) {
+            let union = |a: &VersionVector, b: &VersionVector| {
+                let mut both = a.clone();
+                both.union(b);
+                both
+            };
+            // Not only the same sets but the same lists: a version's bytes must not depend on who made it.
+            prop_assert_eq!(union(&a, &b), union(&b, &a));
+            prop_assert_eq!(union(&union(&a, &b), &c), union(&a, &union(&b, &c)));
+            prop_assert_eq!(union(&a, &a), a);
+        }
+
+        #[test]
         fn what_is_excluded_is_gone_and_nothing_else(a in any_vector(), author in 0u8..3, time in 1u64..=6) {
             let mut less = a.clone();
             less.exclude(dot(author, time));

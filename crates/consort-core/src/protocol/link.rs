@@ -11,18 +11,18 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use crate::content::Content;
-use crate::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS, WINDOW_BYTES, WINDOW_MESSAGES};
+use crate::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS};
 use crate::model::canonical;
 use crate::model::fingerprint::{Fingerprint, FingerprintKey};
 use crate::model::id::NodeId;
 use crate::model::version::Entry;
 use crate::protocol::event::{Access, Now};
 use crate::protocol::message::{FEATURES, Hello, Message, PROTOCOL_VERSION};
+use crate::protocol::window::{self, Inbox, Overrun, Window};
 use crate::random::Random;
 use crate::reconcile::{Comparison, Offer};
 use crate::store::{Cursor, FeedRow, Sequence, StoreError, Summary, View};
-use crate::time::Instant;
+use crate::time::{Instant, WallTime};
 
 /// What a link asks for; [`Replica`](crate::protocol::Replica) adds the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,12 @@ pub(crate) enum LinkError {
     Peer(String),
     /// Our store's.
     Store(StoreError),
+}
+
+impl From<Overrun> for LinkError {
+    fn from(Overrun: Overrun) -> Self {
+        peer("it sends without waiting for acknowledgements".into())
+    }
 }
 
 impl From<StoreError> for LinkError {
@@ -94,20 +100,26 @@ pub(crate) struct Link {
     // Outgoing.
     /// How far the peer has, or is being sent, our feed.
     sent: Sequence,
+    /// Up to here the peer gets what came from itself too, since it began with nothing.
+    resent: Sequence,
     /// Announce instead of sending.
     lazy: bool,
     /// What the peer wants, and, while comparing, what only we have.
     giving: VecDeque<Fingerprint>,
     offering: VecDeque<Fingerprint>,
-    in_flight: VecDeque<InFlight>,
-    in_flight_bytes: usize,
+    in_flight: Window,
+    /// What the peer wanted has a window of its own, since until it has that it takes in nothing else. It is
+    /// acknowledged before the announcement that led to it, which is the oldest message in the other window.
+    given_in_flight: Window,
     acknowledged: u64,
 
     // Incoming.
-    inbox: VecDeque<(Message, usize)>,
-    inbox_bytes: usize,
-    /// Commits that were asked for and are not durable yet, oldest first.
+    inbox: Inbox,
+    /// What we wanted: it comes before what is in the inbox.
+    given: Inbox,
+    /// Commits that were asked for and are not durable yet, oldest first, and what their versions weigh.
     outstanding: VecDeque<Outstanding>,
+    outstanding_bytes: usize,
     /// How many stream messages are done with.
     taken: u64,
     /// The feed of the peer, and how far it is applied durably.
@@ -148,12 +160,8 @@ enum State {
 }
 
 #[derive(Debug)]
-struct InFlight {
-    bytes: usize,
-}
-
-#[derive(Debug)]
 struct Outstanding {
+    bytes: usize,
     /// It answers a stream message, which is to be acknowledged.
     counts: bool,
     /// How many versions it held, if they were pushed without being asked for.
@@ -173,15 +181,17 @@ impl Link {
             conversation,
             distrust: false,
             sent: Sequence(0),
+            resent: Sequence(0),
             lazy: false,
             giving: VecDeque::new(),
             offering: VecDeque::new(),
-            in_flight: VecDeque::new(),
-            in_flight_bytes: 0,
+            in_flight: Window::default(),
+            given_in_flight: Window::default(),
             acknowledged: 0,
-            inbox: VecDeque::new(),
-            inbox_bytes: 0,
+            inbox: Inbox::default(),
+            given: Inbox::default(),
             outstanding: VecDeque::new(),
+            outstanding_bytes: 0,
             taken: 0,
             applied: Cursor::default(),
             applying: Sequence(0),
@@ -196,7 +206,7 @@ impl Link {
 
     /// Takes over commits that the link to this peer before had asked for, and that will be reported to this one.
     pub(crate) fn inherit(&mut self, outstanding: usize) {
-        let inert = || Outstanding { counts: false, pushed: None, through: None };
+        let inert = || Outstanding { bytes: 0, counts: false, pushed: None, through: None };
         self.outstanding.extend(core::iter::repeat_with(inert).take(outstanding));
     }
 
@@ -233,30 +243,36 @@ impl Link {
             Message::Hello(hello) => self.on_hello(hello, view, to),
             Message::Restart { reconcile } => self.on_restart(reconcile, view, to),
             Message::Reject { reason } => Err(peer(format!("the peer ended the link: {reason}"))),
+            // Barriers belong to no conversation: whoever waits for one is not told of a new Hello.
+            Message::Flush { id } => {
+                to.push(Ask::FlushDirectory { id });
+                Ok(())
+            }
+            Message::Flushed { id, head } => {
+                // What a reader changes is never taken, so there is nothing to wait for.
+                let head = if self.ends.theirs == Access::Read { Sequence(0) } else { head };
+                to.push(Ask::BarrierReached { id, head });
+                Ok(())
+            }
             // Whatever belongs to a conversation before the last Hello.
             _ if matches!(self.state, State::Greeting { .. }) => Ok(()),
             Message::Ack { count } => self.on_ack(count, view, to),
             Message::Want { fingerprints } => self.on_want(fingerprints, view, to),
-            Message::Given { entries, more } => self.on_given(entries, more, view, to),
             Message::Lazy => {
                 self.lazy = true;
                 Ok(())
             }
             Message::More => self.on_more(view, to),
             Message::Check { summary, applied } => self.on_check(summary, applied, view, to),
-            Message::Flush { id } => {
-                to.push(Ask::FlushDirectory { id });
-                Ok(())
-            }
-            Message::Flushed { id, head } => {
-                to.push(Ask::BarrierReached { id, head });
-                Ok(())
+            Message::Given { .. } => {
+                self.given.push(message)?;
+                self.work_off(view, to)
             }
             Message::Versions { .. }
             | Message::Have { .. }
             | Message::Fingerprints(_)
             | Message::Reconciled => {
-                self.enqueue(message)?;
+                self.inbox.push(message)?;
                 self.work_off(view, to)
             }
         }
@@ -273,6 +289,7 @@ impl Link {
         self.now = now;
         // A commit of a conversation before the last Hello has nothing to report to.
         let Some(commit) = self.outstanding.pop_front() else { return Ok(()) };
+        self.outstanding_bytes -= commit.bytes;
         if let Some(through) = commit.through {
             self.applied.sequence = self.applied.sequence.max(through);
         }
@@ -287,12 +304,15 @@ impl Link {
 
     /// This side's feed grew, or there is room in the window: sends what there is to send.
     pub(crate) fn pump(&mut self, view: &impl View, to: &mut Vec<Ask>) -> Result<(), LinkError> {
-        while self.in_flight_bytes < WINDOW_BYTES && self.in_flight.len() < WINDOW_MESSAGES {
-            if !self.giving.is_empty() {
-                let entries = take_entries(&mut self.giving, view)?;
-                let more = !self.giving.is_empty();
-                self.send_counted(Message::Given { entries, more }, to);
-            } else if !self.offering.is_empty() {
+        while !self.giving.is_empty() && self.given_in_flight.has_room() {
+            let entries = take_entries(&mut self.giving, view)?;
+            let message = Message::Given { entries, more: !self.giving.is_empty() };
+            self.given_in_flight.add(&message);
+            to.push(Ask::Send(message));
+        }
+        // What the peer wanted comes before what it will have to wait with anyway.
+        while self.giving.is_empty() && self.in_flight.has_room() {
+            if !self.offering.is_empty() {
                 let entries = take_entries(&mut self.offering, view)?;
                 self.send_counted(Message::Versions { entries, through: None }, to);
                 if self.offering.is_empty() {
@@ -348,8 +368,8 @@ impl Link {
     pub(crate) fn phase(&self, head: Sequence) -> Phase {
         match self.state {
             State::Greeting { .. } => Phase::Greeting,
+            _ if self.ahead => Phase::Waiting,
             State::Offering { .. } | State::Comparing { .. } => Phase::Reconciling,
-            State::Live if self.ahead => Phase::Waiting,
             State::Live if self.behind(head) == 0 && self.inbox.is_empty() => Phase::Live,
             State::Live => Phase::CatchingUp,
         }
@@ -358,7 +378,8 @@ impl Link {
     /// How many places of our feed the peer has not been sent, and how many messages it has not acknowledged.
     pub(crate) fn behind(&self, head: Sequence) -> u64 {
         let unsent = head.0.saturating_sub(self.sent.0);
-        if self.ends.ours == Access::Read { 0 } else { unsent + self.in_flight.len() as u64 }
+        let in_flight = self.in_flight.len() + self.given_in_flight.len();
+        if self.ends.ours == Access::Read { 0 } else { unsent + in_flight as u64 }
     }
 
     // ---- Greeting ----
@@ -425,6 +446,9 @@ impl Link {
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
         self.applied = Cursor { epoch: theirs.summary.head.epoch, sequence: Sequence(0) };
+        if theirs.summary.digest.count == 0 {
+            self.resent = ours.summary.head.sequence;
+        }
         let equal = ours.summary.digest == theirs.summary.digest;
         let our_place = place_in_feed(self.ends.theirs, &ours, &theirs);
         let their_place = place_in_feed(self.ends.ours, &theirs, &ours);
@@ -471,8 +495,10 @@ impl Link {
         self.distrust = old.distrust;
         self.now = old.now;
         self.outstanding = old.outstanding;
+        self.outstanding_bytes = old.outstanding_bytes;
         for commit in &mut self.outstanding {
-            *commit = Outstanding { counts: false, pushed: None, through: None };
+            let bytes = commit.bytes;
+            *commit = Outstanding { bytes, counts: false, pushed: None, through: None };
         }
     }
 
@@ -510,7 +536,8 @@ impl Link {
             if cut_off {
                 break;
             }
-            let lacking = |row: &&FeedRow| row.via != Some(self.ends.peer);
+            let lacking =
+                |row: &&FeedRow| row.via != Some(self.ends.peer) || row.sequence <= self.resent;
             let lacked: Vec<&FeedRow> = commit.iter().filter(lacking).collect();
             self.sent = end;
             if lacked.is_empty() {
@@ -527,7 +554,7 @@ impl Link {
                 Message::Versions { entries, through: Some(end) }
             };
             self.send_counted(message, to);
-            if WINDOW_BYTES <= self.in_flight_bytes {
+            if !self.in_flight.has_room() {
                 return Ok(false);
             }
         }
@@ -543,20 +570,20 @@ impl Link {
     }
 
     fn send_counted(&mut self, message: Message, to: &mut Vec<Ask>) {
-        let bytes = weight(&message);
-        self.in_flight.push_back(InFlight { bytes });
-        self.in_flight_bytes += bytes;
+        self.in_flight.add(&message);
         to.push(Ask::Send(message));
     }
 
     fn on_ack(&mut self, count: u64, view: &impl View, to: &mut Vec<Ask>) -> Result<(), LinkError> {
         let news = count.checked_sub(self.acknowledged);
         let news = news.and_then(|news| usize::try_from(news).ok());
-        let Some(news) = news.filter(|news| *news <= self.in_flight.len()) else {
+        let in_flight = self.in_flight.len() + self.given_in_flight.len();
+        let Some(news) = news.filter(|news| *news <= in_flight) else {
             return Err(peer("it acknowledges what it was not sent".into()));
         };
         self.acknowledged = count;
-        self.in_flight_bytes -= self.in_flight.drain(..news).map(|one| one.bytes).sum::<usize>();
+        let news = self.given_in_flight.take_off(news);
+        self.in_flight.take_off(news);
         self.pump(view, to)
     }
 
@@ -584,30 +611,21 @@ impl Link {
 
     // ---- Incoming ----
 
-    fn enqueue(&mut self, message: Message) -> Result<(), LinkError> {
-        let bytes = weight(&message);
-        self.inbox_bytes += bytes;
-        // The sender may overshoot its window by one commit; beyond that it does not keep to it.
-        if WINDOW_BYTES + 2 * MAX_COMMIT_BYTES < self.inbox_bytes
-            || WINDOW_MESSAGES + 8 < self.inbox.len()
-        {
-            return Err(peer("it sends without waiting for acknowledgements".into()));
-        }
-        self.inbox.push_back((message, bytes));
-        Ok(())
-    }
-
     /// Does what the messages in the inbox ask for, in order, as far as possible.
     fn work_off(&mut self, view: &impl View, to: &mut Vec<Ask>) -> Result<(), LinkError> {
-        while self.wanting.is_none()
-            && let Some((message, _)) = self.inbox.front()
-        {
-            match message {
-                Message::Versions { entries, .. } => {
-                    self.ahead =
-                        entries.iter().any(|e| e.version.dot.time.is_ahead_of(self.now.wall));
+        loop {
+            let nothing_wanted = self.wanting.is_none() && self.given.is_empty();
+            let waiting = if nothing_wanted { &mut self.inbox } else { &mut self.given };
+            match waiting.front() {
+                None => break,
+                Some(Message::Versions { entries, .. } | Message::Given { entries, .. }) => {
+                    self.ahead = are_ahead(entries, self.now.wall);
                     if self.ahead {
                         self.retry_at = Some(self.now.instant + RETRY_AHEAD);
+                        return Ok(());
+                    }
+                    // The peer does not wait for acknowledgements, or the store is busy with what came before.
+                    if window::KEPT_BYTES < self.outstanding_bytes {
                         return Ok(());
                     }
                 }
@@ -615,10 +633,10 @@ impl Link {
                 _ if !self.outstanding.is_empty() => return Ok(()),
                 _ => {}
             }
-            let Some((message, bytes)) = self.inbox.pop_front() else { return Ok(()) };
-            self.inbox_bytes -= bytes;
+            let Some(message) = waiting.pop() else { break };
             match message {
                 Message::Versions { entries, through } => self.on_versions(entries, through, to)?,
+                Message::Given { entries, more } => self.on_given(entries, more, to)?,
                 Message::Have { fingerprints, through } => {
                     self.on_have(fingerprints, through, view, to)?;
                 }
@@ -651,7 +669,7 @@ impl Link {
                     let applied = theirs.summary.head.sequence;
                     self.finish_reconciliation(applied, view, to)?;
                 }
-                _ => unreachable!("only these four are put into the inbox"),
+                _ => unreachable!("only these five are put into an inbox"),
             }
         }
         self.advance_comparison(view, to)
@@ -705,7 +723,6 @@ impl Link {
         &mut self,
         entries: Vec<Entry>,
         more: bool,
-        view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
         let Some(through) = self.wanting else {
@@ -722,8 +739,7 @@ impl Link {
             // The announcement that led to the Want is done with as well.
             self.commit(Vec::new(), None, true, None, to);
         }
-        self.advance_comparison(view, to)?;
-        self.work_off(view, to)
+        Ok(())
     }
 
     fn check_access(&self) -> Result<(), LinkError> {
@@ -747,7 +763,9 @@ impl Link {
             self.cursor_is_stale = false;
         }
         let cursor = through.map(|_| Cursor { epoch: self.applied.epoch, sequence: self.applying });
-        self.outstanding.push_back(Outstanding { counts, pushed, through });
+        let bytes = window::weight_of(&entries);
+        self.outstanding_bytes += bytes;
+        self.outstanding.push_back(Outstanding { bytes, counts, pushed, through });
         to.push(Ask::Commit { entries, cursor });
     }
 
@@ -803,7 +821,8 @@ impl Link {
         matches!(self.state, State::Live)
             && self.inbox.is_empty()
             && self.outstanding.is_empty()
-            && self.in_flight.is_empty()
+            && self.in_flight.len() == 0
+            && self.given_in_flight.len() == 0
             && self.wanting.is_none()
             && summary.head.sequence <= self.sent
     }
@@ -867,28 +886,12 @@ fn take_entries(
     Ok(entries)
 }
 
-/// What a message counts in a window, in bytes: about what it takes in memory.
-fn weight(message: &Message) -> usize {
-    const EACH: usize = 64;
-    let entry = |entry: &Entry| {
-        let Entry { key, version } = entry;
-        let seen = version.seen.authors().len() + version.seen.exceptions().len();
-        let content = match &version.content {
-            Content::Deleted => 0,
-            Content::Inline(bytes) => bytes.len(),
-            Content::Chunks(chunks) => chunks.len() * 36,
-            Content::Tree { nodes, .. } => nodes.len() * 48,
-        };
-        2 * EACH + key.len() + seen * 24 + content
-    };
-    match message {
-        Message::Versions { entries, .. } | Message::Given { entries, .. } => {
-            EACH + entries.iter().map(entry).sum::<usize>()
-        }
-        Message::Have { fingerprints, .. } => EACH + fingerprints.len() * 16,
-        Message::Fingerprints(batch) => EACH + batch.fingerprints.len() * 16,
-        _ => EACH,
-    }
+/// Whether a version, or one that it claims to have seen, lies in the future of our clock.
+fn are_ahead(entries: &[Entry], now: WallTime) -> bool {
+    entries.iter().any(|Entry { version, .. }| {
+        let seen = version.seen.authors().iter().map(|(_, time)| *time);
+        seen.chain([version.dot.time]).any(|time| time.is_ahead_of(now))
+    })
 }
 
 fn peer(reason: String) -> LinkError {

@@ -7,6 +7,8 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
+use crate::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS};
+use crate::model::canonical;
 use crate::model::fingerprint::{Fingerprint, FingerprintKey};
 use crate::model::hlc::Clock;
 use crate::model::id::{AuthorId, NodeId};
@@ -22,6 +24,8 @@ use crate::time::WallTime;
 pub struct Added {
     /// The version.
     pub entry: Entry,
+    /// The length of its canonical encoding in bytes.
+    pub bytes: usize,
     /// Its fingerprint.
     pub fingerprint: Fingerprint,
     /// Its place in the feed.
@@ -177,6 +181,9 @@ impl<'v, V: View> Application<'v, V> {
             replaced.extend(like.iter().map(|held| held.dot));
             version.seen = merge::seen_by_successor(&siblings, &replaced);
         }
+        // Nobody has seen what is not written yet. Whoever claims so must not make this write look like an old one.
+        let claimed = version.seen.authors().iter().find(|(seen, _)| *seen == author);
+        *clock = Clock::after(clock.last().max(claimed.map_or(clock.last(), |(_, time)| *time)));
         version.dot.time = clock.tick(now);
         let dot = version.dot;
         self.merge(Entry { key, version }, None, applied)?;
@@ -195,7 +202,9 @@ impl<'v, V: View> Application<'v, V> {
             applied.stale += 1;
             return Ok(());
         };
-        let fingerprint = Fingerprint::of(&entry, &self.fingerprint_key);
+        let mut canonical = Vec::with_capacity(256);
+        canonical::encode_entry(&entry, &mut canonical);
+        let fingerprint = Fingerprint::of_canonical(&canonical, &self.fingerprint_key);
         let sequence = Sequence(self.summary.head.sequence.0 + 1);
         self.summary.head.sequence = sequence;
         self.summary.digest.add(fingerprint);
@@ -216,14 +225,31 @@ impl<'v, V: View> Application<'v, V> {
             self.removed.push(Removed { key, dot, sequence: stored.sequence, fingerprint });
         }
         applied.added.push((entry.clone(), sequence));
-        self.added.push(Added { entry, fingerprint, sequence, commit_end: sequence, via });
+        let bytes = canonical.len();
+        self.added.push(Added { entry, bytes, fingerprint, sequence, commit_end: sequence, via });
         Ok(())
     }
 
+    /// Says where the commit that began at `from` ends in the feed. It is applied whole here, but one that is too
+    /// large to be sent is several for everybody else.
     fn end_commit(&mut self, from: usize, applied: &mut Applied) {
-        let end = self.summary.head.sequence;
-        for added in &mut self.added[from..] {
-            added.commit_end = end;
+        let mut bytes = 0;
+        let mut parts: Vec<usize> = Vec::new();
+        let mut part = from;
+        for (place, added) in (from..).zip(&self.added[from..]) {
+            bytes += added.bytes;
+            if MAX_COMMIT_VERSIONS == place - part || MAX_COMMIT_BYTES < bytes {
+                parts.push(place);
+                (part, bytes) = (place, added.bytes);
+            }
+        }
+        parts.push(self.added.len());
+        let mut part = from;
+        for next in parts {
+            if let Some(end) = self.added[part..next].last().map(|added| added.sequence) {
+                self.added[part..next].iter_mut().for_each(|added| added.commit_end = end);
+            }
+            part = next;
         }
         applied.summary = self.summary;
     }

@@ -5,6 +5,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Bound::{Excluded, Included, Unbounded};
 
 use crate::model::canonical;
 use crate::model::commit::Commit;
@@ -157,7 +158,9 @@ impl View for MemoryView {
     fn feed(&self, after: Sequence, limit_bytes: usize) -> Result<Vec<FeedRow>, StoreError> {
         let mut rows = Vec::new();
         let mut bytes = Vec::new();
-        for (&sequence, (key, dot, commit_end, via)) in self.0.feed.range(Sequence(after.0 + 1)..) {
+        for (&sequence, (key, dot, commit_end, via)) in
+            self.0.feed.range((Excluded(after), Unbounded))
+        {
             let entry = self.0.entry(key, *dot)?;
             canonical::encode_entry(&entry, &mut bytes);
             if limit_bytes < bytes.len() && !rows.is_empty() {
@@ -206,10 +209,7 @@ impl View for MemoryView {
         limit: usize,
     ) -> Result<Vec<(Key, Vec<Stored>)>, StoreError> {
         let from = after.map_or(prefix, |after| after.as_str().max(prefix));
-        let range = self
-            .0
-            .versions
-            .range::<str, _>((core::ops::Bound::Included(from), core::ops::Bound::Unbounded));
+        let range = self.0.versions.range::<str, _>((Included(from), Unbounded));
         let matching = range
             .take_while(|(key, _)| key.as_str() <= from || key.starts_with(prefix))
             .filter(|(key, _)| key.starts_with(prefix) && after < Some(*key));

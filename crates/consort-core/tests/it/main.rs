@@ -4,8 +4,14 @@
 //! - `convergence`: whatever happens, all replicas end up the same and nothing is lost.
 //! - `conversation`: what a link says in the common cases, and how little it is.
 //! - `hostile`: a peer that says anything at all.
+//! - `progress`: no link waits for ever, and what has to wait is not lost.
+//! - `recorded`: the bytes of a conversation, which never change unnoticed.
+//! - `stores`: what a store must make of any commits.
 
 mod convergence;
 mod conversation;
 mod hostile;
+mod progress;
+mod recorded;
+mod stores;
 mod world;

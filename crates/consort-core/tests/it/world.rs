@@ -2,6 +2,7 @@
 //! codec, so what the queues hold is what a network would carry.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use consort_core::model::attributes::Attributes;
 use consort_core::model::merge::{self, Saw};
@@ -26,6 +27,8 @@ pub(crate) struct Node {
     pub(crate) store: MemoryStore,
     pub(crate) replica: Replica,
     access: Access,
+    /// How far this node's wall clock is ahead of the others'.
+    pub(crate) clock_ahead_ms: u64,
     committing: VecDeque<(NodeId, Vec<Entry>, Option<Cursor>)>,
     /// Barriers that peers answered.
     pub(crate) reached: Vec<Effect>,
@@ -39,7 +42,7 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     pipes: BTreeMap<(usize, usize), Pipe>,
     pub(crate) random: Random,
-    now: Now,
+    pub(crate) now: Now,
     /// What was sent, by kind, for counting.
     pub(crate) sent: Vec<Message>,
     pub(crate) sent_bytes: usize,
@@ -67,7 +70,7 @@ impl World {
             store.open_dataset(PARAMETERS).expect("memory does not fail");
             let replica = Replica::new(PARAMETERS.fingerprint_key, access, random.next_u64());
             let (committing, reached, disconnected) = Default::default();
-            Node { store, replica, access, committing, reached, disconnected }
+            Node { store, replica, access, clock_ahead_ms: 0, committing, reached, disconnected }
         });
         let nodes = nodes.collect();
         let now = Now { instant: Instant(0), wall: WallTime(1_700_000_000_000) };
@@ -86,9 +89,10 @@ impl World {
             content: content.clone(),
             attributes: Attributes::default(),
         };
+        let wall = WallTime(self.now.wall.0 + self.nodes[node].clock_ahead_ms);
         let applied = self.nodes[node]
             .store
-            .apply_local(DATASET, vec![write], self.now.wall)
+            .apply_local(DATASET, vec![write], wall)
             .expect("memory does not fail");
         if let Written::New(dot) = applied.written[0] {
             self.written.insert(dot, (key(name), content));
@@ -161,7 +165,35 @@ impl World {
             }
             self.pass_deadlines();
         }
+        self.run();
+    }
+
+    /// Lets things happen until nothing is left but time.
+    pub(crate) fn run(&mut self) {
         while self.step() {}
+    }
+
+    /// Lets time pass, and whatever it brings happen.
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.now.instant = self.now.instant + time;
+        self.now.wall.0 += u64::try_from(time.as_millis()).expect("not that long");
+        for node in 0..self.nodes.len() {
+            self.event(node, Event::DeadlinePassed);
+        }
+        self.run();
+    }
+
+    /// Takes everything from a node but its name: its disk was replaced.
+    pub(crate) fn wipe(&mut self, node: usize) {
+        for other in 0..self.nodes.len() {
+            self.disconnect(node, other);
+        }
+        let this = &mut self.nodes[node];
+        let author = AuthorId(self.random.next_u64().to_le_bytes().repeat(2).try_into().unwrap());
+        this.store = MemoryStore::new(author, Epoch(self.random.next_u64()));
+        this.store.open_dataset(PARAMETERS).expect("memory does not fail");
+        this.replica = Replica::new(PARAMETERS.fingerprint_key, this.access, 1);
+        this.committing.clear();
     }
 
     fn pass_deadlines(&mut self) {
@@ -192,7 +224,7 @@ impl World {
         self.event(node, Event::Grew);
     }
 
-    fn event(&mut self, node: usize, event: Event) {
+    pub(crate) fn event(&mut self, node: usize, event: Event) {
         let mut effects = Vec::new();
         let this = &mut self.nodes[node];
         let view = this.store.view(DATASET).expect("it is open");

@@ -13,7 +13,7 @@ use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use crate::folder::{Meta, PRIVATE_DIR, Root};
 
 /// The key of the file with the patterns.
-const IGNORE_FILE: &str = ".consortignore";
+pub(super) const IGNORE_FILE: &str = ".consortignore";
 
 /// The largest file of patterns, in bytes. It arrives from peers like any other file, and each
 /// pattern becomes part of an automaton: this bounds what they can make us build.

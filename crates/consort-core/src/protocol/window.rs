@@ -1,0 +1,114 @@
+//! How much may be on its way: what a message weighs, what a sender may have in flight, what a receiver keeps.
+//!
+//! Both ends weigh alike, so a receiver recognises a peer that does not wait for acknowledgements.
+
+use alloc::collections::VecDeque;
+
+use crate::content::Content;
+use crate::limits::{MAX_COMMIT_BYTES, WINDOW_BYTES, WINDOW_MESSAGES};
+use crate::model::version::Entry;
+use crate::protocol::message::Message;
+
+/// What a receiver keeps of one sender, in bytes. A sender may overshoot its window by one commit.
+pub(super) const KEPT_BYTES: usize = WINDOW_BYTES + 2 * MAX_COMMIT_BYTES;
+const KEPT_MESSAGES: usize = WINDOW_MESSAGES + 8;
+
+/// The messages that a peer has been sent and has not acknowledged, by weight, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    weights: VecDeque<usize>,
+    bytes: usize,
+}
+
+impl Window {
+    /// Whether another message may be sent.
+    pub(super) fn has_room(&self) -> bool {
+        self.bytes < WINDOW_BYTES && self.weights.len() < WINDOW_MESSAGES
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.weights.len()
+    }
+
+    pub(super) fn add(&mut self, message: &Message) {
+        let weight = weight(message);
+        self.weights.push_back(weight);
+        self.bytes += weight;
+    }
+
+    /// Takes off the oldest `count` messages, or all if there are fewer; returns how many `count` has left.
+    pub(super) fn take_off(&mut self, count: usize) -> usize {
+        let here = count.min(self.weights.len());
+        self.bytes -= self.weights.drain(..here).sum::<usize>();
+        count - here
+    }
+}
+
+/// Messages that arrived and have to wait, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    messages: VecDeque<(Message, usize)>,
+    bytes: usize,
+}
+
+/// The peer has sent more than a window.
+#[derive(Debug)]
+pub(super) struct Overrun;
+
+impl Inbox {
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    pub(super) fn push(&mut self, message: Message) -> Result<(), Overrun> {
+        let weight = weight(&message);
+        self.bytes += weight;
+        self.messages.push_back((message, weight));
+        let kept = self.bytes <= KEPT_BYTES && self.messages.len() <= KEPT_MESSAGES;
+        if kept { Ok(()) } else { Err(Overrun) }
+    }
+
+    pub(super) fn front(&self) -> Option<&Message> {
+        self.messages.front().map(|(message, _)| message)
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Message> {
+        let (message, weight) = self.messages.pop_front()?;
+        self.bytes -= weight;
+        Some(message)
+    }
+}
+
+const EACH: usize = 64;
+
+/// What a message counts, in bytes: about what it takes in memory.
+fn weight(message: &Message) -> usize {
+    match message {
+        Message::Versions { entries, .. } | Message::Given { entries, .. } => {
+            EACH + weight_of(entries)
+        }
+        Message::Have { fingerprints, .. } => EACH + fingerprints.len() * 16,
+        Message::Fingerprints(batch) => EACH + batch.fingerprints.len() * 16,
+        _ => EACH,
+    }
+}
+
+/// What versions count, in bytes.
+pub(super) fn weight_of(entries: &[Entry]) -> usize {
+    let entry = |Entry { key, version }: &Entry| {
+        let seen = version.seen.authors().len() + version.seen.exceptions().len();
+        let content = match &version.content {
+            Content::Deleted => 0,
+            Content::Inline(bytes) => bytes.len(),
+            Content::Chunks(chunks) => chunks.len() * 36,
+            Content::Tree { nodes, .. } => nodes.len() * 48,
+        };
+        let attributes = &version.attributes;
+        let media_type = attributes.media_type.as_ref().map_or(0, |text| text.len());
+        let metadata = attributes.metadata.iter().map(|(name, value)| name.len() + value.len());
+        let unknown = attributes.unknown.iter().map(|(_, bytes)| bytes.len());
+        let attributes = media_type + metadata.sum::<usize>() + unknown.sum::<usize>();
+        2 * EACH + key.len() + seen * 24 + content + attributes
+    };
+    entries.iter().map(entry).sum()
+}

@@ -1,0 +1,313 @@
+//! The suite that every store passes: random commits on a few stores, each of which is compared after every step with
+//! a [`MemoryStore`] that got the same commits, and the laws that must hold between them. It panics where a store does
+//! not conform.
+//!
+//! Everything follows from the seed. Whether rows survive a crash is not for this suite to find out; whether they
+//! survive being opened again is, since the caller may do that between steps.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use crate::content::{ChunkRef, Content};
+use crate::model::attributes::Attributes;
+use crate::model::commit::Commit;
+use crate::model::fingerprint::{Fingerprint, FingerprintKey};
+use crate::model::hlc::Timestamp;
+use crate::model::id::{DatasetId, NodeId};
+use crate::model::key::Key;
+use crate::model::merge::Saw;
+use crate::model::vector::Dot;
+use crate::store::memory::{MemoryStore, MemoryView};
+use crate::store::{
+    Cursor, DatasetParameters, Epoch, FeedRow, LocalWrite, Sequence, Store, StoreError, View,
+};
+use crate::time::WallTime;
+
+/// How many stores exchange commits.
+const STORES: usize = 3;
+/// How many commits are made.
+const STEPS: usize = 48;
+/// Names that are prefixes of each other, in a few directories, in more than one script.
+const KEYS: [&str; 9] = ["a", "a-", "a/b", "a/b/c", "a/bc", "ab", "b", "é", "日/本"];
+
+const DATASET: DatasetParameters =
+    DatasetParameters { id: DatasetId([1; 16]), fingerprint_key: FingerprintKey([2; 32]) };
+
+/// Runs the suite with `seed`. `make` makes an empty store of an author that no other store has, and `between` is
+/// given a store between two steps and gives it back: it may open it again meanwhile.
+pub fn run<S: Store>(seed: u64, mut make: impl FnMut() -> S, mut between: impl FnMut(S, u64) -> S) {
+    let mut random = Random(seed);
+    knows_only_what_was_opened(make());
+    let mut pairs: Vec<Pair<S>> = (0..STORES).map(|number| Pair::new(make(), number)).collect();
+    for step in 0..STEPS {
+        let place = random.below(STORES);
+        let mut pair = pairs.swap_remove(place);
+        pair.store = between(pair.store, random.next());
+        match random.below(5) {
+            0..3 => pair.write(step, &mut random),
+            _ => {
+                let from = random.below(pairs.len());
+                pair.pull(&pairs[from], &mut random);
+            }
+        }
+        pair.compare(&mut random, &format!("seed {seed}, step {step}"));
+        pairs.push(pair);
+    }
+    feeds_make_stores_equal(&mut pairs, make());
+}
+
+/// A store, and the reference that got the same commits.
+struct Pair<S> {
+    store: S,
+    reference: MemoryStore,
+    node: NodeId,
+    epoch: Epoch,
+}
+
+impl<S: Store> Pair<S> {
+    fn new(mut store: S, number: usize) -> Self {
+        let byte = u8::try_from(number).expect("a few stores");
+        let mut reference = MemoryStore::new(store.author(), Epoch(7));
+        store.open_dataset(DATASET).expect("opens");
+        reference.open_dataset(DATASET).expect("opens");
+        let epoch = view(&store).summary().head.epoch;
+        Self { store, reference, node: NodeId([byte; 16]), epoch }
+    }
+
+    fn write(&mut self, step: usize, random: &mut Random) {
+        let now = WallTime(1_000 + step as u64 / 4);
+        let held = view(&self.reference);
+        let mut writes: Vec<LocalWrite> = Vec::new();
+        for _ in 0..=random.below(4) {
+            let write = random.write(&held);
+            if writes.iter().all(|other| other.key != write.key) {
+                writes.push(write);
+            }
+        }
+        let expected = self.reference.apply_local(DATASET.id, writes.clone(), now);
+        let mut expected = expected.expect("applies");
+        let applied = self.store.apply_local(DATASET.id, writes, now).expect("applies");
+        expected.summary.head.epoch = self.epoch;
+        assert_eq!(applied, expected);
+    }
+
+    fn pull(&mut self, from: &Self, random: &mut Random) {
+        let head = view(&from.store).summary().head;
+        let known = view(&self.store).cursor(from.node).expect("reads");
+        let after = match (known, random.below(3)) {
+            (Some(known), 1..) => known.sequence,
+            _ => Sequence(random.next() % (head.sequence.0 + 1)),
+        };
+        let limit = random.below(2_000);
+        let rows = view(&from.store).feed(after, limit).expect("reads");
+        let upto = rows.last().map_or(after, |row| row.sequence);
+        let cursor = Cursor { epoch: head.epoch, sequence: upto };
+        let cursor = (random.below(4) != 0).then_some(cursor);
+        let commit = Commit { entries: rows.into_iter().map(|row| row.entry).collect() };
+        let expected = self.reference.apply_remote(DATASET.id, from.node, commit.clone(), cursor);
+        let mut expected = expected.expect("applies");
+        let applied = self.store.apply_remote(DATASET.id, from.node, commit, cursor);
+        expected.summary.head.epoch = self.epoch;
+        assert_eq!(applied.expect("applies"), expected);
+    }
+
+    /// Compares everything that can be read.
+    fn compare(&self, random: &mut Random, context: &str) {
+        let (store, reference) = (view(&self.store), view(&self.reference));
+        assert_eq!(self.store.author(), self.reference.author(), "{context}");
+        let (summary, expected) = (store.summary(), reference.summary());
+        assert_eq!(summary.digest, expected.digest, "{context}");
+        assert_eq!(summary.head.sequence, expected.head.sequence, "{context}");
+        assert_eq!(summary.head.epoch, self.epoch, "{context}");
+        compare_keys(&store, &reference, random, context);
+        compare_feeds(&store, &reference, random, context);
+        compare_fingerprints(&store, &reference, random, context);
+        for number in 0..STORES {
+            let peer = NodeId([u8::try_from(number).expect("a few stores"); 16]);
+            assert_eq!(store.cursor(peer), reference.cursor(peer), "{context}");
+        }
+    }
+}
+
+fn compare_keys(store: &impl View, reference: &MemoryView, random: &mut Random, context: &str) {
+    for key in KEYS {
+        let key = Key::new(key).expect("a valid key");
+        assert_eq!(store.siblings(&key), reference.siblings(&key), "{context}");
+    }
+    assert_eq!(store.scan("", None, usize::MAX), reference.scan("", None, usize::MAX), "{context}");
+    for prefix in ["", "a", "a/", "a/b", "é", "x", KEYS[random.below(KEYS.len())]] {
+        let after = Key::new(KEYS[random.below(KEYS.len())]).expect("a valid key");
+        let after = Some(&after).filter(|_| random.below(2) == 0);
+        let limit = random.below(4);
+        let (found, expected) =
+            (store.scan(prefix, after, limit), reference.scan(prefix, after, limit));
+        assert_eq!(found, expected, "{context}: {limit} from {prefix:?} after {after:?}");
+    }
+}
+
+fn compare_feeds(store: &impl View, reference: &MemoryView, random: &mut Random, context: &str) {
+    let head = reference.summary().head.sequence.0;
+    for after in [0, random.next() % (head + 1), head, u64::MAX] {
+        for limit in [0, random.below(1_000), usize::MAX] {
+            let found = store.feed(Sequence(after), limit);
+            let expected = reference.feed(Sequence(after), limit);
+            assert_eq!(found, expected, "{context}: {limit} bytes after {after}");
+        }
+    }
+}
+
+fn compare_fingerprints(
+    store: &impl View,
+    reference: &MemoryView,
+    random: &mut Random,
+    context: &str,
+) {
+    let all = reference.fingerprints(None, usize::MAX).expect("reads");
+    assert_eq!(store.fingerprints(None, usize::MAX).as_ref(), Ok(&all), "{context}");
+    let limit = 1 + random.below(3);
+    let mut paged: Vec<Fingerprint> = Vec::new();
+    loop {
+        let page = store.fingerprints(paged.last().copied(), limit).expect("reads");
+        assert!(page.len() <= limit, "{context}");
+        if page.is_empty() {
+            break;
+        }
+        paged.extend(page);
+    }
+    assert_eq!(paged, all, "{context}");
+    for fingerprint in all {
+        assert_eq!(store.has(fingerprint), Ok(true), "{context}");
+        let entry = store.by_fingerprint(fingerprint).expect("reads").expect("is there");
+        assert_eq!(Fingerprint::of(&entry, &DATASET.fingerprint_key), fingerprint, "{context}");
+    }
+    let absent = Fingerprint(u128::from(random.next()));
+    assert_eq!(store.has(absent), Ok(false), "{context}");
+    assert_eq!(store.by_fingerprint(absent), Ok(None), "{context}");
+    let last = store.fingerprints(Some(Fingerprint(u128::MAX)), 1);
+    assert_eq!(last, Ok(Vec::new()), "{context}");
+}
+
+fn knows_only_what_was_opened<S: Store>(mut store: S) {
+    let unknown = Some(StoreError::UnknownDataset(DATASET.id));
+    assert_eq!(store.view(DATASET.id).err(), unknown);
+    assert_eq!(store.apply_local(DATASET.id, Vec::new(), WallTime(1)).err(), unknown);
+    let commit = Commit::default();
+    assert_eq!(store.apply_remote(DATASET.id, NodeId([1; 16]), commit, None).err(), unknown);
+
+    store.open_dataset(DATASET).expect("opens");
+    let write = LocalWrite {
+        key: Key::new("a").expect("a valid key"),
+        saw: Saw::Nothing,
+        content: Content::Inline([1].into()),
+        attributes: Attributes::default(),
+    };
+    store.apply_local(DATASET.id, [write].into(), WallTime(1)).expect("applies");
+    let summary = view(&store).summary();
+    store.open_dataset(DATASET).expect("opens");
+    assert_eq!(view(&store).summary(), summary, "a dataset that was opened before keeps its rows");
+}
+
+/// What one store's feed holds is all that another needs to become equal to it; and twice is like once.
+fn feeds_make_stores_equal<S: Store>(pairs: &mut [Pair<S>], mut fresh: S) {
+    fresh.open_dataset(DATASET).expect("opens");
+    let feed =
+        |from: &S| -> Vec<FeedRow> { view(from).feed(Sequence(0), usize::MAX).expect("reads") };
+    let pour = |rows: Vec<FeedRow>, into: &mut S| {
+        let entries = rows.into_iter().map(|row| row.entry).collect();
+        into.apply_remote(DATASET.id, NodeId([9; 16]), Commit { entries }, None).expect("applies")
+    };
+    for _ in 0..2 {
+        pour(feed(&pairs[0].store), &mut fresh);
+        assert_same(&fresh, &pairs[0].store);
+    }
+    for (from, into) in [(0, 1), (1, 2), (2, 0), (2, 1)] {
+        let rows = feed(&pairs[from].store);
+        pour(rows, &mut pairs[into].store);
+    }
+    for pair in &pairs[1..] {
+        assert_same(&pair.store, &pairs[0].store);
+    }
+    let again = pour(feed(&pairs[0].store), &mut pairs[1].store);
+    assert!(again.added.is_empty(), "what is known already changes nothing");
+}
+
+fn assert_same<S: Store>(a: &S, b: &S) {
+    let (a, b) = (view(a), view(b));
+    assert_eq!(a.summary().digest, b.summary().digest);
+    let versions = |view: &S::View| -> Vec<_> {
+        let keys = view.scan("", None, usize::MAX).expect("reads");
+        let plain = |(key, held): (Key, Vec<super::Stored>)| {
+            (key, held.into_iter().map(|stored| stored.version).collect::<Vec<_>>())
+        };
+        keys.into_iter().map(plain).collect()
+    };
+    assert_eq!(versions(&a), versions(&b));
+}
+
+fn view<S: Store>(store: &S) -> S::View {
+    store.view(DATASET.id).expect("the dataset is open")
+}
+
+/// A generator of numbers (splitmix64): small, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % bound as u64).expect("below a usize")
+    }
+
+    /// A write by somebody who sees what `held` shows, or something older.
+    fn write(&mut self, held: &impl View) -> LocalWrite {
+        let key = Key::new(KEYS[self.below(KEYS.len())]).expect("a valid key");
+        let siblings = held.siblings(&key).expect("reads");
+        let saw = match self.below(4) {
+            0 => Saw::Nothing,
+            1 => Saw::Version(Dot { time: Timestamp(self.next()), ..Dot::default() }),
+            2 if !siblings.is_empty() => {
+                Saw::Version(siblings[self.below(siblings.len())].version.dot)
+            }
+            _ => Saw::Winner,
+        };
+        let byte = u8::try_from(self.below(3)).expect("below three");
+        let content = match self.below(5) {
+            0 => Content::Deleted,
+            1 => Content::Chunks([ChunkRef::to(&[byte])].into()),
+            2 => Content::Inline((0..self.below(600)).map(|_| byte).collect()),
+            _ => Content::Inline([byte].into()),
+        };
+        let modified_ns = i64::from(self.below(2) == 0);
+        LocalWrite {
+            key,
+            saw,
+            content,
+            attributes: Attributes { modified_ns, ..Attributes::default() },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::cell::Cell;
+
+    use super::*;
+    use crate::model::id::AuthorId;
+
+    #[test]
+    fn the_store_in_memory_conforms() {
+        for seed in 0..64 {
+            let made = Cell::new(0);
+            let make = || {
+                made.set(made.get() + 1);
+                MemoryStore::new(AuthorId([made.get(); 16]), Epoch(3))
+            };
+            run(seed, make, |store, _| store);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! No link waits for ever, and what has to wait is not lost.
+
+use std::time::Duration;
+
+use consort_core::limits::{MAX_CLOCK_SKEW_MS, MAX_COMMIT_VERSIONS, WINDOW_MESSAGES};
+use consort_core::model::attributes::Attributes;
+use consort_core::model::merge::Saw;
+use consort_core::protocol::Message;
+use consort_core::protocol::event::{Access, Effect};
+use consort_core::protocol::link::Phase;
+use consort_core::store::{LocalWrite, Store, View};
+use consort_core::{AuthorId, Content, Dot, Entry, Timestamp, Version, VersionVector, WallTime};
+
+use crate::world::{DATASET, World, id, key};
+
+fn holds(world: &World, node: usize, name: &str) -> bool {
+    let view = world.nodes[node].store.view(DATASET).unwrap();
+    !view.siblings(&key(name)).unwrap().is_empty()
+}
+
+fn phase(world: &World, node: usize) -> Phase {
+    let head = world.summary(node).head.sequence;
+    world.nodes[node].replica.links(head).next().expect("it has a link").phase
+}
+
+#[test]
+fn more_announcements_than_a_window_holds_are_worked_off() {
+    let mut world = World::new(2, 1);
+    world.connect(0, 1);
+    world.settle();
+    // The peer says that it gets everything elsewhere, so it is only told; but it has nothing of this.
+    world.inject(1, 0, Message::Lazy);
+    for n in 0..=WINDOW_MESSAGES {
+        world.put(0, &format!("{n}"), "value");
+    }
+    world.run();
+    world.assert_converged();
+}
+
+#[test]
+fn a_node_that_lost_its_disk_gets_back_what_it_wrote_itself() {
+    let mut world = World::new(2, 2);
+    for n in 0..10 {
+        world.put(n % 2, &format!("{n}"), "value");
+    }
+    world.connect(0, 1);
+    world.settle();
+    world.wipe(1);
+    world.connect(0, 1);
+    world.run();
+    world.assert_converged();
+}
+
+#[test]
+fn versions_from_a_clock_far_ahead_wait_and_are_not_lost() {
+    // Pushed along the feed; and wanted, after a comparison.
+    for both_hold_something in [false, true] {
+        let mut world = World::new(2, 3);
+        world.nodes[0].clock_ahead_ms = 2 * MAX_CLOCK_SKEW_MS;
+        world.put(0, "early", "1");
+        if both_hold_something {
+            world.put(1, "other", "2");
+        }
+        world.connect(0, 1);
+        world.run();
+        assert!(!holds(&world, 1, "early"));
+        assert_eq!(phase(&world, 1), Phase::Waiting);
+        world.pass(Duration::from_millis(MAX_CLOCK_SKEW_MS / 2));
+        assert!(!holds(&world, 1, "early"));
+        world.pass(Duration::from_millis(MAX_CLOCK_SKEW_MS));
+        world.assert_converged();
+        assert_eq!(phase(&world, 1), Phase::Live);
+    }
+}
+
+#[test]
+fn a_barrier_is_answered_although_the_link_begins_anew() {
+    let mut world = World::new(2, 4);
+    world.connect(0, 1);
+    world.settle();
+    world.inject(1, 0, Message::Restart { reconcile: true });
+    world.barrier(0, 1);
+    world.barrier(1, 2);
+    world.settle();
+    assert_eq!((world.nodes[0].reached.len(), world.nodes[1].reached.len()), (1, 1));
+}
+
+#[test]
+fn nobody_waits_for_the_feed_of_a_reader() {
+    let mut world = World::with_access(&[Access::Write, Access::Read], 5);
+    world.connect(0, 1);
+    world.settle();
+    world.put(0, "a", "1");
+    world.settle();
+    world.barrier(0, 1);
+    world.settle();
+    let [Effect::BarrierReached { head, .. }] = world.nodes[0].reached[..] else {
+        panic!("one barrier was reached")
+    };
+    let here = world.summary(0).head.sequence;
+    let report = world.nodes[0].replica.links(here).next().expect("it has a link");
+    assert!(head <= report.applied);
+}
+
+#[test]
+fn a_write_that_is_too_large_for_one_commit_travels_as_several() {
+    let mut world = World::new(2, 6);
+    let write = |n| LocalWrite {
+        key: key(&format!("{n}")),
+        saw: Saw::Winner,
+        content: Content::Inline([7; 1000].into()),
+        attributes: Attributes::default(),
+    };
+    let writes = (0..3 * MAX_COMMIT_VERSIONS).map(write).collect();
+    let now = WallTime(1_700_000_000_000);
+    world.nodes[0].store.apply_local(DATASET, writes, now).unwrap();
+    world.connect(0, 1);
+    world.run();
+    world.assert_converged();
+    assert_eq!(world.summary(1).digest.count, 3 * MAX_COMMIT_VERSIONS as u64);
+}
+
+#[test]
+fn a_write_is_not_lost_to_a_peer_that_claims_to_have_seen_it() {
+    let mut world = World::new(2, 7);
+    world.connect(0, 1);
+    world.settle();
+    // Node 1 says that it has seen what node 0 will write within the next minutes.
+    let author = AuthorId(id(0).0);
+    let now = Timestamp::at(world.now.wall);
+    let mut seen = VersionVector::new();
+    seen.advance(Dot { author, time: Timestamp(now.0 + ((4 * 60_000) << 16)) });
+    let dot = Dot { author: AuthorId([9; 16]), time: now };
+    let (content, attributes) = (Content::Inline([1].into()), Attributes::default());
+    let version = Version { dot, seen, content, attributes };
+    let entries = [Entry { key: key("a"), version }].into();
+    world.inject(1, 0, Message::Versions { entries, through: None });
+    world.run();
+    assert!(holds(&world, 0, "a"));
+    world.put(0, "a", "mine");
+    let held = world.nodes[0].store.view(DATASET).unwrap().siblings(&key("a")).unwrap();
+    assert_eq!(held[0].version.content, Content::Inline((*b"mine").into()));
+    assert_eq!(held.len(), 1);
+}

@@ -1,0 +1,107 @@
+//! What a store must make of any commits: its digest is the sum of what it holds, and its feed is all of it.
+
+use consort_core::model::attributes::Attributes;
+use consort_core::model::merge::Saw;
+use consort_core::store::memory::{MemoryStore, MemoryView};
+use consort_core::store::{Epoch, LocalWrite, Sequence, Store, View};
+use consort_core::{AuthorId, Commit, Content, Digest, Entry, Fingerprint, NodeId, WallTime};
+use proptest::prelude::*;
+
+use crate::world::{DATASET, PARAMETERS, key};
+
+/// One commit: at which of two stores, of which writes (key, value or deletion, which version was seen).
+type Step = (usize, Vec<(u8, Option<u8>, u8)>);
+
+fn any_steps() -> impl Strategy<Value = Vec<Step>> {
+    let write = (0u8..4, prop::option::of(0u8..3), 0u8..4);
+    prop::collection::vec((0usize..2, prop::collection::vec(write, 1..4)), 1..30)
+}
+
+fn store(author: u8) -> MemoryStore {
+    let mut store = MemoryStore::new(AuthorId([author; 16]), Epoch(u64::from(author)));
+    store.open_dataset(PARAMETERS).unwrap();
+    store
+}
+
+/// Plays the commits at two stores that also hear of each other's.
+fn play(steps: &[Step]) -> [MemoryStore; 2] {
+    let mut stores = [store(1), store(2)];
+    for (at, writes) in steps {
+        let view = stores[*at].view(DATASET).unwrap();
+        let writes = writes.iter().map(|&(name, value, saw)| {
+            let key = key(&name.to_string());
+            let held = view.siblings(&key).unwrap();
+            let saw = match saw {
+                0 => Saw::Nothing,
+                1 => held.first().map_or(Saw::Winner, |held| Saw::Version(held.version.dot)),
+                _ => Saw::Winner,
+            };
+            let content = value.map_or(Content::Deleted, |value| Content::Inline([value].into()));
+            LocalWrite { key, saw, content, attributes: Attributes::default() }
+        });
+        let writes = writes.collect();
+        drop(view);
+        let applied = stores[*at].apply_local(DATASET, writes, WallTime(1_700_000_000_000));
+        let entries: Vec<Entry> = applied.unwrap().added.into_iter().map(|(e, _)| e).collect();
+        // Every other commit reaches the other store at once; the rest never does.
+        if entries.len() % 2 == 1 {
+            let commit = Commit { entries };
+            stores[1 - at].apply_remote(DATASET, NodeId([9; 16]), commit, None).unwrap();
+        }
+    }
+    stores
+}
+
+fn recomputed(view: &MemoryView) -> Digest {
+    let mut digest = Digest::default();
+    for (key, held) in view.scan("", None, usize::MAX).unwrap() {
+        for stored in held {
+            let entry = Entry { key: key.clone(), version: stored.version };
+            digest.add(Fingerprint::of(&entry, &PARAMETERS.fingerprint_key));
+        }
+    }
+    digest
+}
+
+proptest! {
+    #[test]
+    fn a_digest_is_the_sum_of_what_is_held(steps in any_steps()) {
+        for store in play(&steps) {
+            let view = store.view(DATASET).unwrap();
+            prop_assert_eq!(view.summary().digest, recomputed(&view));
+            let listed = view.fingerprints(None, usize::MAX).unwrap();
+            prop_assert_eq!(listed.len() as u64, view.summary().digest.count);
+        }
+    }
+
+    #[test]
+    fn a_feed_that_is_replayed_gives_the_same_replica(steps in any_steps(), limit in 1usize..2000) {
+        for source in play(&steps) {
+            let view = source.view(DATASET).unwrap();
+            let mut copy = store(3);
+            let mut place = Sequence(0);
+            loop {
+                let rows = view.feed(place, limit).unwrap();
+                let Some(last) = rows.last() else { break };
+                place = last.sequence;
+                let entries = rows.into_iter().map(|row| row.entry).collect();
+                copy.apply_remote(DATASET, NodeId([1; 16]), Commit { entries }, None).unwrap();
+            }
+            let copied = copy.view(DATASET).unwrap().summary().digest;
+            prop_assert_eq!(copied, view.summary().digest);
+        }
+    }
+
+    #[test]
+    fn no_version_that_is_held_covers_another(steps in any_steps()) {
+        for source in play(&steps) {
+            let view = source.view(DATASET).unwrap();
+            for (_, held) in view.scan("", None, usize::MAX).unwrap() {
+                for (place, one) in held.iter().enumerate() {
+                    let others = held.iter().enumerate().filter(|(other, _)| *other != place);
+                    prop_assert!(others.into_iter().all(|(_, other)| !other.version.covers(&one.version)));
+                }
+            }
+        }
+    }
+}

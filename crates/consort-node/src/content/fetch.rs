@@ -1,0 +1,410 @@
+//! Gets chunks from peers: keeps content connections to those that are asked for something, and
+//! hands verified bytes to whoever wants them. Whom to ask for what is decided by
+//! [`Transfer`]; this is its driver. The connections themselves are in `fetch/connection.rs`.
+
+mod connection;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use consort_core::ChunkRef;
+use consort_core::content::exchange::Request;
+use consort_core::content::transfer::{Effect, Fault, MAX_WANTS, Outcome, Transfer};
+use crossbeam_channel::{RecvTimeoutError, Sender, TrySendError, bounded};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
+
+use crate::content::ChunkBytes;
+use crate::net::{Network, NodeId};
+
+/// How long [`Fetcher::fetch_all`] waits before it tries again to enter its wants, when others have
+/// entered as many as there may be.
+const WAIT_FOR_ROOM: Duration = Duration::from_millis(10);
+
+/// News of a chunk that is wanted.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// Which chunk.
+    pub chunk: ChunkRef,
+    /// Its verified bytes, with which the want ends; or why they do not come now, while the want
+    /// goes on.
+    pub bytes: Result<ChunkBytes, Unavailable>,
+}
+
+/// Why a chunk does not come now. It is asked for again after a while, and when a peer comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// There is nobody to ask: no peer is connected, or none of them answers well.
+    #[error("no peer can be asked for it")]
+    NobodyThere,
+    /// Those that can be asked do not have it.
+    #[error("{peers} peers were asked for it, and none has it now")]
+    Lacking {
+        /// How many were asked.
+        peers: usize,
+    },
+}
+
+/// So much is wanted that more cannot be kept in mind; nothing was entered. Take what has arrived, or
+/// wait until others have, and try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more than {MAX_WANTS} chunks are being fetched")]
+pub struct TooManyWants;
+
+/// Why chunks were not fetched in time. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// Nobody gave this one.
+    #[error("{chunk:?} could not be fetched: {reason}; connect a node that has it")]
+    Unavailable {
+        /// One of the chunks that are missing.
+        chunk: ChunkRef,
+        /// Why.
+        reason: Unavailable,
+    },
+    /// The peers are too slow for the time that was given.
+    #[error("fetching took longer than it may; try again, or allow more time")]
+    TimedOut,
+}
+
+/// How fetching goes, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FetchStatus {
+    /// Chunks that are wanted and have not arrived.
+    pub wanted: usize,
+    /// What arrived since the start, from all peers together.
+    pub total: FetchCount,
+    /// The same for each peer that is there.
+    pub peers: BTreeMap<NodeId, FetchCount>,
+}
+
+/// What arrived.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FetchCount {
+    /// Bytes of verified chunks.
+    pub bytes: u64,
+    /// Verified chunks.
+    pub chunks: u64,
+    /// Chunks whose bytes were wrong: the peer's disk is damaged, or worse.
+    pub wrong: u64,
+    /// Times that an answer did not come in time.
+    pub timed_out: u64,
+}
+
+/// Fetches chunks. Dropping it ends all its connections.
+#[derive(Debug)]
+pub struct Fetcher {
+    shared: Arc<Shared>,
+    timer: AbortHandle,
+}
+
+impl Fetcher {
+    /// Starts with no peer; tasks run on the current tokio runtime.
+    pub fn start(network: Arc<Network>) -> Self {
+        let [a, b, c, d, e, f, g, h] = crate::net::random();
+        let shared = Arc::new(Shared {
+            network,
+            runtime: Handle::current(),
+            epoch: Instant::now(),
+            alarm: Notify::new(),
+            state: Mutex::new(State {
+                transfer: Transfer::new(u64::from_le_bytes([a, b, c, d, e, f, g, h])),
+                sinks: BTreeMap::new(),
+                connections: BTreeMap::new(),
+                next_connection: 0,
+                alarm: None,
+                status: FetchStatus::default(),
+            }),
+        });
+        let timer = tokio::spawn(keep_time(Arc::clone(&shared))).abort_handle();
+        Self { shared, timer }
+    }
+
+    /// A peer can be asked from now on.
+    pub fn peer_up(&self, peer: NodeId) {
+        self.shared.change(|state, now| {
+            state.status.peers.entry(peer).or_default();
+            state.transfer.provider_up(now, core_id(peer));
+        });
+    }
+
+    /// A peer is gone. What it was asked for is asked of others.
+    pub fn peer_down(&self, peer: NodeId) {
+        self.shared.change(|state, now| {
+            state.status.peers.remove(&peer);
+            state.connections.remove(&peer);
+            state.transfer.provider_down(now, core_id(peer));
+        });
+    }
+
+    /// Wants chunks; never blocks. Each arrives in `sink` once, in any order, as verified bytes;
+    /// before that, there may be news that it is unavailable.
+    ///
+    /// A want is no bigger than a place in `sink`: its capacity must be at least twice the number
+    /// of chunks that are wanted through it at a time, or what arrives is lost. (Half of it is for
+    /// news of unavailable chunks, which is dropped when that half is full.) When the other end is
+    /// dropped, what is still wanted is fetched in vain; [`cancel`](Self::cancel) it.
+    pub fn want(&self, chunks: &[ChunkRef], sink: &Sender<Fetched>) -> Result<(), TooManyWants> {
+        self.shared.change(|state, now| {
+            if MAX_WANTS < state.transfer.wanted() + chunks.len() {
+                return Err(TooManyWants);
+            }
+            for chunk in chunks {
+                state.sinks.entry(*chunk).or_default().push(sink.clone());
+                state.transfer.want(now, *chunk);
+            }
+            Ok(())
+        })
+    }
+
+    /// Wants chunks no longer through this sink. They may have arrived in it meanwhile.
+    pub fn cancel(&self, chunks: &[ChunkRef], sink: &Sender<Fetched>) {
+        self.shared.change(|state, _| {
+            for chunk in chunks {
+                let Some(sinks) = state.sinks.get_mut(chunk) else { continue };
+                sinks.retain(|other| !other.same_channel(sink));
+                if sinks.is_empty() {
+                    state.sinks.remove(chunk);
+                    state.transfer.cancel(*chunk);
+                }
+            }
+        });
+    }
+
+    /// Fetches chunks and waits until all have arrived, or for `timeout`. Holds all of them in
+    /// memory: meant for a few. Blocks, so not for the threads of an async runtime.
+    pub fn fetch_all(
+        &self,
+        chunks: &[ChunkRef],
+        timeout: Duration,
+    ) -> Result<Vec<ChunkBytes>, FetchError> {
+        let deadline = Instant::now() + timeout;
+        let wanted: Vec<_> = chunks.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+        let (sink, source) = bounded(2 * wanted.len());
+        while self.want(&wanted, &sink).is_err() {
+            if deadline <= Instant::now() {
+                return Err(FetchError::TimedOut);
+            }
+            std::thread::sleep(WAIT_FOR_ROOM);
+        }
+        let mut arrived = BTreeMap::new();
+        let mut unavailable = BTreeMap::new();
+        while arrived.len() < wanted.len() {
+            match source.recv_deadline(deadline) {
+                Ok(Fetched { chunk, bytes: Ok(bytes) }) => {
+                    unavailable.remove(&chunk);
+                    arrived.insert(chunk, bytes);
+                }
+                Ok(Fetched { chunk, bytes: Err(reason) }) => {
+                    unavailable.insert(chunk, reason);
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    self.cancel(&wanted, &sink);
+                    let missing = unavailable.pop_first();
+                    return Err(missing.map_or(FetchError::TimedOut, |(chunk, reason)| {
+                        FetchError::Unavailable { chunk, reason }
+                    }));
+                }
+            }
+        }
+        Ok(chunks.iter().map(|chunk| arrived[chunk].clone()).collect())
+    }
+
+    /// How it goes.
+    pub fn status(&self) -> FetchStatus {
+        let state = self.shared.lock();
+        FetchStatus { wanted: state.transfer.wanted(), ..state.status.clone() }
+    }
+}
+
+impl Drop for Fetcher {
+    fn drop(&mut self) {
+        self.timer.abort();
+        self.shared.lock().connections.clear();
+    }
+}
+
+/// What the tasks and the handle share.
+struct Shared {
+    network: Arc<Network>,
+    runtime: Handle,
+    /// Zero of the transfer's time.
+    epoch: Instant,
+    /// Told when the next deadline is sooner than it was.
+    alarm: Notify,
+    state: Mutex<State>,
+}
+
+struct State {
+    transfer: Transfer,
+    /// Who wants a chunk, for each that the transfer wants.
+    sinks: BTreeMap<ChunkRef, Vec<Sender<Fetched>>>,
+    connections: BTreeMap<NodeId, Connection>,
+    next_connection: u64,
+    /// What the timer waits for.
+    alarm: Option<consort_core::Instant>,
+    status: FetchStatus,
+}
+
+/// A connection that exists or is being made; it ends when this is dropped.
+struct Connection {
+    /// Tells it from its predecessors with the same peer.
+    number: u64,
+    /// Bounded by the requests that a provider may owe.
+    requests: mpsc::UnboundedSender<Request>,
+    task: AbortHandle,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Shared {
+    /// Changes the state, and does what follows from it.
+    fn change<T>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut State, consort_core::Instant) -> T,
+    ) -> T {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let now = self.now();
+        let result = change(state, now);
+        while let Some(effect) = state.transfer.poll(now) {
+            match effect {
+                Effect::Request { peer, id, chunks } => {
+                    self.send(state, net_id(peer), Request { id, chunks });
+                }
+                Effect::Drop { peer, fault } => state.on_fault(net_id(peer), fault),
+                Effect::Unavailable { chunk, lacking } => state.on_unavailable(chunk, lacking),
+            }
+        }
+        let deadline = state.transfer.deadline();
+        if deadline.is_some_and(|next| state.alarm.is_none_or(|alarm| next < alarm)) {
+            state.alarm = deadline;
+            self.alarm.notify_one();
+        }
+        result
+    }
+
+    fn send(self: &Arc<Self>, state: &mut State, peer: NodeId, request: Request) {
+        if let Some(connection) = state.connections.get(&peer) {
+            // A task that has just failed says so itself.
+            let _ = connection.requests.send(request);
+            return;
+        }
+        let number = state.next_connection;
+        state.next_connection += 1;
+        let (requests, received) = mpsc::unbounded_channel();
+        let _ = requests.send(request);
+        let run = connection::run(Arc::clone(self), peer, number, received);
+        let task = self.runtime.spawn(run).abort_handle();
+        state.connections.insert(peer, Connection { number, requests, task });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock is a broken invariant of the transfer; going on would hide it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> consort_core::Instant {
+        consort_core::Instant::default() + self.epoch.elapsed()
+    }
+}
+
+impl State {
+    fn is_current(&self, peer: NodeId, number: u64) -> bool {
+        self.connections.get(&peer).is_some_and(|connection| connection.number == number)
+    }
+
+    fn deliver(&mut self, peer: NodeId, chunk: ChunkRef, bytes: &ChunkBytes) {
+        let length = u64::from(chunk.length);
+        self.count(peer, |count| {
+            count.bytes += length;
+            count.chunks += 1;
+        });
+        for sink in self.sinks.remove(&chunk).unwrap_or_default() {
+            let fetched = Fetched { chunk, bytes: Ok(bytes.clone()) };
+            if let Err(TrySendError::Full(_)) = sink.try_send(fetched) {
+                tracing::error!(?chunk, "a chunk was lost: its sink has too little room");
+            }
+        }
+    }
+
+    fn on_unavailable(&mut self, chunk: ChunkRef, lacking: usize) {
+        let reason = match lacking {
+            0 => Unavailable::NobodyThere,
+            peers => Unavailable::Lacking { peers },
+        };
+        for sink in self.sinks.get(&chunk).into_iter().flatten() {
+            if sink.capacity().is_none_or(|capacity| sink.len() < capacity / 2) {
+                let _ = sink.try_send(Fetched { chunk, bytes: Err(reason) });
+            }
+        }
+    }
+
+    fn on_fault(&mut self, peer: NodeId, fault: Fault) {
+        self.connections.remove(&peer);
+        let peer_id = peer.short();
+        match fault {
+            Fault::WrongBytes => {
+                tracing::warn!(
+                    peer = peer_id,
+                    "a peer sent wrong bytes for a chunk, and is not asked for a while; run `consort doctor` there"
+                );
+            }
+            Fault::TimedOut => {
+                tracing::info!(peer = peer_id, "a peer did not answer in time");
+                self.count(peer, |count| count.timed_out += 1);
+            }
+        }
+    }
+
+    fn count(&mut self, peer: NodeId, add: impl Fn(&mut FetchCount)) {
+        add(&mut self.status.total);
+        self.status.peers.get_mut(&peer).into_iter().for_each(add);
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+/// Wakes the transfer when a deadline has passed.
+async fn keep_time(shared: Arc<Shared>) {
+    loop {
+        let alarm = shared.lock().alarm;
+        let passed = async {
+            match alarm {
+                Some(at) => {
+                    tokio::time::sleep(at.since(shared.now())).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = shared.alarm.notified() => continue,
+            () = passed => {}
+        }
+        shared.change(|state, now| {
+            if alarm.is_some_and(|at| at <= now) {
+                state.alarm = None;
+                state.transfer.on_deadline(now);
+            }
+        });
+    }
+}
+
+fn core_id(node: NodeId) -> consort_core::NodeId {
+    consort_core::NodeId(node.0)
+}
+
+fn net_id(node: consort_core::NodeId) -> NodeId {
+    NodeId(node.0)
+}

@@ -1,0 +1,188 @@
+//! Chunks that this machine has: in files of linked directories and in the packs of the store. The
+//! store's places are hints; what is read has the hash that was asked for, or is not here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use consort_core::store::StoreError;
+use consort_core::{ChunkHash, ChunkRef, DatasetId, Key};
+use consort_store::{Body, DiskStore, Place, ReadError, Transaction};
+
+use crate::folder::Root;
+
+/// Places that turned out wrong and are forgotten in one transaction: a changed file loses all its
+/// chunks at once.
+const FORGET_TOGETHER: usize = 256;
+
+/// The linked directories. The engine of each enters it here while it runs.
+#[derive(Debug, Default)]
+pub struct Roots(RwLock<BTreeMap<DatasetId, Arc<Root>>>);
+
+impl Roots {
+    /// The dataset is linked to this directory from now on.
+    pub fn insert(&self, dataset: DatasetId, root: Arc<Root>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(dataset, root);
+    }
+
+    /// The dataset is linked no more. Files that are open for reading are closed soon after.
+    pub fn remove(&self, dataset: DatasetId) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&dataset);
+    }
+
+    /// The directory of a dataset, if it has one.
+    pub fn get(&self, dataset: DatasetId) -> Option<Arc<Root>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&dataset).map(Arc::clone)
+    }
+}
+
+/// What this machine has. Its methods read files, so they block.
+pub struct LocalContent {
+    store: DiskStore,
+    roots: Arc<Roots>,
+}
+
+impl fmt::Debug for LocalContent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalContent").field("roots", &self.roots).finish_non_exhaustive()
+    }
+}
+
+impl LocalContent {
+    /// Reads where `store` says, in the directories of `roots`.
+    pub fn new(store: DiskStore, roots: Arc<Roots>) -> Self {
+        Self { store, roots }
+    }
+
+    /// The store that knows the places.
+    pub fn store(&self) -> &DiskStore {
+        &self.store
+    }
+
+    /// The verified bytes of a chunk; `None` if they are not here (any more).
+    pub fn read(&self, chunk: &ChunkRef) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut bytes = vec![0; chunk.length as usize];
+        Ok(self.reader().read(chunk, &mut bytes)?.then_some(bytes))
+    }
+
+    /// A reader for many chunks. Keep it for one batch and no longer: it holds a file open, and
+    /// forgets wrong places when it is dropped.
+    pub fn reader(&self) -> Reader<'_> {
+        Reader { local: self, open: None, gone: Vec::new() }
+    }
+
+    /// Tells the store where chunks are no longer, without waiting for it.
+    fn forget(&self, gone: Vec<(DatasetId, ChunkHash, Place)>) {
+        let mut transactions = BTreeMap::<DatasetId, Transaction>::new();
+        for (dataset, hash, place) in gone {
+            let new = || Transaction::new(dataset, Body::Nothing);
+            transactions.entry(dataset).or_insert_with(new).gone.push((hash, place));
+        }
+        for (dataset, transaction) in transactions {
+            // A disk that is not mounted comes back with all its files.
+            if self.roots.get(dataset).is_some_and(|root| root.is_present()) {
+                self.store.submit(transaction, |result| {
+                    if let Err(error) = result {
+                        tracing::debug!(%error, "wrong places of chunks were not forgotten");
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Reads chunks, those of one file with one opening of it.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    local: &'a LocalContent,
+    open: Option<(DatasetId, Key, File)>,
+    gone: Vec<(DatasetId, ChunkHash, Place)>,
+}
+
+impl Reader<'_> {
+    /// Reads a chunk into `to` and verifies it. If it is not here, the result is false, and `to`
+    /// holds anything.
+    ///
+    /// # Panics
+    /// If `to` does not have the chunk's length.
+    pub fn read(&mut self, chunk: &ChunkRef, to: &mut [u8]) -> Result<bool, StoreError> {
+        assert_eq!(to.len(), chunk.length as usize, "the buffer is not as long as the chunk");
+        for place in self.local.store.locate(chunk.hash)? {
+            let found = match &place {
+                Place::Packed { .. } => self.read_packed(&place, chunk, to),
+                Place::InFile { .. } => self.read_in_file(place, chunk, to),
+            };
+            if found {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn read_packed(&self, place: &Place, chunk: &ChunkRef, to: &mut [u8]) -> bool {
+        match self.local.store.read_packed(place, chunk.hash) {
+            Ok(bytes) if bytes.len() == to.len() => {
+                to.copy_from_slice(&bytes);
+                true
+            }
+            // The hash is right and the length is not: whoever asks has a wrong reference.
+            Ok(_) => false,
+            Err(error @ ReadError::NotPacked) => unreachable!("the place is in a pack: {error}"),
+            Err(error) => {
+                tracing::warn!(%error, "a chunk could not be read");
+                false
+            }
+        }
+    }
+
+    fn read_in_file(&mut self, place: Place, chunk: &ChunkRef, to: &mut [u8]) -> bool {
+        let Place::InFile { dataset, path, offset, length } = &place else { return false };
+        if *length != chunk.length {
+            return false;
+        }
+        let Some(root) = self.local.roots.get(*dataset) else { return false };
+        let is_open = matches!(&self.open, Some((open, at, _)) if (open, at) == (dataset, path));
+        let read = if is_open {
+            Ok(())
+        } else {
+            root.open_file(path).map(|(file, _)| self.open = Some((*dataset, path.clone(), file)))
+        };
+        let read = read.and_then(|()| {
+            let (_, _, file) = self.open.as_ref().expect("it was opened above");
+            file.read_exact_at(to, *offset)
+        });
+        match read {
+            Ok(()) if chunk.is(to) => return true,
+            Ok(()) => self.on_wrong(*dataset, chunk.hash, place),
+            Err(error) if is_elsewhere(&error) => self.on_wrong(*dataset, chunk.hash, place),
+            Err(error) => {
+                tracing::warn!(directory = %root.path().display(), %path, %error, "a file could not be read");
+            }
+        }
+        false
+    }
+
+    fn on_wrong(&mut self, dataset: DatasetId, hash: ChunkHash, place: Place) {
+        self.gone.push((dataset, hash, place));
+        if FORGET_TOGETHER <= self.gone.len() {
+            self.local.forget(std::mem::take(&mut self.gone));
+        }
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        self.local.forget(std::mem::take(&mut self.gone));
+    }
+}
+
+/// Whether the error says that what was looked for is not there, rather than that looking failed.
+fn is_elsewhere(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, NotADirectory, NotFound, UnexpectedEof};
+    // A symlink in the place of a file has no kind of its own in the standard library yet.
+    let is_symlink = rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::LOOP);
+    is_symlink || matches!(error.kind(), InvalidInput | NotADirectory | NotFound | UnexpectedEof)
+}

@@ -1,0 +1,212 @@
+//! Reading what stands in a linked directory: from an entry to the content that names its bytes. Runs on worker
+//! threads; what an entry means is decided in `engine.rs`.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use consort_core::content::chunker::Chunker;
+use consort_core::content::manifest::ManifestBuilder;
+use consort_core::limits::{MAX_CHUNK_BYTES, MAX_SYMLINK_BYTES};
+use consort_core::store::StoreError;
+use consort_core::{ChunkHash, ChunkRef, Content, DatasetId, Key};
+use consort_store::{Body, DiskStore, Place, Transaction};
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::{EntryKind, Meta, Root};
+
+/// Files that wait for a worker. More would only wait in memory instead of in the directory.
+pub const MAX_QUEUED_FILES: usize = 256;
+
+/// Chunk places of one file that are gathered before they are written to the store.
+const PLACES_PER_TRANSACTION: usize = 4096;
+
+/// Bytes that are read at once: several chunks, so that the chunker always sees a whole one.
+const READ_BYTES: usize = 1 << 20;
+
+/// The coarsest steps in which kernels advance file times: a file that was read so shortly after it was modified may
+/// change again without showing it.
+const RACY_WINDOW: Duration = Duration::from_millis(20);
+
+/// What was found at a path.
+#[derive(Debug)]
+pub struct Indexed {
+    /// Where.
+    pub path: Key,
+    /// What stood there, before and after it was read.
+    pub meta: Meta,
+    /// What its bytes are.
+    pub outcome: Result<Content, IndexError>,
+    /// The places of the chunks that were not written to the store yet.
+    pub places: Vec<(ChunkHash, Place)>,
+    /// Its times would not show another change.
+    pub racy: bool,
+}
+
+/// Why an entry could not be read.
+#[derive(Debug)]
+pub enum IndexError {
+    /// It changed while it was read, or is gone: look again.
+    Unstable,
+    /// It cannot be an entry, for the reason that is given.
+    Unfit(String),
+    /// It cannot be read.
+    Unreadable(io::Error),
+    /// The store failed.
+    Store(StoreError),
+}
+
+/// Threads that read files of one linked directory.
+#[derive(Debug)]
+pub struct Indexer {
+    jobs: Sender<(Key, Meta)>,
+    results: Receiver<Indexed>,
+}
+
+impl Indexer {
+    /// Starts `workers` threads. They end when the indexer is dropped.
+    pub fn start(root: &Arc<Root>, store: &DiskStore, dataset: DatasetId, workers: usize) -> io::Result<Self> {
+        let (jobs, queue) = bounded::<(Key, Meta)>(MAX_QUEUED_FILES);
+        let (done, results) = bounded(2 * MAX_QUEUED_FILES);
+        for number in 0..workers {
+            let (queue, done) = (queue.clone(), done.clone());
+            let (root, store) = (Arc::clone(root), store.clone());
+            std::thread::Builder::new().name(format!("index-{number}")).spawn(move || {
+                let mut buffer = Vec::new();
+                for (path, meta) in queue {
+                    let indexed = index(&root, &store, dataset, path, meta, &mut buffer);
+                    if done.send(indexed).is_err() {
+                        break;
+                    }
+                }
+            })?;
+        }
+        Ok(Self { jobs, results })
+    }
+
+    /// Hands over an entry. Waits if many are queued already, so the caller keeps the number below
+    /// [`MAX_QUEUED_FILES`] and takes [`results`](Self::results) in between.
+    pub fn submit(&self, path: Key, meta: Meta) {
+        // The workers live as long as this does.
+        let _ = self.jobs.send((path, meta));
+    }
+
+    /// What was read, in no particular order.
+    pub fn results(&self) -> &Receiver<Indexed> {
+        &self.results
+    }
+}
+
+/// Reads one entry.
+pub fn index(
+    root: &Root,
+    store: &DiskStore,
+    dataset: DatasetId,
+    path: Key,
+    meta: Meta,
+    buffer: &mut Vec<u8>,
+) -> Indexed {
+    let racy = is_racy(&meta);
+    let mut places = Vec::new();
+    let outcome = match meta.kind {
+        EntryKind::File => {
+            read_file(root, store, dataset, &path, &meta, buffer, &mut places)
+        }
+        EntryKind::Symlink => read_symlink(root, &path, &meta),
+        EntryKind::Directory => Ok(Content::Inline(Box::default())),
+        EntryKind::Other => Err(IndexError::Unstable),
+    };
+    Indexed { path, meta, outcome, places, racy }
+}
+
+fn is_racy(meta: &Meta) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let modified = Duration::from_nanos(u64::try_from(meta.mtime_ns).unwrap_or(0));
+    now.saturating_sub(modified) < RACY_WINDOW
+}
+
+fn read_file(
+    root: &Root,
+    store: &DiskStore,
+    dataset: DatasetId,
+    path: &Key,
+    meta: &Meta,
+    buffer: &mut Vec<u8>,
+    places: &mut Vec<(ChunkHash, Place)>,
+) -> Result<Content, IndexError> {
+    let (mut file, before) = root.open_file(path).map_err(unreadable)?;
+    if !before.same_file_state(meta) {
+        return Err(IndexError::Unstable);
+    }
+    let chunker = Chunker::default();
+    let mut manifest = ManifestBuilder::default();
+    let mut packing = Ok(());
+    let mut emit = |_: ChunkRef, node: &[u8]| {
+        if packing.is_ok() {
+            packing = store.pack(node).map(drop);
+        }
+    };
+    let mut offset = 0;
+    let mut at_end = false;
+    // What was read and not cut yet is at the front of the buffer.
+    buffer.resize(READ_BYTES, 0);
+    let mut held = 0;
+    while !at_end || held != 0 {
+        while !at_end && held < READ_BYTES {
+            match file.read(&mut buffer[held..]) {
+                Ok(0) => at_end = true,
+                Ok(read) => held += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(unreadable(error)),
+            }
+        }
+        let mut used = 0;
+        while used < held && (at_end || MAX_CHUNK_BYTES <= held - used) {
+            let rest = &buffer[used..held];
+            let bytes = &rest[..chunker.first(rest)];
+            let chunk = ChunkRef::to(bytes);
+            manifest.push(chunk, &mut emit);
+            let length = chunk.length;
+            places.push((chunk.hash, Place::InFile { dataset, path: path.clone(), offset, length }));
+            offset += u64::from(length);
+            used += bytes.len();
+        }
+        buffer.copy_within(used..held, 0);
+        held -= used;
+        if PLACES_PER_TRANSACTION <= places.len() {
+            let mut transaction = Transaction::new(dataset, Body::Nothing);
+            transaction.places = std::mem::take(places);
+            store.commit(transaction).map_err(IndexError::Store)?;
+        }
+    }
+    let content = manifest.finish(&mut emit);
+    packing.map_err(IndexError::Store)?;
+    let content = content.map_err(|error| IndexError::Unfit(error.to_string()))?;
+    match root.stat(path) {
+        Ok(Some(after)) if after.same_file_state(&before) && after.size == offset => Ok(content),
+        _ => Err(IndexError::Unstable),
+    }
+}
+
+fn read_symlink(root: &Root, path: &Key, meta: &Meta) -> Result<Content, IndexError> {
+    let target = root.read_link(path).map_err(unreadable)?;
+    let stable = root.stat(path).is_ok_and(|after| after.is_some_and(|a| a.same_file_state(meta)));
+    if !stable {
+        return Err(IndexError::Unstable);
+    }
+    let target = target.into_encoded_bytes();
+    if target.is_empty() || MAX_SYMLINK_BYTES < target.len() {
+        return Err(IndexError::Unfit("its target is too long".to_owned()));
+    }
+    Ok(Content::Inline(target.into()))
+}
+
+fn unreadable(error: io::Error) -> IndexError {
+    match error.kind() {
+        // Gone, or something else since: the next look will tell.
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput | io::ErrorKind::FilesystemLoop => {
+            IndexError::Unstable
+        }
+        _ => IndexError::Unreadable(error),
+    }
+}

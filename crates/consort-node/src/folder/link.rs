@@ -1,0 +1,217 @@
+//! A linked directory, from outside: the handle by which the node starts, wakes, flushes and ends its engine, and the
+//! thread that keeps an engine running while the directory is there.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use consort_core::DatasetId;
+use consort_store::DiskStore;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+
+use super::engine::{Engine, Exit};
+use super::status::{Progress, Trouble};
+use super::{Ignores, LoadIgnoresError, OpenRootError, Root, RootId};
+use crate::content::Contents;
+
+/// How often a directory that is gone, or whose ignore patterns cannot be read, is looked for again.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// What an engine needs to know and to reach.
+pub struct LinkContext {
+    /// The dataset.
+    pub dataset: DatasetId,
+    /// Its name, for messages.
+    pub name: String,
+    /// The directory.
+    pub dir: PathBuf,
+    /// Changes made in the directory are not taken in.
+    pub read_only: bool,
+    /// Threads that read files.
+    pub workers: usize,
+    /// Where versions and records are kept.
+    pub store: DiskStore,
+    /// Where bytes are had from.
+    pub contents: Arc<Contents>,
+    /// Called when changes of the directory are durable in the store.
+    pub on_written: Box<dyn Fn() + Send + Sync>,
+    /// Called when changes of others were put in place.
+    pub on_applied: Box<dyn Fn() + Send + Sync>,
+}
+
+impl std::fmt::Debug for LinkContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LinkContext").field("name", &self.name).field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+/// What is said to an engine.
+pub(super) enum Input {
+    /// Something is pending, or can be had now.
+    Wake,
+    /// Take in everything that was changed so far, then call this.
+    Flush(Box<dyn FnOnce() + Send>),
+    /// Let the deletions go that are held back.
+    AllowMassDelete,
+    /// End.
+    Stop,
+}
+
+/// A linked directory.
+#[derive(Debug)]
+pub struct Folder {
+    inputs: Sender<Input>,
+    progress: Arc<Progress>,
+    id: RootId,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Folder {
+    /// Opens the directory and starts its engine.
+    ///
+    /// # Errors
+    /// See [`OpenRootError`]; nothing was started.
+    pub fn start(context: LinkContext) -> Result<Self, OpenRootError> {
+        let root = Arc::new(Root::open(&context.dir)?);
+        let id = root.id();
+        let progress = Arc::new(Progress::default());
+        // Wakes are given one per event by the node's loop, so what waits here is bounded by what waits there.
+        let (inputs, inbox) = unbounded();
+        let supervisor = Supervisor { context, id, progress: Arc::clone(&progress), inputs: inbox };
+        let thread = std::thread::Builder::new()
+            .name("folder".into())
+            .spawn(move || supervisor.run(root))
+            .map_err(|source| OpenRootError::Io { path: PathBuf::new(), source })?;
+        Ok(Self { inputs, progress, id, thread: Some(thread) })
+    }
+
+    /// Something is pending, or can be had now.
+    pub fn wake(&self) {
+        if self.inputs.is_empty() {
+            let _ = self.inputs.send(Input::Wake);
+        }
+    }
+
+    /// Calls `done` when everything that was changed in the directory before this call is durable in the store.
+    pub fn flush(&self, done: impl FnOnce() + Send + 'static) {
+        let _ = self.inputs.send(Input::Flush(Box::new(done)));
+    }
+
+    /// Lets the deletions go that are held back because they are so many.
+    pub fn allow_mass_delete(&self) {
+        let _ = self.inputs.send(Input::AllowMassDelete);
+    }
+
+    /// The numbers and problems of the directory.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// The directory's own identity.
+    pub fn id(&self) -> RootId {
+        self.id
+    }
+
+    /// Ends the engine, and waits until what it had begun is durable.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        let _ = self.inputs.send(Input::Stop);
+        if let Some(thread) = self.thread.take() {
+            // A panic there was reported by the panic hook; there is nothing left to clean up here.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+struct Supervisor {
+    context: LinkContext,
+    id: RootId,
+    progress: Arc<Progress>,
+    inputs: Receiver<Input>,
+}
+
+impl Supervisor {
+    fn run(self, root: Arc<Root>) {
+        let mut root = Some(root);
+        let mut everything = false;
+        loop {
+            let held = match root.take().map_or_else(|| self.reopen(), Ok) {
+                Ok(held) => held,
+                Err(reason) => {
+                    self.progress.set_trouble("directory", Some(Trouble::Paused(reason)));
+                    if self.pause() { continue } else { break }
+                }
+            };
+            self.progress.set_trouble("directory", None);
+            let ignores = match Ignores::load(&held) {
+                Ok(ignores) => ignores,
+                Err(error) => {
+                    self.on_ignores_error(&error);
+                    root = Some(held);
+                    if self.pause() { continue } else { break }
+                }
+            };
+            self.progress.set_trouble("ignores", None);
+            self.context.contents.roots().insert(self.context.dataset, Arc::clone(&held));
+            let engine = Engine::new(
+                &self.context,
+                Arc::clone(&held),
+                ignores,
+                Arc::clone(&self.progress),
+                &self.inputs,
+            );
+            let exit = match engine {
+                Ok(engine) => engine.run(everything),
+                Err(error) => {
+                    self.progress.fail(format!("threads cannot be started: {error}"));
+                    if self.pause() { Exit::RootGone } else { Exit::Stopped }
+                }
+            };
+            everything = exit == Exit::IgnoresChanged;
+            self.context.contents.roots().remove(self.context.dataset);
+            match exit {
+                Exit::Stopped => break,
+                Exit::IgnoresChanged => root = Some(held),
+                Exit::RootGone => {}
+            }
+        }
+        self.context.contents.roots().remove(self.context.dataset);
+    }
+
+    fn reopen(&self) -> Result<Arc<Root>, String> {
+        let root = Root::open(&self.context.dir).map_err(|error| {
+            format!("{error}; nothing was deleted elsewhere, and work goes on when it is back")
+        })?;
+        if root.id() == self.id {
+            return Ok(Arc::new(root));
+        }
+        Err(format!(
+            "another directory is at {}; to use it, run `consort unlink {}` and link it anew",
+            self.context.dir.display(),
+            self.context.name
+        ))
+    }
+
+    fn on_ignores_error(&self, error: &LoadIgnoresError) {
+        self.progress.set_trouble("ignores", Some(Trouble::Paused(error.to_string())));
+    }
+
+    /// Waits a little. False if the engine shall end.
+    fn pause(&self) -> bool {
+        match self.inputs.recv_timeout(LOOK_AGAIN_AFTER) {
+            Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => false,
+            // Somebody who waits for a flush waits on: it is not done while the directory is away.
+            Ok(_) | Err(RecvTimeoutError::Timeout) => true,
+        }
+    }
+}

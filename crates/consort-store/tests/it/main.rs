@@ -1,0 +1,19 @@
+//! The store from outside, on a real disk.
+//!
+//! - `conformance`: the core's suite, with the store closed and opened again between commits
+//! - `crash`: a process that is killed while it writes
+//! - `damage`: rows and packs that were tampered with, and what `check` says
+//! - `fixture`: a store of format 1, as the first version wrote it
+//! - `linked`: records, pending keys, places, linking and unlinking
+//! - `open`: locks, formats, copies, rollbacks, settings, datasets
+//! - `packs`: chunks, torn tails
+//! - `support`: what the others share
+
+mod conformance;
+mod crash;
+mod damage;
+mod fixture;
+mod linked;
+mod open;
+mod packs;
+mod support;

@@ -1,0 +1,71 @@
+//! `consort doctor`
+
+use crate::command::Context;
+use crate::control::wire::Request;
+use crate::error::Error;
+use crate::json::{self, Finding, Severity};
+use crate::text::plain;
+use crate::ui::{Style, Tone, Unit};
+
+/// Find out what is wrong and what to do; exit code 1 if anything is.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  consort doctor
+  consort doctor --deep     read and verify the whole store; the node has to be stopped")]
+pub(crate) struct Doctor {
+    /// Read and verify everything in the store, while the node does not run
+    #[arg(long)]
+    deep: bool,
+}
+
+impl Doctor {
+    pub(crate) async fn run(self, context: &Context) -> Result<(), Error> {
+        let node = context.node();
+        let is_up = node.is_up().await;
+        let findings: Vec<Finding> = match (self.deep, is_up) {
+            (true, true) => {
+                return Err(Error::failed("the store cannot be verified while the node runs")
+                    .hint("stop the node (Ctrl-C or SIGTERM), then call this again"));
+            }
+            (true, false) => verify(context)?,
+            (false, true) => node.all(Request::Doctor).await?,
+            (false, false) => vec![not_running(node.all(Request::Doctor).await)],
+        };
+        context.ui.result(&findings, |findings, style| render(findings, style))?;
+        let has_problem = findings.iter().any(|found| found.severity == Severity::Problem);
+        if has_problem { Err(Error::Shown) } else { Ok(()) }
+    }
+}
+
+fn verify(context: &Context) -> Result<Vec<Finding>, Error> {
+    let mut progress = context.ui.progress("verifying", Unit::Entries);
+    let found = consort_node::check_store(&context.home, |read| progress.set(read, None, ""))?;
+    Ok(found.into_iter().map(Finding::from).collect())
+}
+
+/// That the node does not answer is a finding, too.
+fn not_running(answer: Result<Vec<Finding>, Error>) -> Finding {
+    let (what, todo) = match answer {
+        Err(Error::Told { message, hint, .. }) => (message, hint),
+        _ => ("the node is just starting or stopping".to_string(), Some("try again".to_string())),
+    };
+    Finding { severity: Severity::Problem, what, todo }
+}
+
+fn render(findings: &[json::Finding], style: Style) -> String {
+    let mut text = String::new();
+    for Finding { severity, what, todo } in findings {
+        let tone = match severity {
+            Severity::Ok => Tone::Good,
+            Severity::Warning => Tone::Notice,
+            Severity::Problem => Tone::Bad,
+        };
+        let sign = style.paint(tone, format_args!("{:<8}", severity.as_str()));
+        text.push_str(&format!("{sign} {}\n", plain(what)));
+        if let Some(todo) = todo {
+            text.push_str(&format!("         to do: {}\n", plain(todo)));
+        }
+    }
+    text
+}

@@ -1,0 +1,158 @@
+//! `consort status`
+
+use std::fmt::Write as _;
+
+use crate::command::Context;
+use crate::control::wire::Request;
+use crate::error::Error;
+use crate::json::{self, DatasetState};
+use crate::text::{Table, bytes, count, plain};
+use crate::ui::{Style, Tone, json_line};
+
+/// Show how things stand: this node, its peers, its datasets, and what is under way.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  consort status
+  consort status photos --watch
+  consort status --json | jq '.datasets[] | {name, state, pending}'")]
+pub(crate) struct Status {
+    /// Only this dataset
+    name: Option<String>,
+
+    /// Show it again whenever it changes, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+}
+
+impl Status {
+    pub(crate) async fn run(self, context: &Context) -> Result<(), Error> {
+        let Context { ui, .. } = context;
+        let request = Request::Status { name: self.name, watch: self.watch };
+        let mut answers = context.node().ask(request).await?;
+        let redraws = self.watch && ui.is_terminal() && !ui.is_json();
+        while let Some(status) = answers.next::<json::Status>().await? {
+            if ui.is_json() {
+                ui.write(json_line(&status).as_bytes())?;
+            } else if redraws {
+                ui.redraw(&render(&status, ui.style()))?;
+            } else {
+                ui.write(render(&status, ui.style()).as_bytes())?;
+            }
+            ui.flush()?;
+        }
+        Ok(())
+    }
+}
+
+fn render(status: &json::Status, style: Style) -> String {
+    let mut text = String::new();
+    let identity = &status.identity;
+    let _ = writeln!(
+        text,
+        "{}  {} of cluster {}, at {}, sent {}, received {}",
+        style.paint(Tone::Strong, format_args!("node {}", plain(&identity.name))),
+        identity.role.as_str(),
+        plain(&identity.cluster),
+        status.listen,
+        bytes(status.sent_bytes),
+        bytes(status.received_bytes)
+    );
+    peers(&mut text, &status.peers, style);
+    if status.datasets.is_empty() {
+        text.push_str("\nno datasets yet: consort dataset create NAME\n");
+    }
+    for dataset in &status.datasets {
+        text.push('\n');
+        render_dataset(&mut text, dataset, style);
+    }
+    text
+}
+
+fn peers(text: &mut String, peers: &[json::PeerStatus], style: Style) {
+    if peers.is_empty() {
+        text.push_str("no peers yet: consort invite\n");
+        return;
+    }
+    let connected = peers.iter().filter(|peer| peer.connected).count();
+    let _ = writeln!(text, "peers  {connected} of {} connected", peers.len());
+    let mut table = Table::default();
+    for peer in peers {
+        let standing = match (peer.connected, &peer.reason) {
+            (true, _) => style.paint(Tone::Good, "connected"),
+            (false, None) => style.paint(Tone::Notice, "not connected"),
+            (false, Some(reason)) => {
+                style.paint(Tone::Notice, format_args!("not connected: {}", plain(reason)))
+            }
+        };
+        table.row([
+            format!("  {}", plain(&peer.peer.name)),
+            peer.role.as_str().to_string(),
+            peer.address.map_or_else(|| "no address".to_string(), |address| address.to_string()),
+            standing,
+        ]);
+    }
+    text.push_str(&table.to_string());
+}
+
+fn render_dataset(text: &mut String, dataset: &json::DatasetStatus, style: Style) {
+    let tone = match dataset.state {
+        DatasetState::InSync => Tone::Good,
+        DatasetState::Syncing | DatasetState::Scanning | DatasetState::Waiting => Tone::Notice,
+        DatasetState::Paused | DatasetState::Degraded => Tone::Bad,
+    };
+    let _ = writeln!(
+        text,
+        "{}  {}",
+        style.paint(Tone::Strong, format_args!("dataset {}", plain(&dataset.name))),
+        style.paint(tone, dataset.state.as_str().replace('-', " "))
+    );
+    let mut table = Table::default();
+    let mut row = |name: &str, value: String| table.row([format!("  {name}"), value]);
+    if let Some(reason) = &dataset.reason {
+        row("because", style.paint(tone, plain(reason)));
+    }
+    let read_only = if dataset.read_only { " (read only)" } else { "" };
+    let dir = dataset.dir.as_ref().map_or_else(|| "not linked".to_string(), |dir| plain(dir));
+    row("directory", dir + read_only);
+    row("versions", format!("{}, digest {}", count(dataset.versions), plain(&dataset.digest)));
+    if let Some(total) = dataset.to_index {
+        row("scan", format!("{} of {} files", count(dataset.indexed), count(total)));
+    }
+    if dataset.pending != 0 {
+        let (pending, left) = (count(dataset.pending), bytes(dataset.pending_bytes));
+        row("to come", format!("{pending} entries, {left}, {}", rate_and_time(dataset)));
+    }
+    if dataset.conflicts != 0 {
+        let conflicts = format!(
+            "{}: compare the copies beside the files, keep one, delete the others",
+            count(dataset.conflicts)
+        );
+        row("conflicts", style.paint(Tone::Notice, conflicts));
+    }
+    for problem in &dataset.problems {
+        row("problem", style.paint(Tone::Bad, plain(problem)));
+    }
+    for link in &dataset.links {
+        let difference = match (link.behind, link.ahead) {
+            (0, 0) => String::new(),
+            (behind, 0) => format!(", lacks {} of ours", count(behind)),
+            (0, ahead) => format!(", we lack {}", count(ahead)),
+            (behind, ahead) => format!(", lacks {}, we lack {}", count(behind), count(ahead)),
+        };
+        let standing = format!("{}{difference}", plain(&link.phase));
+        row(&format!("with {}", plain(&link.peer.name)), standing);
+    }
+    text.push_str(&table.to_string());
+}
+
+/// How fast it goes, and how long it will take at that.
+fn rate_and_time(dataset: &json::DatasetStatus) -> String {
+    match dataset.pending_bytes.checked_div(dataset.rate_bytes) {
+        None => "nothing moving".to_string(),
+        Some(seconds) => {
+            let left = std::time::Duration::from_secs(seconds);
+            format!("{}/s, {} left", bytes(dataset.rate_bytes), crate::text::duration(left))
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! `consort up`
+
+use std::net::SocketAddr;
+
+use consort_node::{Config, Node};
+use tokio::io::AsyncReadExt as _;
+use tokio::sync::watch;
+
+use crate::command::interrupt::Interrupt;
+use crate::command::{Context, path_text};
+use crate::control::server::Socket;
+use crate::control::service::NodeService;
+use crate::control::socket_path;
+use crate::error::Error;
+use crate::json;
+use crate::text::plain;
+
+/// Run the node in the foreground until SIGTERM or Ctrl-C.
+///
+/// Stopping loses nothing. A second Ctrl-C while it stops ends it at once.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  consort up
+  consort up --listen 127.0.0.1:0             any free port, this machine only
+  consort --log info --log-format json up     with a log for machines on stderr")]
+pub(crate) struct Up {
+    /// Where to listen for other nodes [default: as before, or 0.0.0.0:7440]
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
+
+    /// Stop when stdin closes: for a parent that may be killed
+    #[arg(long, hide = true)]
+    exit_with_parent: bool,
+}
+
+impl Up {
+    pub(crate) async fn run(self, context: &Context) -> Result<(), Error> {
+        let socket = socket_path(&context.home);
+        if Socket::is_served(&socket).await {
+            let home = plain(&context.home.display().to_string());
+            return Err(Error::failed(format!("a node runs already with the home {home}"))
+                .hint("stop that one first, or name another home with --home"));
+        }
+        // From here on a signal waits until the node has started, and then stops it in good order.
+        let mut interrupt = Interrupt::new()?;
+        let node = Node::start(&context.home, Config { listen: self.listen }).await?;
+        let served = match Socket::bind(&socket) {
+            Ok(served) => served,
+            Err(error) => {
+                node.shutdown().await;
+                return Err(Error::io("make the socket", &socket, &error).hint(
+                    "a home's path may have about 90 bytes; choose a shorter one with --home",
+                ));
+            }
+        };
+        let (stopper, stop) = watch::channel(false);
+        let server = tokio::spawn(served.serve(NodeService::new(node.clone()), stop));
+        let announced = announce(&node, context);
+        if announced.is_ok() {
+            tokio::select! {
+                () = interrupt.next() => {}
+                () = parent_gone(), if self.exit_with_parent => {}
+            }
+            context.ui.say("Stopping. Ctrl-C again ends it at once.");
+        }
+        let stopped = async {
+            stopper.send_replace(true);
+            let served = server.await;
+            node.shutdown().await;
+            served
+        };
+        tokio::select! {
+            served = stopped => {
+                served.map_err(|error| Error::failed(format!("the control socket broke: {error}")))?;
+            }
+            () = interrupt.next() => {
+                return Err(Error::failed("ended at once, as asked, before everything was put away")
+                    .hint("acknowledged writes are safe; the next start takes a little longer"));
+            }
+        }
+        announced
+    }
+}
+
+fn announce(node: &Node, context: &Context) -> Result<(), Error> {
+    let (identity, listen) = (json::Identity::from(node.identity()), node.listen_addr());
+    let home = path_text(&context.home)?;
+    let message = format!(
+        "Node {} ({}) of cluster {} is up.\n  peers    {listen}\n  home     {}\nCtrl-C stops it.",
+        plain(&identity.name),
+        identity.role.as_str(),
+        plain(&identity.cluster),
+        plain(&home),
+    );
+    context.ui.outcome(&json::Up { identity, listen, home }, message)
+}
+
+/// Returns when stdin closes.
+async fn parent_gone() {
+    let mut stdin = tokio::io::stdin();
+    let mut ignored = [0; 64];
+    // A read error means the same as the end: nobody is there.
+    while matches!(stdin.read(&mut ignored).await, Ok(1..)) {}
+}

@@ -1,0 +1,82 @@
+//! `consort wait`
+
+use std::time::Duration;
+
+use crate::command::Context;
+use crate::control::wire::Request;
+use crate::error::Error;
+use crate::json;
+use crate::text::{self, bytes, count, counted, plain};
+use crate::ui::{Progress, Unit};
+
+/// Wait until this node and its directory hold all that its reachable peers hold.
+///
+/// Changes made to linked directories before the call are included. Exit code 3 if it takes too long.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  consort wait photos
+  consort wait photos --timeout 15m && python train.py ./photos")]
+pub(crate) struct Wait {
+    /// The dataset
+    name: String,
+
+    /// How long to wait, such as 500ms, 60s, 15m or 24h
+    #[arg(long, value_parser = text::parse_duration, default_value = "60s", value_name = "TIME")]
+    timeout: Duration,
+}
+
+impl Wait {
+    pub(crate) async fn run(self, context: &Context) -> Result<(), Error> {
+        let timeout_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+        let node = context.node();
+        let name = plain(&self.name);
+        let waiting =
+            node.one::<json::Waited>(Request::Wait { name: self.name.clone(), timeout_ms });
+        let watching = async {
+            let mut progress = context.ui.progress("waiting", Unit::Entries);
+            // That there is no progress to show is no reason to stop waiting.
+            let _ = watch(context, self.name.clone(), &mut progress).await;
+            std::future::pending::<()>().await;
+        };
+        let waited = tokio::select! {
+            waited = waiting => waited?,
+            () = watching => unreachable!("watching never ends by itself"),
+        };
+        let peers = match waited.peers {
+            0 => "its own; no peer is reachable".to_string(),
+            peers => {
+                format!("that {} hold", counted(peers as u64, "reachable peer", "reachable peers"))
+            }
+        };
+        let versions = counted(waited.versions, "version", "versions");
+        let message = format!("{name}: this node holds {versions}, all {peers}.");
+        context.ui.outcome(&waited, message)
+    }
+}
+
+async fn watch(context: &Context, name: String, progress: &mut Progress) -> Result<(), Error> {
+    let request = Request::Status { name: Some(name), watch: true };
+    let mut answers = context.node().ask(request).await?;
+    let mut most = 0;
+    while let Some(status) = answers.next::<json::Status>().await? {
+        let Some(dataset) = status.datasets.first() else { continue };
+        let (done, total, remark) = match (dataset.state, dataset.to_index) {
+            (json::DatasetState::Scanning, total) => {
+                (dataset.indexed, total, "files looked at".to_string())
+            }
+            _ => {
+                most = dataset.pending.max(most);
+                let remark = format!(
+                    "{} entries, {} left, {}/s",
+                    count(dataset.pending),
+                    bytes(dataset.pending_bytes),
+                    bytes(dataset.rate_bytes)
+                );
+                (most - dataset.pending, Some(most), remark)
+            }
+        };
+        progress.set(done, total, &remark);
+    }
+    Ok(())
+}

@@ -1,0 +1,523 @@
+//! What `--json` prints, and what travels over the control socket: types of our own, so that no change inside the
+//! engine changes what scripts read. Identities are hexadecimal, times are milliseconds or nanoseconds since 1970 as
+//! the names say, sizes are bytes.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use consort_node as node;
+use serde::{Deserialize, Serialize};
+
+use crate::error;
+
+/// A command that could not do its work.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) error: Error,
+}
+
+/// Why it could not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Error {
+    pub(crate) kind: error::Kind,
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
+}
+
+/// A command that did its work and has nothing to say about it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Done {
+    pub(crate) done: bool,
+}
+
+/// `init` and `join`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Membership {
+    pub(crate) node: String,
+    pub(crate) name: String,
+    pub(crate) cluster: String,
+    pub(crate) role: Role,
+    pub(crate) home: String,
+}
+
+/// `up`, when it runs.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Up {
+    #[serde(flatten)]
+    pub(crate) identity: Identity,
+    pub(crate) listen: SocketAddr,
+    pub(crate) home: String,
+}
+
+/// Who a node is.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) node: String,
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    pub(crate) cluster: String,
+}
+
+/// `invite`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Ticket {
+    pub(crate) ticket: String,
+}
+
+/// One of `member list`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Member {
+    #[serde(flatten)]
+    pub(crate) peer: Name,
+    pub(crate) role: Role,
+    pub(crate) revoked: bool,
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) connected: bool,
+    pub(crate) this_node: bool,
+}
+
+/// A node as others call it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Name {
+    pub(crate) node: String,
+    pub(crate) name: String,
+}
+
+/// `dataset create`, `dataset show`, and one of `dataset list`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Dataset {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    pub(crate) mode: Mode,
+    pub(crate) on_conflict: OnConflict,
+    pub(crate) created_ms: u64,
+    /// Current versions, deletions among them.
+    pub(crate) versions: u64,
+    pub(crate) digest: String,
+    /// The feed's end: `feed --since` this gives what comes after.
+    pub(crate) head: String,
+    pub(crate) link: Option<Link>,
+}
+
+/// `link`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Link {
+    pub(crate) dir: String,
+    pub(crate) read_only: bool,
+}
+
+/// `put`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Put {
+    pub(crate) version: String,
+    pub(crate) size: u64,
+}
+
+/// `stat`, one of `ls`, and what `get` fetched.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) kind: EntryKind,
+    pub(crate) size: u64,
+    /// Permission bits.
+    pub(crate) mode: u16,
+    pub(crate) modified_ns: i64,
+    /// Who wrote it and when: the author's identity, and a clock reading as 16 hexadecimal digits.
+    pub(crate) version: String,
+    /// When it was written, by its writer's clock.
+    pub(crate) written_ms: u64,
+    pub(crate) media_type: Option<String>,
+    pub(crate) origin: Origin,
+    pub(crate) metadata: BTreeMap<String, String>,
+    /// Versions that nobody chose between yet, apart from this one.
+    pub(crate) conflicts: usize,
+    pub(crate) deleted: bool,
+}
+
+/// One of `feed`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Change {
+    pub(crate) cursor: String,
+    #[serde(flatten)]
+    pub(crate) entry: Entry,
+}
+
+/// `wait`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Waited {
+    pub(crate) versions: u64,
+    pub(crate) peers: usize,
+}
+
+/// `status`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    #[serde(flatten)]
+    pub(crate) identity: Identity,
+    pub(crate) listen: SocketAddr,
+    pub(crate) peers: Vec<PeerStatus>,
+    pub(crate) datasets: Vec<DatasetStatus>,
+    pub(crate) sent_bytes: u64,
+    pub(crate) received_bytes: u64,
+}
+
+/// A peer of a node.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PeerStatus {
+    #[serde(flatten)]
+    pub(crate) peer: Name,
+    pub(crate) role: Role,
+    pub(crate) address: Option<SocketAddr>,
+    pub(crate) connected: bool,
+    /// Why it is not connected.
+    pub(crate) reason: Option<String>,
+}
+
+/// A dataset on a node.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct DatasetStatus {
+    pub(crate) name: String,
+    pub(crate) versions: u64,
+    pub(crate) digest: String,
+    pub(crate) dir: Option<String>,
+    pub(crate) read_only: bool,
+    pub(crate) state: DatasetState,
+    /// Why it is paused or degraded, and what to do.
+    pub(crate) reason: Option<String>,
+    /// Entries and bytes that are known and not yet in the directory.
+    pub(crate) pending: u64,
+    pub(crate) pending_bytes: u64,
+    /// Files that a running scan has looked at, and will.
+    pub(crate) indexed: u64,
+    pub(crate) to_index: Option<u64>,
+    pub(crate) conflicts: u64,
+    pub(crate) problems: Vec<String>,
+    /// Content bytes per second, lately.
+    pub(crate) rate_bytes: u64,
+    pub(crate) links: Vec<LinkStatus>,
+}
+
+/// The conversation with one peer about one dataset.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LinkStatus {
+    #[serde(flatten)]
+    pub(crate) peer: Name,
+    pub(crate) phase: String,
+    /// Versions that the peer has not acknowledged.
+    pub(crate) behind: u64,
+    /// Versions that the peer has and we lack.
+    pub(crate) ahead: u64,
+}
+
+/// One of `doctor`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Finding {
+    pub(crate) severity: Severity,
+    pub(crate) what: String,
+    pub(crate) todo: Option<String>,
+}
+
+/// `completions`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Completions {
+    pub(crate) shell: String,
+    pub(crate) script: String,
+}
+
+/// `get -o`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Got {
+    pub(crate) file: String,
+    #[serde(flatten)]
+    pub(crate) entry: Entry,
+}
+
+/// `dev --once`.
+#[derive(Debug, Serialize)]
+pub(crate) struct DevVerified {
+    pub(crate) equal: bool,
+    pub(crate) nodes: usize,
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+    pub(crate) seconds: f64,
+    /// Names in the first directory that need not be elsewhere.
+    pub(crate) not_compared: u64,
+    pub(crate) differences: Vec<String>,
+}
+
+/// One of `dev`.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum DevEvent {
+    /// All nodes hold the same.
+    Ready { dataset: String, files: u64, bytes: u64, seconds: f64, nodes: Vec<DevNode> },
+    /// A change has arrived at a node, so long after it was written.
+    Change {
+        node: String,
+        lag_ms: u64,
+        #[serde(flatten)]
+        change: Change,
+    },
+}
+
+/// A node of `dev`.
+#[derive(Debug, Serialize)]
+pub(crate) struct DevNode {
+    pub(crate) name: String,
+    pub(crate) listen: SocketAddr,
+    pub(crate) home: String,
+    pub(crate) dir: String,
+}
+
+/// An enum whose names in JSON and on the command line are the same, and its conversion from and to the node's type.
+macro_rules! names {
+    ($(#[$doc:meta])* $name:ident is $of:path { $($variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+        pub(crate) enum $name {
+            $(#[serde(rename = $text)] #[value(name = $text)] $variant,)+
+        }
+
+        impl $name {
+            pub(crate) const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+
+        impl From<$of> for $name {
+            fn from(value: $of) -> Self {
+                use $of as Of;
+                match value { $(Of::$variant => Self::$variant,)+ }
+            }
+        }
+
+        impl From<$name> for $of {
+            fn from(value: $name) -> Self {
+                match value { $($name::$variant => Self::$variant,)+ }
+            }
+        }
+    };
+}
+
+names! {
+    /// What a member may do.
+    Role is node::Role { Writer = "writer", Reader = "reader", Relay = "relay", Admin = "admin" }
+}
+names! {
+    /// Who decides the order of a dataset's changes.
+    Mode is node::Mode { Mesh = "mesh", Hub = "hub" }
+}
+names! {
+    /// Which of several concurrent versions wins.
+    OnConflict is node::OnConflict { KeepBoth = "keep-both", Latest = "latest", PreferReal = "prefer-real" }
+}
+names! {
+    /// Where content came from.
+    Origin is node::Origin { Real = "real", Synthetic = "synthetic", Derived = "derived" }
+}
+names! {
+    /// What an entry is in a directory.
+    EntryKind is node::Kind { File = "file", Directory = "directory", Symlink = "symlink" }
+}
+names! {
+    /// How a dataset stands on a node.
+    DatasetState is node::DatasetState {
+        InSync = "in-sync", Syncing = "syncing", Scanning = "scanning",
+        Waiting = "waiting", Paused = "paused", Degraded = "degraded",
+    }
+}
+names! {
+    /// How bad a finding is.
+    Severity is node::Severity { Ok = "ok", Warning = "warning", Problem = "problem" }
+}
+
+impl From<node::NodeIdentity> for Identity {
+    fn from(identity: node::NodeIdentity) -> Self {
+        Self {
+            node: identity.node.to_string(),
+            name: identity.name,
+            role: identity.role.into(),
+            cluster: identity.cluster,
+        }
+    }
+}
+
+impl From<node::Member> for Member {
+    fn from(member: node::Member) -> Self {
+        Self {
+            peer: Name { node: member.node.to_string(), name: member.name },
+            role: member.role.into(),
+            revoked: member.revoked,
+            addresses: member.addresses,
+            connected: member.connected,
+            this_node: member.this_node,
+        }
+    }
+}
+
+impl From<node::Dataset> for Dataset {
+    fn from(dataset: node::Dataset) -> Self {
+        Self {
+            name: dataset.name,
+            id: dataset.id.to_string(),
+            mode: dataset.mode.into(),
+            on_conflict: dataset.on_conflict.into(),
+            created_ms: dataset.created_ms,
+            versions: dataset.versions,
+            digest: dataset.digest,
+            head: dataset.head.to_string(),
+            link: dataset.link.map(Link::from),
+        }
+    }
+}
+
+impl From<node::Link> for Link {
+    fn from(link: node::Link) -> Self {
+        Self { dir: link.dir.display().to_string(), read_only: link.read_only }
+    }
+}
+
+impl From<node::Put> for Put {
+    fn from(put: node::Put) -> Self {
+        Self { version: put.dot.to_string(), size: put.size }
+    }
+}
+
+impl From<node::Entry> for Entry {
+    fn from(entry: node::Entry) -> Self {
+        Self {
+            key: entry.key,
+            kind: entry.kind.into(),
+            size: entry.size,
+            mode: entry.mode,
+            modified_ns: entry.modified_ns,
+            version: entry.dot.to_string(),
+            written_ms: entry.dot.time.wall().0,
+            media_type: entry.media_type,
+            origin: entry.origin.into(),
+            metadata: entry.metadata.into_iter().collect(),
+            conflicts: entry.conflicts,
+            deleted: entry.deleted,
+        }
+    }
+}
+
+impl From<node::Change> for Change {
+    fn from(change: node::Change) -> Self {
+        Self { cursor: change.cursor.to_string(), entry: change.entry.into() }
+    }
+}
+
+impl From<node::Waited> for Waited {
+    fn from(waited: node::Waited) -> Self {
+        Self { versions: waited.versions, peers: waited.peers }
+    }
+}
+
+impl From<node::Status> for Status {
+    fn from(status: node::Status) -> Self {
+        Self {
+            identity: status.node.into(),
+            listen: status.listen,
+            peers: status.peers.into_iter().map(PeerStatus::from).collect(),
+            datasets: status.datasets.into_iter().map(DatasetStatus::from).collect(),
+            sent_bytes: status.traffic.sent,
+            received_bytes: status.traffic.received,
+        }
+    }
+}
+
+impl From<node::PeerStatus> for PeerStatus {
+    fn from(peer: node::PeerStatus) -> Self {
+        Self {
+            peer: Name { node: peer.node.to_string(), name: peer.name },
+            role: peer.role.into(),
+            address: peer.addr,
+            connected: peer.connected,
+            reason: peer.reason,
+        }
+    }
+}
+
+impl From<node::DatasetStatus> for DatasetStatus {
+    fn from(dataset: node::DatasetStatus) -> Self {
+        Self {
+            name: dataset.name,
+            versions: dataset.versions,
+            digest: dataset.digest,
+            dir: dataset.dir.map(|dir| dir.display().to_string()),
+            read_only: dataset.read_only,
+            state: dataset.state.into(),
+            reason: dataset.reason,
+            pending: dataset.pending,
+            pending_bytes: dataset.pending_bytes,
+            indexed: dataset.indexed,
+            to_index: dataset.to_index,
+            conflicts: dataset.conflicts,
+            problems: dataset.problems,
+            rate_bytes: dataset.rate_bytes,
+            links: dataset.links.into_iter().map(LinkStatus::from).collect(),
+        }
+    }
+}
+
+impl From<node::LinkStatus> for LinkStatus {
+    fn from(link: node::LinkStatus) -> Self {
+        Self {
+            peer: Name { node: link.peer.to_string(), name: link.name },
+            phase: link.phase,
+            behind: link.behind,
+            ahead: link.ahead,
+        }
+    }
+}
+
+impl From<node::Finding> for Finding {
+    fn from(finding: node::Finding) -> Self {
+        Self { severity: finding.severity.into(), what: finding.what, todo: finding.todo }
+    }
+}
+
+impl From<error::Error> for Error {
+    fn from(error: error::Error) -> Self {
+        match error {
+            error::Error::Told { kind, message, hint } => Self { kind, message, hint },
+            other @ (error::Error::Shown | error::Error::OutputClosed) => {
+                Self { kind: error::Kind::Failed, message: other.to_string(), hint: None }
+            }
+        }
+    }
+}
+
+impl From<Error> for error::Error {
+    fn from(error: Error) -> Self {
+        Self::Told { kind: error.kind, message: error.message, hint: error.hint }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_has_the_promised_shape() {
+        let error = error::Error::new(error::Kind::TimedOut, "too late").hint("try again");
+        let json = serde_json::to_value(Failure { error: error.into() }).expect("plain data");
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "error": { "kind": "timed_out", "message": "too late", "hint": "try again" }
+            })
+        );
+    }
+
+    #[test]
+    fn names_are_the_same_on_the_command_line_and_in_json() {
+        for role in <Role as clap::ValueEnum>::value_variants() {
+            let json = serde_json::to_value(role).expect("plain data");
+            assert_eq!(json, role.as_str());
+            assert_eq!(node::Role::from(*role).to_string(), role.as_str());
+        }
+        assert_eq!(OnConflict::PreferReal.as_str(), "prefer-real");
+    }
+}

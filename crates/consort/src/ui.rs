@@ -1,0 +1,306 @@
+//! The terminal. This is the only file that writes to it: results go to stdout, everything else to stderr, and with
+//! `--json` stdout carries JSON alone.
+
+use std::fmt;
+use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write as _};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::LogFormat;
+use crate::error::Error;
+use crate::json;
+use crate::text;
+
+/// How long something takes before a progress bar is worth showing.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Bytes of output that are gathered before they are written.
+const OUTPUT_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Where commands write.
+#[derive(Debug)]
+pub(crate) struct Ui {
+    json: bool,
+    output: Mutex<BufWriter<Stdout>>,
+    style: Style,
+    style_of_messages: Style,
+}
+
+/// Whether colors may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// A terminal whose user did not object.
+    Colored,
+    /// Anything else.
+    Plain,
+}
+
+/// What a piece of text means. Colors follow from it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Tone {
+    /// All is well.
+    Good,
+    /// Under way, or to be looked at.
+    Notice,
+    /// Wrong.
+    Bad,
+    /// A heading or a name.
+    Strong,
+}
+
+impl Style {
+    fn of(is_terminal: bool) -> Self {
+        let objected = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        if is_terminal && !objected { Self::Colored } else { Self::Plain }
+    }
+
+    /// `text` in the color of its meaning.
+    pub(crate) fn paint(self, tone: Tone, text: impl fmt::Display) -> String {
+        let code = match tone {
+            Tone::Good => "32",
+            Tone::Notice => "33",
+            Tone::Bad => "31",
+            Tone::Strong => "1",
+        };
+        match self {
+            Self::Colored => format!("\x1b[{code}m{text}\x1b[0m"),
+            Self::Plain => text.to_string(),
+        }
+    }
+}
+
+impl Ui {
+    /// The terminal of this process; `json` as in `--json`.
+    pub(crate) fn new(json: bool) -> Self {
+        let output = Mutex::new(BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, io::stdout()));
+        let style = Style::of(io::stdout().is_terminal());
+        let style_of_messages = Style::of(io::stderr().is_terminal());
+        Self { json, output, style, style_of_messages }
+    }
+
+    /// Whether results are JSON.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Whether results are seen by a person at once.
+    pub(crate) fn is_terminal(&self) -> bool {
+        io::stdout().is_terminal()
+    }
+
+    /// How results may look.
+    pub(crate) fn style(&self) -> Style {
+        self.style
+    }
+
+    /// A result: as one line of JSON with `--json`, otherwise as text, which brings its own line ends.
+    pub(crate) fn result<T: Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&T, Style) -> String,
+    ) -> Result<(), Error> {
+        if self.json {
+            self.write(json_line(value).as_bytes())?;
+        } else {
+            self.write(text(value, self.style).as_bytes())?;
+        }
+        self.flush()
+    }
+
+    /// A result that is a message to people and a document to programs.
+    pub(crate) fn outcome<T: Serialize>(
+        &self,
+        value: &T,
+        message: impl fmt::Display,
+    ) -> Result<(), Error> {
+        self.say(message);
+        if self.json {
+            self.write(json_line(value).as_bytes())?;
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the result as they are. They are on their way after [`Self::flush`] at the latest.
+    pub(crate) fn write(&self, bytes: &[u8]) -> Result<(), Error> {
+        self.lock().write_all(bytes).map_err(output_error)
+    }
+
+    /// Sends out what was written.
+    pub(crate) fn flush(&self) -> Result<(), Error> {
+        self.lock().flush().map_err(output_error)
+    }
+
+    /// Replaces what the terminal shows by `text`.
+    pub(crate) fn redraw(&self, text: &str) -> Result<(), Error> {
+        // Home, then clear the rest of each line and of the screen: no flicker, as nothing is blanked first.
+        let lines = text.replace('\n', "\x1b[K\n");
+        self.write(format!("\x1b[H{lines}\x1b[J").as_bytes())?;
+        self.flush()
+    }
+
+    /// A message to a person.
+    pub(crate) fn say(&self, message: impl fmt::Display) {
+        // A message that nobody can read is no reason to fail.
+        let _ = writeln!(io::stderr().lock(), "{message}");
+    }
+
+    /// Why the command ends, and what to do.
+    pub(crate) fn error(&self, error: &Error) {
+        let Error::Told { kind, message, hint } = error else { return };
+        let style = self.style_of_messages;
+        self.say(format_args!("{} {}", style.paint(Tone::Bad, "error:"), lines(message)));
+        if let Some(hint) = hint {
+            self.say(format_args!("{} {}", style.paint(Tone::Notice, "hint:"), lines(hint)));
+        }
+        if self.json {
+            let error = json::Failure {
+                error: json::Error { kind: *kind, message: message.clone(), hint: hint.clone() },
+            };
+            // The command has failed already, and says so by its exit code.
+            let _ = self.write(json_line(&error).as_bytes()).and_then(|()| self.flush());
+        }
+    }
+
+    /// What clap has to say: help on stdout, wrong usage on stderr, each in colors where they are welcome.
+    pub(crate) fn usage(&self, error: &clap::Error) {
+        if self.json && error.use_stderr() {
+            let text = error.render().to_string();
+            let message = text.trim_start_matches("error: ").lines().next().unwrap_or_default();
+            let hint = "`consort help` lists the commands, `consort COMMAND --help` explains one";
+            self.error(&Error::usage(message).hint(hint));
+        } else {
+            // A message that nobody can read is no reason to fail.
+            let _ = error.print();
+        }
+    }
+
+    /// A progress bar that appears when the work turns out to take long, and only on a terminal.
+    pub(crate) fn progress(&self, what: &str, unit: Unit) -> Progress {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        bar.set_message(what.to_string());
+        Progress { bar, unit, began: Instant::now(), shown: false }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BufWriter<Stdout>> {
+        self.output.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// What a progress bar counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Bytes: size, rate and time left are shown.
+    Bytes,
+    /// Anything else.
+    Entries,
+}
+
+/// Work under way. Gone from the screen when dropped.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    unit: Unit,
+    began: Instant,
+    shown: bool,
+}
+
+impl Progress {
+    /// `done` of `total`, if that is known, with a remark.
+    pub(crate) fn set(&mut self, done: u64, total: Option<u64>, remark: &str) {
+        if !self.shown && PATIENCE <= self.began.elapsed() {
+            self.shown = true;
+            self.bar.set_style(self.look(total.is_some()));
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        if let Some(total) = total {
+            self.bar.set_length(total);
+        }
+        self.bar.set_position(done);
+        self.bar.set_prefix(text::plain(remark));
+    }
+
+    fn look(&self, bounded: bool) -> ProgressStyle {
+        let template = match (self.unit, bounded) {
+            (Unit::Bytes, true) => {
+                "{msg} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left {prefix}"
+            }
+            (Unit::Bytes, false) => "{msg} {spinner} {bytes} {bytes_per_sec} {prefix}",
+            (Unit::Entries, true) => "{msg} [{bar:24}] {human_pos}/{human_len} {eta} left {prefix}",
+            (Unit::Entries, false) => "{msg} {spinner} {human_pos} {prefix}",
+        };
+        ProgressStyle::with_template(template).expect("the templates above are well-formed")
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Sends the log to stderr. `filter` as in `--log`.
+pub(crate) fn start_log(filter: &str, format: LogFormat) -> Result<(), Error> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        Error::usage(format!("`{}` is no log filter: {error}", text::plain(filter)))
+            .hint("for example --log debug, or --log warn,consort_node=debug")
+    })?;
+    let colored = Style::of(io::stderr().is_terminal()) == Style::Colored;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(colored).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+/// One line of JSON, its end included, that is harmless on a terminal too.
+pub(crate) fn json_line<T: Serialize>(value: &T) -> String {
+    let json = serde_json::to_string(value).expect("our types are plain data with text as keys");
+    let mut line = String::with_capacity(json.len() + 1);
+    for c in json.chars() {
+        // Only within strings can such a character be, and there an escape means the same.
+        if text::is_dangerous(c) {
+            line.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            line.push(c);
+        }
+    }
+    line.push('\n');
+    line
+}
+
+/// A message of several lines, each made harmless.
+fn lines(message: &str) -> String {
+    message.lines().map(text::plain).collect::<Vec<_>>().join("\n")
+}
+
+fn output_error(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Error::OutputClosed,
+        _ => Error::failed(format!("cannot write the output: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_lines_are_harmless_on_a_terminal_and_mean_the_same() {
+        let key = "a\u{9b}2J\u{202e}\u{1b}\n\u{7f}";
+        let line = json_line(&key);
+        assert!(!line.trim_end().chars().any(text::is_dangerous), "{line:?}");
+        assert_eq!(serde_json::from_str::<String>(&line).expect("valid JSON"), key);
+    }
+
+    #[test]
+    fn plain_style_adds_nothing() {
+        assert_eq!(Style::Plain.paint(Tone::Bad, "x"), "x");
+        assert_eq!(Style::Colored.paint(Tone::Bad, "x"), "\x1b[31mx\x1b[0m");
+    }
+}
