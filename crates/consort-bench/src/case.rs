@@ -123,8 +123,18 @@ fn table(title: String, tools: &[Runs]) -> Table {
     let mut table = Table::new(
         title,
         &[
-            "tool", "runs", "wall", "fastest", "slowest", "cpu", "wire", "memory source",
-            "memory target", "bytes read", "wall / rsync", "verified",
+            "tool",
+            "runs",
+            "wall",
+            "fastest",
+            "slowest",
+            "cpu",
+            "wire",
+            "memory source",
+            "memory target",
+            "bytes read",
+            "wall / rsync",
+            "verified",
         ],
     );
     let walls = |runs: &Runs| median(runs.runs.iter().map(|run| run.wall));
@@ -133,7 +143,8 @@ fn table(title: String, tools: &[Runs]) -> Table {
         let all = &runs.runs;
         let time = |time: Option<Duration>| time.map_or(Cell::Nothing, Cell::Seconds);
         let bytes = |bytes: Option<u64>| bytes.map_or(Cell::Nothing, Cell::Bytes);
-        let ratio = walls(runs).zip(rsync).map(|(ours, rsync)| ours.as_secs_f64() / rsync.as_secs_f64());
+        let ratio =
+            walls(runs).zip(rsync).map(|(ours, rsync)| ours.as_secs_f64() / rsync.as_secs_f64());
         table.row(vec![
             Cell::Text(runs.tool.to_string()),
             Cell::Text(all.len().to_string()),

@@ -174,7 +174,8 @@ impl Node {
     fn start(&mut self) -> Result<(), Failure> {
         let announced = self.home.with_extension("up");
         let log_path = self.home.with_extension("log");
-        let make = |path: &Path| File::create(path).map_err(|error| Failure::io("make a log", error));
+        let make =
+            |path: &Path| File::create(path).map_err(|error| Failure::io("make a log", error));
         let child = self
             .command()
             // The node ends when this process does, even if that is killed.
@@ -206,7 +207,10 @@ impl Node {
         let pid = pid.ok_or_else(|| Failure::new("a process without an id"))?;
         kill_process(pid, Signal::TERM).map_err(|error| Failure::io("stop a node", error))?;
         until("a node to stop", || {
-            child.try_wait().map(|status| status.is_some()).map_err(|error| Failure::io("wait", error))
+            child
+                .try_wait()
+                .map(|status| status.is_some())
+                .map_err(|error| Failure::io("wait", error))
         })?;
         self.process = None;
         Ok(())
@@ -283,10 +287,7 @@ fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Failure> {
     serde_json::from_str(text).map_err(|error| Failure::new(format!("{error} in {text}")))
 }
 
-fn until(
-    what: &str,
-    mut condition: impl FnMut() -> Result<bool, Failure>,
-) -> Result<(), Failure> {
+fn until(what: &str, mut condition: impl FnMut() -> Result<bool, Failure>) -> Result<(), Failure> {
     let started = Instant::now();
     while !condition()? {
         if started.elapsed() > PATIENCE {

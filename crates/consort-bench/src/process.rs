@@ -67,14 +67,16 @@ impl PeakMemory {
         let stopped = Arc::clone(&stop);
         let sampler = thread::spawn(move || {
             let mut peaks = BTreeMap::new();
-            while !stopped.load(Ordering::Relaxed) {
+            loop {
                 for pid in descendants(root) {
                     let peak = peaks.entry(pid).or_default();
                     *peak = peak_memory(pid).unwrap_or(0).max(*peak);
                 }
+                if stopped.load(Ordering::Relaxed) {
+                    return peaks.values().sum();
+                }
                 thread::sleep(SAMPLING);
             }
-            peaks.values().sum()
         });
         Self { stop, sampler }
     }
@@ -93,7 +95,8 @@ struct Times {
 
 fn times(process: &str) -> Result<Times, Failure> {
     let path = format!("/proc/{process}/stat");
-    let text = fs::read_to_string(&path).map_err(|error| Failure::io(format!("read {path}"), error))?;
+    let text =
+        fs::read_to_string(&path).map_err(|error| Failure::io(format!("read {path}"), error))?;
     // The name, in parentheses, may hold anything; the third field comes after it.
     let fields: Vec<&str> =
         text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();

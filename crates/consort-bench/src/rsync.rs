@@ -90,8 +90,7 @@ impl Daemon {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| Failure::io("run rsync", error))?;
-        let memory =
-            (PeakMemory::of_tree(self.process.id()), PeakMemory::of_tree(child.id()));
+        let memory = (PeakMemory::of_tree(self.process.id()), PeakMemory::of_tree(child.id()));
         let output = child.wait_with_output().map_err(|error| Failure::io("wait", error))?;
         let wall = started.elapsed();
         sync(target)?;

@@ -28,7 +28,7 @@ impl Files {
     /// Writes them below `dir`, in directories of some hundred.
     pub(crate) fn make(self, dir: &Path, seed: u64) -> Result<(), Failure> {
         let mut random = Random::new(seed);
-        let make = || -> io::Result<()> {
+        let mut make = || -> io::Result<()> {
             let mut parent = dir.to_path_buf();
             for number in 0..self.count {
                 if number % FILES_PER_DIRECTORY == 0 {
@@ -50,7 +50,7 @@ pub(crate) fn insert_at_head(
     length: usize,
     random: &mut Random,
 ) -> Result<(), Failure> {
-    let insert = || -> io::Result<()> {
+    let mut insert = || -> io::Result<()> {
         let mut file = BufWriter::with_capacity(BLOCK_BYTES, File::create(path)?);
         file.write_all(&random.bytes(length))?;
         io::copy(&mut File::open(old)?, &mut file)?;

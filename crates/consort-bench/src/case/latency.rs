@@ -78,7 +78,10 @@ pub(crate) fn latency(bench: &Bench) -> Result<Table, Failure> {
     let verified = is_equal(&source, &target)?;
 
     let mut table = Table::new(
-        format!("One change of 1 KiB among {} files, until it is complete on the other side", files.count),
+        format!(
+            "One change of 1 KiB among {} files, until it is complete on the other side",
+            files.count
+        ),
         &["change", "times", "median", "90 %", "99 %", "slowest", "verified"],
     );
     let kinds = [
@@ -132,7 +135,8 @@ struct Watch(OwnedFd);
 impl Watch {
     fn new(dir: &Path) -> Result<Self, Failure> {
         let failed = |error| Failure::io(format!("watch {}", dir.display()), error);
-        let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(failed)?;
+        let inotify =
+            inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).map_err(failed)?;
         let events = WatchFlags::CREATE
             | WatchFlags::CLOSE_WRITE
             | WatchFlags::MODIFY
@@ -186,8 +190,9 @@ mod tests {
             for (kind, content) in
                 [(Kind::Written, b"one"), (Kind::Replaced, b"two"), (Kind::Deleted, b"---")]
             {
-                let changed = scope.spawn(|| change(kind, &path, &new, content).unwrap());
-                watch.until(&path, (kind != Kind::Deleted).then_some(&content[..])).unwrap();
+                let (path, new) = (&path, &new);
+                let changed = scope.spawn(move || change(kind, path, new, content).unwrap());
+                watch.until(path, (kind != Kind::Deleted).then_some(&content[..])).unwrap();
                 changed.join().unwrap();
             }
         });
