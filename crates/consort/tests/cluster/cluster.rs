@@ -369,11 +369,6 @@ impl Node {
         self.dir.join(name)
     }
 
-    /// The whole log.
-    pub(crate) fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_consort"));
         command.arg("--home").arg(&self.home).env_remove("CONSORT_HOME").env_remove("CONSORT_LOG");

@@ -6,7 +6,8 @@
 //! - [`cluster`]: nodes as child processes that always end, and waiting with a bound.
 //! - [`random`]: the one source of chance, so that a seed repeats a run.
 //! - [`tree`]: a directory that looks like a real one, and the comparison of directories.
-//! - [`operations`]: random changes of directories, and the proof that none of them lost anything.
+//! - [`operations`]: random changes of directories.
+//! - [`ledger`]: what those wrote and took away, and the proof that nothing was lost.
 //!
 //! The tests:
 //!
@@ -20,6 +21,7 @@ mod access;
 mod apart;
 mod cluster;
 mod directories;
+mod ledger;
 mod operations;
 mod random;
 mod storm;

@@ -1,36 +1,9 @@
-//! Random changes of several directories that are kept identical, and the proof that nothing was lost.
+//! Random changes of several directories that are kept identical: what a user, an editor and a script would do, by
+//! seed, and a record of it. What the record proves in the end is told in [`crate::ledger`].
 //!
-//! # What is proved
-//!
-//! A value (the bytes of a file, or the target of a symlink) that was written at a path has to be there in the end, as
-//! that path's winner or as one of its conflict copies, **unless somebody took it away knowingly**: replaced it, edited
-//! it, renamed it or deleted it *where it was at that moment*, after it was written.
-//!
-//! So of concurrent writes each one has to survive: a writer who never had the other's value in front of him cannot
-//! have taken it away. And what one writer wrote in sequence leaves the last value only, also when he continued from
-//! what others had written meanwhile.
-//!
-//! # How it is known what somebody had in front of him
-//!
-//! Reading a file just before replacing it is not enough: the engine may put a newer version there in between, and
-//! then a loss of it would be ours. So nothing is ever overwritten or deleted here. What goes is *moved away in one
-//! step* (exchanged with its replacement, or renamed out of the directory) into an **attic** beside the directory, and
-//! what is in the attic in the end is exactly what was taken away. Even what the engine manages to put into a directory
-//! that was just moved there counts as taken away, as it does for every user who moves a directory out.
-//!
-//! What cannot be done so is an edit in place. Its base is read through the file that is then written, whose content
-//! the engine never changes; whether the result counts as written at the path is decided after: only if the path still
-//! leads to that very file. A rename inside the directory is read where it arrives, at a name that nobody else uses.
-//!
-//! # Where the rule is less strict than it could be
-//!
-//! - Below a directory that was renamed at any time, a value may be anywhere: what the engine had placed there under the
-//!   old name in the same moment moved along, and was then renamed or removed under its new name.
-//! - A value that was written in place, while the engine replaced the file, is not demanded: no file system tells who
-//!   was first.
-//! - Equal values at the same path are one value. All that are written here differ, except truncated ones.
+//! Nothing is ever overwritten or deleted here: what goes is moved away in one step, into an attic beside the directory.
+//! See there why.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -38,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
+use crate::ledger::{Ledger, Value, What, values_below};
 use crate::random::Random;
-use crate::tree::{self, Entry};
 
 /// Files that nobody touches, so that no burst of deletions is the greater part of a directory.
 const BALLAST: usize = 150;
@@ -57,34 +30,7 @@ pub(crate) struct Operations {
     /// Counts what was tried: it makes values unique and orders what happened.
     clock: usize,
     performed: usize,
-    records: Vec<Record>,
-    journal: Vec<String>,
-}
-
-/// Something that happened to a value.
-#[derive(Debug)]
-struct Record {
-    time: usize,
-    what: What,
-}
-
-#[derive(Debug)]
-enum What {
-    /// The value was written at the path.
-    Written(PathBuf, Value),
-    /// Somebody who had this value in front of him took it from the path.
-    Taken(PathBuf, Value),
-    /// All that was at the path, and below it, went into the attic in one step.
-    MovedAway(PathBuf, PathBuf),
-    /// All that was below the path went to another path of the directory in one step.
-    Renamed(PathBuf),
-}
-
-/// What is compared of a file or a symlink.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Value {
-    Bytes([u8; 32]),
-    Target(PathBuf),
+    ledger: Ledger,
 }
 
 impl Operations {
@@ -98,8 +44,7 @@ impl Operations {
             attic,
             clock: 0,
             performed: 0,
-            records: Vec::new(),
-            journal: Vec::new(),
+            ledger: Ledger::default(),
         };
         operations.populate();
         operations
@@ -123,7 +68,7 @@ impl Operations {
             let root = self.directories[place].clone();
             match self.operate(&root) {
                 Ok(Some(line)) => {
-                    self.journal.push(format!("{:>5}  {place}  {line}", self.clock));
+                    self.ledger.note(format!("{:>5}  {place}  {line}", self.clock));
                     self.performed += 1;
                     return;
                 }
@@ -136,95 +81,9 @@ impl Operations {
         panic!("no operation is possible any more");
     }
 
-    /// Checks that `directory`, with which all others are equal now, holds all that it has to.
-    ///
-    /// `elsewhere` is asked for a value that no path shows; it may know of versions that a directory cannot show.
-    pub(crate) fn check(&self, directory: &Path, elsewhere: impl Fn(&Path) -> Vec<Vec<u8>>) {
-        let mut present: BTreeMap<PathBuf, BTreeSet<Value>> = BTreeMap::new();
-        for (path, value) in values_below(directory) {
-            present.entry(original(&path)).or_default().insert(value);
-        }
-        let everywhere: BTreeSet<&Value> = present.values().flatten().collect();
-
-        let mut taken: BTreeMap<(PathBuf, Value), usize> = BTreeMap::new();
-        let mut written: BTreeMap<(PathBuf, Value), usize> = BTreeMap::new();
-        let mut renamed = BTreeSet::new();
-        for Record { time, what } in &self.records {
-            match what {
-                What::Written(path, value) => {
-                    written.insert((original(path), value.clone()), *time);
-                }
-                What::Taken(path, value) => {
-                    taken.insert((original(path), value.clone()), *time);
-                }
-                What::MovedAway(path, attic) => {
-                    for (below, value) in values_below(attic) {
-                        taken.insert((original(&join(path, &below)), value), *time);
-                    }
-                }
-                What::Renamed(path) => {
-                    renamed.insert(path.clone());
-                }
-            }
-        }
-        let mut taken_anywhere: BTreeMap<&Value, usize> = BTreeMap::new();
-        for ((_, value), time) in &taken {
-            let latest = taken_anywhere.entry(value).or_default();
-            *latest = (*latest).max(*time);
-        }
-
-        let mut missing = Vec::new();
-        for ((path, value), time) in &written {
-            let at = (path.clone(), value.clone());
-            let is_moved = path.ancestors().any(|above| renamed.contains(above));
-            // What is taken in the same operation was taken first: an operation takes, then writes.
-            let is_taken = taken.get(&at).is_some_and(|taken| taken > time)
-                || is_moved && taken_anywhere.get(value).is_some_and(|taken| taken > time);
-            let is_present = present.get(path).is_some_and(|values| values.contains(value))
-                || is_moved && everywhere.contains(value);
-            if is_taken || is_present {
-                continue;
-            }
-            let is_known = elsewhere(path).iter().any(|bytes| match value {
-                Value::Bytes(hash) => blake3::hash(bytes) == *hash,
-                Value::Target(target) => target.as_os_str().as_encoded_bytes() == bytes,
-            });
-            if !is_known {
-                missing.push(format!(
-                    "{path:?}, written by operation {time}:\n{}",
-                    self.story_of(path)
-                ));
-            }
-        }
-        assert!(
-            missing.is_empty(),
-            "{} values are lost that nobody took away knowingly:\n{}",
-            missing.len(),
-            missing.join("\n")
-        );
-    }
-
-    /// How many values have been written, for a summary.
-    pub(crate) fn written(&self) -> usize {
-        self.records.iter().filter(|record| matches!(record.what, What::Written(..))).count()
-    }
-
-    /// The operations that name `path` or a directory above it.
-    fn story_of(&self, path: &Path) -> String {
-        let path = path.to_string_lossy();
-        let names: Vec<String> = self
-            .journal
-            .iter()
-            .filter(|line| {
-                let named = line.split('"').skip(1).step_by(2);
-                named.into_iter().any(|name| {
-                    let name = original(Path::new(name));
-                    path.starts_with(&*name.to_string_lossy())
-                })
-            })
-            .cloned()
-            .collect();
-        names.join("\n")
+    /// What was done, for the proof.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// What is there before anything happens, in the first directory.
@@ -242,7 +101,7 @@ impl Operations {
                 .expect("a directory");
             let bytes = self.fresh_bytes();
             fs::write(root.join(&path), &bytes).expect("a new file");
-            self.record(What::Written(path, bytes_value(&bytes)));
+            self.record(What::Written(path, Value::of_bytes(&bytes)));
         }
     }
 
@@ -308,7 +167,7 @@ impl Operations {
         let new = self.attic_name();
         fs::write(&new, &bytes)?;
         self.exchange(root, path, &new)?;
-        self.record(What::Written(path.to_path_buf(), bytes_value(&bytes)));
+        self.record(What::Written(path.to_path_buf(), Value::of_bytes(&bytes)));
         Ok(Some(format!("replace {path:?}")))
     }
 
@@ -355,10 +214,10 @@ impl Operations {
                 file.set_len(result.len() as u64)?;
             }
         }
-        self.record(What::Taken(path.to_path_buf(), bytes_value(&base)));
+        self.record(What::Taken(path.to_path_buf(), Value::of_bytes(&base)));
         let (ours, there) = (file.metadata()?, fs::symlink_metadata(&full)?);
         if (ours.dev(), ours.ino()) == (there.dev(), there.ino()) {
-            self.record(What::Written(path.to_path_buf(), bytes_value(&result)));
+            self.record(What::Written(path.to_path_buf(), Value::of_bytes(&result)));
         }
         Ok(Some(format!("{edit:?} in place {path:?}")))
     }
@@ -376,7 +235,7 @@ impl Operations {
         let new = parent.join(format!("renamed-{}.txt", self.clock));
         renameat_with(CWD, root.join(path), CWD, root.join(&new), RenameFlags::NOREPLACE)?;
         // Nobody else uses the new name, so what is there now is what was renamed.
-        let value = value_at(&root.join(&new))?;
+        let value = Value::at(&root.join(&new))?;
         self.record(What::Taken(path.to_path_buf(), value.clone()));
         self.record(What::Written(new.clone(), value));
         Ok(Some(format!("rename {path:?} to {new:?}")))
@@ -446,7 +305,7 @@ impl Operations {
             fs::remove_file(&new)?;
             return Err(error.into());
         }
-        self.record(What::Written(path.to_path_buf(), bytes_value(bytes)));
+        self.record(What::Written(path.to_path_buf(), Value::of_bytes(bytes)));
         Ok(())
     }
 
@@ -469,11 +328,11 @@ impl Operations {
     }
 
     fn record(&mut self, what: What) {
-        self.records.push(Record { time: self.clock, what });
+        self.ledger.record(self.clock, what);
     }
 
     fn attic_name(&self) -> PathBuf {
-        self.attic.join(format!("{}", self.records.len()))
+        self.attic.join(self.ledger.records().to_string())
     }
 
     /// Bytes that nobody else has written.
@@ -518,56 +377,6 @@ enum Edit {
     Truncate,
 }
 
-fn bytes_value(bytes: &[u8]) -> Value {
-    Value::Bytes(*blake3::hash(bytes).as_bytes())
-}
-
-fn value_at(path: &Path) -> io::Result<Value> {
-    Ok(if fs::symlink_metadata(path)?.is_symlink() {
-        Value::Target(fs::read_link(path)?)
-    } else {
-        Value::Bytes(*tree::hash_of(path)?.as_bytes())
-    })
-}
-
-/// The values of all files and symlinks below a directory, or of the one file that it is.
-fn values_below(path: &Path) -> Vec<(PathBuf, Value)> {
-    if let Ok(meta) = fs::symlink_metadata(path)
-        && !meta.is_dir()
-    {
-        return value_at(path).into_iter().map(|value| (PathBuf::new(), value)).collect();
-    }
-    let tree = tree::read(path).into_iter();
-    let values = tree.filter_map(|(path, entry)| match entry {
-        Entry::File { hash, .. } => Some((path, Value::Bytes(*hash.as_bytes()))),
-        Entry::Symlink { target, .. } => Some((path, Value::Target(target))),
-        Entry::Directory { .. } | Entry::Other => None,
-    });
-    values.collect()
-}
-
-/// `path` itself for an empty `below`, without the slash that `join` would add.
-fn join(path: &Path, below: &Path) -> PathBuf {
-    if below.as_os_str().is_empty() { path.to_path_buf() } else { path.join(below) }
-}
-
-/// The path of which this one may be a conflict copy: `name.conflict-AUTHOR-TIME.ext` is one of `name.ext`, in every
-/// component, as a conflict copy may have been replaced by a directory since.
-fn original(path: &Path) -> PathBuf {
-    path.components()
-        .map(|component| {
-            let name = component.as_os_str().to_string_lossy();
-            let mut name = name.into_owned();
-            while let Some(at) = name.find(".conflict-") {
-                let mark = &name[at + ".conflict-".len()..];
-                let length = mark.find('.').unwrap_or(mark.len());
-                name.replace_range(at..at + ".conflict-".len() + length, "");
-            }
-            name
-        })
-        .collect()
-}
-
 fn is_a_lost_race(error: &io::Error) -> bool {
     use io::ErrorKind::{AlreadyExists, DirectoryNotEmpty, IsADirectory, NotADirectory, NotFound};
     let became_a_symlink = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
@@ -597,14 +406,14 @@ mod tests {
     fn one_directory_alone_loses_nothing() {
         let (_temp, operations, dir) = on_one_directory(3, 600);
         assert_eq!(operations.performed(), 600);
-        operations.check(&dir, |_| Vec::new());
+        operations.ledger().check(&dir, |_| Vec::new());
     }
 
     #[test]
     fn the_same_seed_does_the_same() {
         let (_left, left, _) = on_one_directory(11, 100);
         let (_right, right, _) = on_one_directory(11, 100);
-        assert_eq!(left.journal, right.journal);
+        assert_eq!(left.ledger.journal(), right.ledger.journal());
     }
 
     #[test]
@@ -616,25 +425,14 @@ mod tests {
             }
             let aside = dir.with_extension("aside");
             fs::rename(dir.join(&path), &aside).unwrap();
-            let check = std::panic::AssertUnwindSafe(|| operations.check(&dir, |_| Vec::new()));
+            let check =
+                std::panic::AssertUnwindSafe(|| operations.ledger().check(&dir, |_| Vec::new()));
             // The hook would print every one of these expected panics.
             let noticed = std::panic::catch_unwind(check).is_err();
             fs::rename(&aside, dir.join(&path)).unwrap();
             let below_renamed =
                 path.starts_with("moved-") || path.to_string_lossy().contains("moved-");
             assert!(noticed || below_renamed, "{path:?} was not missed");
-        }
-    }
-
-    #[test]
-    fn conflict_copies_count_for_their_original() {
-        for (copy, of) in [
-            ("a/b.conflict-b-0123456789abcdef.txt", "a/b.txt"),
-            ("b.conflict-b-0123456789abcdef", "b"),
-            ("b.conflict-b-01.conflict-c-02.txt", "b.txt"),
-            ("plain.txt", "plain.txt"),
-        ] {
-            assert_eq!(original(Path::new(copy)), Path::new(of));
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Thousands of random operations on three nodes at once, on the directories and through the command line, also while
-//! nodes are killed. What has to hold afterwards is told in [`crate::operations`]; besides, everything that `put`
+//! nodes are killed. What has to hold afterwards is told in [`crate::ledger`]; besides, everything that `put`
 //! acknowledged is there, and the stores are in order.
 //!
 //! `README.md` beside this file names the environment variables for longer runs and for other seeds.
@@ -111,7 +111,7 @@ impl Storm {
     fn finish(mut self) {
         self.cluster.settle();
         let first = &self.cluster.nodes[0];
-        self.done.check(&first.dir, |path| self.what_the_store_has(path));
+        self.done.ledger().check(&first.dir, |path| self.what_the_store_has(path));
         for node in &self.cluster.nodes {
             for (key, content) in &self.acknowledged {
                 let there = fs::read(node.path(key));
@@ -129,7 +129,7 @@ impl Storm {
         println!(
             "{} operations, {} values, {} puts; {files} entries in the end",
             self.done.performed(),
-            self.done.written(),
+            self.done.ledger().written(),
             self.acknowledged.len()
         );
         self.cluster.stop_and_check();

@@ -16,9 +16,8 @@ const SMALL_TALK_BYTES: u64 = 64 * 1024;
 fn a_real_tree_arrives_completely() {
     let cluster = Cluster::linked(3);
     let first = &cluster.nodes[0];
-    match std::env::var_os("CONSORT_TEST_TREE") {
-        Some(path) => copy(&PathBuf::from(path), &first.dir),
-        None => {}
+    if let Some(path) = std::env::var_os("CONSORT_TEST_TREE") {
+        copy(&PathBuf::from(path), &first.dir);
     }
     let files = from_environment("CONSORT_TEST_FILES", 250);
     tree::make(&first.dir, usize::try_from(files).expect("a count"), 1);
