@@ -132,8 +132,8 @@ fn table(title: String, tools: &[Runs]) -> Table {
             "wire",
             "memory source",
             "memory target",
-            "bytes read",
-            "wall / rsync",
+            "read",
+            "wall vs rsync",
             "verified",
         ],
     );
@@ -147,7 +147,7 @@ fn table(title: String, tools: &[Runs]) -> Table {
             walls(runs).zip(rsync).map(|(ours, rsync)| ours.as_secs_f64() / rsync.as_secs_f64());
         table.row(vec![
             Cell::Text(runs.tool.to_string()),
-            Cell::Text(all.len().to_string()),
+            Cell::Count(all.len()),
             time(walls(runs)),
             time(all.iter().map(|run| run.wall).min()),
             time(all.iter().map(|run| run.wall).max()),
@@ -162,7 +162,7 @@ fn table(title: String, tools: &[Runs]) -> Table {
     }
     table.note(
         "Medians. Wire: bytes at the socket, both ways. Memory: peak resident, of all processes of that side. \
-         Bytes read: from files, pipes and sockets, cached or not. The times of consort include that everything is on \
+         Read: from files, pipes and sockets, cached or not. The times of consort include that everything is on \
          the disk; so do those of \"rsync + sync\". Verified: both directories were read and compared.",
     );
     table

@@ -69,8 +69,10 @@ impl PeakMemory {
             let mut peaks = BTreeMap::new();
             loop {
                 for pid in descendants(root) {
-                    let peak = peaks.entry(pid).or_default();
-                    *peak = peak_memory(pid).unwrap_or(0).max(*peak);
+                    // The last one counts, not the largest: before a new process runs its program it has our memory.
+                    if let Some(peak) = peak_memory(pid) {
+                        peaks.insert(pid, peak);
+                    }
                 }
                 if stopped.load(Ordering::Relaxed) {
                     return peaks.values().sum();

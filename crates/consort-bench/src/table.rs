@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 #[derive(Clone, Debug)]
 pub(crate) enum Cell {
     Text(String),
+    Count(usize),
     Seconds(Duration),
     Milliseconds(Duration),
     Bytes(u64),
@@ -99,6 +100,7 @@ impl Cell {
     fn text(&self) -> String {
         match self {
             Self::Text(text) => text.clone(),
+            Self::Count(count) => count.to_string(),
             Self::Seconds(time) => format!("{:.2} s", time.as_secs_f64()),
             Self::Milliseconds(time) => format!("{:.1} ms", time.as_secs_f64() * 1e3),
             Self::Bytes(bytes) => bytes_text(*bytes),
@@ -113,6 +115,7 @@ impl Cell {
         let name = column.replace(' ', "_");
         match self {
             Self::Text(text) => (name, json!(text)),
+            Self::Count(count) => (name, json!(count)),
             Self::Seconds(time) | Self::Milliseconds(time) => {
                 (name + "_seconds", json!(time.as_secs_f64()))
             }

@@ -98,7 +98,7 @@ pub(crate) fn latency(bench: &Bench) -> Result<Table, Failure> {
         };
         table.row(vec![
             Cell::Text(name.to_string()),
-            Cell::Text(times.len().to_string()),
+            Cell::Count(times.len()),
             at(50),
             at(90),
             at(99),
