@@ -204,7 +204,8 @@ fn read_symlink(root: &Root, path: &Key, meta: &Meta) -> Result<Content, IndexEr
 fn unreadable(error: io::Error) -> IndexError {
     match error.kind() {
         // Gone, or something else since: the next look will tell.
-        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput | io::ErrorKind::FilesystemLoop => {
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => IndexError::Unstable,
+        _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
             IndexError::Unstable
         }
         _ => IndexError::Unreadable(error),

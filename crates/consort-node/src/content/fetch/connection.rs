@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
-use super::{Outcome, Shared, core_id};
+use super::{Outcome, Shared};
 use crate::content::ChunkBytes;
 use crate::net::frame::FrameError;
 use crate::net::network::{ContentReader, ContentWriter};
@@ -52,10 +52,10 @@ pub(super) async fn run(
     requests: UnboundedReceiver<Request>,
 ) {
     let Err(error) = converse(&shared, peer, number, requests).await else { return };
-    tracing::debug!(peer = peer.short(), %error, "a content connection ended");
+    tracing::debug!(peer = %peer.short(), %error, "a content connection ended");
     shared.change(|state, now| {
         if state.is_current(peer, number) {
-            state.transfer.failed(now, core_id(peer));
+            state.transfer.failed(now, peer);
             state.connections.remove(&peer);
         }
     });
@@ -99,7 +99,7 @@ async fn ask(
             Err(_) => {
                 let is_idle = shared.change(|state, _| {
                     let is_idle =
-                        state.is_current(peer, number) && !state.transfer.is_asked(core_id(peer));
+                        state.is_current(peer, number) && !state.transfer.is_asked(peer);
                     if is_idle {
                         state.connections.remove(&peer);
                     }
@@ -209,6 +209,6 @@ fn deliver(
         }
         let wrong = outcomes.iter().filter(|outcome| **outcome == Outcome::Wrong).count() as u64;
         state.count(peer, |count| count.wrong += wrong);
-        state.transfer.answered(now, core_id(peer), id, outcomes);
+        state.transfer.answered(now, peer, id, outcomes);
     });
 }
