@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use consort_core::encoding::DecodeError;
 use consort_core::store::StoreError;
+use fjall::compaction::Leveled;
 use fjall::config::{
     BloomConstructionPolicy, CompressionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy,
 };
@@ -27,7 +28,10 @@ const JOURNAL_BYTES: u64 = 64 << 20;
 /// Threads that write tables out and compact them. With more than one, the database keeps one of them free of
 /// compactions by spinning while there is one to do, which costs more than a commit that waits now and then.
 const WORKERS: usize = 1;
-/// Tables' files that are kept open.
+/// The length of a table's files, in bytes: what one compaction reads and writes at a time, and how long what waits to
+/// be written out has to wait for it. Committing a million files takes 10 MB less and less time than with 64 MiB.
+const TABLE_FILE_BYTES: u64 = 16 << 20;
+/// Tables' files that are kept open: all of a node with a few million files.
 const OPEN_FILES: usize = 128;
 /// Bits per row of a Bloom filter: one lookup in a hundred of what is not there reads a block in vain.
 const FILTER_BITS: f32 = 10.0;
@@ -37,8 +41,8 @@ const FILTER_BITS: f32 = 10.0;
 /// share what a node can spare by the size of their rows.
 const fn memtable_bytes(table: Table) -> u64 {
     match table {
-        Table::Versions | Table::Chunks | Table::Records => 4 << 20,
-        Table::Feed | Table::Fingerprints => 2 << 20,
+        Table::Versions | Table::Chunks | Table::Records => 2 << 20,
+        Table::Feed | Table::Fingerprints => 1 << 20,
         Table::Pending | Table::Node => 1 << 20,
     }
 }
@@ -201,6 +205,7 @@ pub(crate) fn describe(error: &io::Error) -> String {
 fn options(table: Table) -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default()
         .max_memtable_size(memtable_bytes(table))
+        .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(TABLE_FILE_BYTES)))
         .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(
             BloomConstructionPolicy::BitsPerKey(FILTER_BITS),
         )))
