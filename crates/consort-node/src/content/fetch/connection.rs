@@ -173,10 +173,11 @@ fn take_in(
     }
     let mut outcomes = Vec::with_capacity(request.chunks.len());
     let mut arrived = Vec::with_capacity(request.chunks.len());
-    let mut end = frame.len();
-    // From the last to the first, since the chunks fill the end of the frame.
-    for (chunk, answer) in request.chunks.iter().zip(&response.answers).rev() {
-        let start = end - answer.map_or(0, <[u8]>::len);
+    // The chunks fill the end of the frame.
+    let payload: usize = response.answers.iter().flatten().map(|bytes| bytes.len()).sum();
+    let mut start = frame.len() - payload;
+    for (chunk, answer) in request.chunks.iter().zip(&response.answers) {
+        let end = start + answer.map_or(0, <[u8]>::len);
         outcomes.push(match answer {
             None => Outcome::Missing,
             Some(bytes) if chunk.is(bytes) => {
@@ -185,9 +186,8 @@ fn take_in(
             }
             Some(_) => Outcome::Wrong,
         });
-        end = start;
+        start = end;
     }
-    outcomes.reverse();
     deliver(shared, peer, number, request.id, &outcomes, arrived);
     Ok(())
 }
@@ -204,7 +204,7 @@ fn deliver(
         if !state.is_current(peer, number) {
             return;
         }
-        for (chunk, bytes) in arrived.iter().rev() {
+        for (chunk, bytes) in &arrived {
             state.deliver(peer, *chunk, bytes);
         }
         let wrong = outcomes.iter().filter(|outcome| **outcome == Outcome::Wrong).count() as u64;
