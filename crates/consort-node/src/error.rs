@@ -1,7 +1,7 @@
 //! What a caller of [`Node`](crate::Node) gets when something cannot be done: which kind of thing went wrong, in
 //! words, and what to do. The parts of the engine have small errors of their own; here they become this one.
 
-use consort_core::KeyError;
+use consort_core::model::KeyError;
 use consort_core::store::StoreError;
 
 use crate::content::ContentError;

@@ -175,8 +175,12 @@ impl Engine<'_> {
         changes.note_created(&placed.created);
         changes.synced.push(path.to_string());
         changes.placed.insert(version.dot);
+        let was_copy = record.is_some_and(|record| record.key.is_some());
         let mut record = record_of(&placed.meta, &version.content, false);
         record.key = (path != key).then(|| key.clone());
+        if record.key.is_some() && !was_copy {
+            self.progress.count_conflict(true);
+        }
         changes.put(path, record, version.dot);
         if version.attributes.kind == Kind::File {
             changes.files.push((path.clone(), version.content.clone()));
@@ -255,6 +259,9 @@ impl Engine<'_> {
         } else {
             self.keep_bytes(view, path, record, None, changes)?;
             self.root.remove_file(path, &recorded_meta(record))?;
+            if record.key.is_some() {
+                self.progress.count_conflict(false);
+            }
             changes.remove(path);
         }
         // Directories that only existed for what was in them go with the last of it.

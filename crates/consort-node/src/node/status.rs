@@ -227,7 +227,7 @@ fn ok(what: String) -> Finding {
 /// The store cannot be opened, or its node runs.
 pub fn check_store(home: &Path, mut progress: impl FnMut(u64)) -> Result<Vec<Finding>, NodeError> {
     let store = DiskStore::open(&home.join("store"))?;
-    let report = store.check(|step| progress(step.rows));
+    let report = store.check(|step| progress(step.done));
     let mut findings: Vec<Finding> = report
         .findings
         .iter()
