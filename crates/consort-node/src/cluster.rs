@@ -20,42 +20,42 @@ const PAGE: usize = 256;
 
 /// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemberFact {
+pub(crate) struct MemberFact {
     /// Who.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// Its name, unique in the cluster.
-    pub name: String,
+    pub(crate) name: String,
     /// What it may do.
-    pub role: Role,
+    pub(crate) role: Role,
     /// It is a member no more, although it has a certificate.
-    pub revoked: bool,
+    pub(crate) revoked: bool,
     /// Where it said it could be reached when it joined.
-    pub addresses: Vec<SocketAddr>,
+    pub(crate) addresses: Vec<SocketAddr>,
 }
 
 /// A dataset of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DatasetFact {
+pub(crate) struct DatasetFact {
     /// Its name, `[a-z0-9-]{3,63}`.
-    pub name: String,
+    pub(crate) name: String,
     /// Its identity and the secret of its fingerprints.
-    pub parameters: DatasetParameters,
+    pub(crate) parameters: DatasetParameters,
     /// When it was created, in milliseconds since 1970-01-01 UTC.
-    pub created_ms: u64,
+    pub(crate) created_ms: u64,
 }
 
 /// All facts at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
+pub(crate) struct Facts {
     /// Ordered by node.
-    pub members: Vec<MemberFact>,
+    pub(crate) members: Vec<MemberFact>,
     /// Ordered by name.
-    pub datasets: Vec<DatasetFact>,
+    pub(crate) datasets: Vec<DatasetFact>,
 }
 
 impl Facts {
     /// Reads the facts. What cannot be understood is left out, and said in the log.
-    pub fn read(view: &impl View) -> Result<Self, StoreError> {
+    pub(crate) fn read(view: &impl View) -> Result<Self, StoreError> {
         let mut facts = Self::default();
         let mut after: Option<Key> = None;
         loop {
@@ -83,12 +83,12 @@ impl Facts {
     }
 
     /// The dataset of this name.
-    pub fn dataset(&self, name: &str) -> Option<&DatasetFact> {
+    pub(crate) fn dataset(&self, name: &str) -> Option<&DatasetFact> {
         self.datasets.iter().find(|dataset| dataset.name == name)
     }
 
     /// The member with this identity.
-    pub fn member(&self, node: NodeId) -> Option<&MemberFact> {
+    pub(crate) fn member(&self, node: NodeId) -> Option<&MemberFact> {
         self.members.iter().find(|member| member.node == node)
     }
 }
@@ -97,7 +97,7 @@ const MEMBERS: &str = "members/";
 const DATASETS: &str = "datasets/";
 
 /// The cluster's own dataset. Its identity and secret follow from the authority's fingerprint, which members have.
-pub fn cluster_dataset(authority_fingerprint: &[u8; 32]) -> DatasetParameters {
+pub(crate) fn cluster_dataset(authority_fingerprint: &[u8; 32]) -> DatasetParameters {
     let key = blake3::derive_key("consort 2026 fingerprints of the cluster's dataset", authority_fingerprint);
     let id = blake3::derive_key("consort 2026 identity of the cluster's dataset", authority_fingerprint);
     let id = DatasetId(*id.first_chunk().expect("a key has 32 bytes"));
@@ -105,23 +105,23 @@ pub fn cluster_dataset(authority_fingerprint: &[u8; 32]) -> DatasetParameters {
 }
 
 /// Whether a dataset may have this name: it is an S3 bucket name as well.
-pub fn valid_dataset_name(name: &str) -> bool {
+pub(crate) fn valid_dataset_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (3..=MAX_NAME_BYTES).contains(&name.len()) && name.bytes().all(allowed)
 }
 
 /// Where a member's fact is.
-pub fn member_key(node: NodeId) -> Key {
+pub(crate) fn member_key(node: NodeId) -> Key {
     Key::new(format!("{MEMBERS}{node}")).expect("hexadecimal digits are a key")
 }
 
 /// Where a dataset's fact is.
-pub fn dataset_key(name: &str) -> Key {
+pub(crate) fn dataset_key(name: &str) -> Key {
     Key::new(format!("{DATASETS}{name}")).expect("a dataset's name is a key")
 }
 
 /// The value of a member's fact.
-pub fn encode_member(member: &MemberFact) -> Content {
+pub(crate) fn encode_member(member: &MemberFact) -> Content {
     let mut bytes = Vec::new();
     let mut to = Writer(&mut bytes);
     to.u8(FORMAT);
@@ -144,7 +144,7 @@ fn decode_member(node: NodeId, bytes: &[u8]) -> Result<MemberFact, DecodeError> 
 }
 
 /// The value of a dataset's fact.
-pub fn encode_dataset(dataset: &DatasetFact) -> Content {
+pub(crate) fn encode_dataset(dataset: &DatasetFact) -> Content {
     let mut bytes = Vec::new();
     let mut to = Writer(&mut bytes);
     to.u8(FORMAT);
@@ -171,7 +171,7 @@ fn read_format(from: &mut Reader<'_>) -> Result<(), DecodeError> {
 }
 
 /// Appends addresses: a count, then each as a family, the IP and the port.
-pub fn encode_addresses(addresses: &[SocketAddr], to: &mut Writer<'_>) {
+pub(crate) fn encode_addresses(addresses: &[SocketAddr], to: &mut Writer<'_>) {
     let addresses = &addresses[..addresses.len().min(MAX_ADDRESSES)];
     to.count(addresses.len());
     for address in addresses {
@@ -190,7 +190,7 @@ pub fn encode_addresses(addresses: &[SocketAddr], to: &mut Writer<'_>) {
 }
 
 /// Reads such addresses.
-pub fn decode_addresses(from: &mut Reader<'_>) -> Result<Vec<SocketAddr>, DecodeError> {
+pub(crate) fn decode_addresses(from: &mut Reader<'_>) -> Result<Vec<SocketAddr>, DecodeError> {
     let count = from.count(7, MAX_ADDRESSES, "addresses")?;
     let mut addresses = Vec::with_capacity(count);
     for _ in 0..count {

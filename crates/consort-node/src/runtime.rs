@@ -46,7 +46,6 @@ pub(crate) enum Cause {
 
 struct Open {
     replica: Replica,
-    parameters: DatasetParameters,
 }
 
 struct Connection {
@@ -318,7 +317,7 @@ impl Runtime {
         }
         let access = self.access(parameters.id, self.shared.identity.role);
         let replica = Replica::new(parameters.fingerprint_key, access, crate::net::random_u64());
-        self.replicas.insert(parameters.id, Open { replica, parameters });
+        self.replicas.insert(parameters.id, Open { replica });
         let peers: Vec<(NodeId, Role)> =
             self.connections.iter().map(|(&peer, connection)| (peer, connection.role)).collect();
         for (peer, role) in peers {

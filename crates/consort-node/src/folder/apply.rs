@@ -48,7 +48,7 @@ const REMOVALS_WAIT: Duration = Duration::from_millis(500);
 
 /// Something that has to be done to one path.
 #[derive(Debug)]
-pub enum Op {
+pub(super) enum Op {
     /// Put a staged file there.
     Place {
         path: Key,
@@ -68,20 +68,20 @@ pub enum Op {
 
 /// What a key needs, losers first.
 #[derive(Debug)]
-pub struct Work {
+pub(super) struct Work {
     /// The key.
-    pub key: Key,
+    pub(super) key: Key,
     /// How new the change is that this does.
-    pub sequence: Sequence,
+    pub(super) sequence: Sequence,
     /// What to do.
-    pub ops: Vec<Op>,
+    pub(super) ops: Vec<Op>,
     /// Afterwards the directory shows all of the key, and nothing else of it.
-    pub complete: bool,
+    pub(super) complete: bool,
 }
 
 /// The stager's thread, from outside. It ends when this is dropped.
 #[derive(Debug)]
-pub struct Stager {
+pub(super) struct Stager {
     orders: Sender<Order>,
     batches: Receiver<Vec<Work>>,
 }
@@ -95,7 +95,7 @@ enum Order {
 
 impl Stager {
     /// Starts the thread. It does nothing before it is [woken](Self::wake).
-    pub fn start(
+    pub(super) fn start(
         dataset: DatasetId,
         root: Arc<Root>,
         ignores: Arc<RwLock<Ignores>>,
@@ -141,24 +141,24 @@ impl Stager {
     }
 
     /// Something is pending, or can be had now.
-    pub fn wake(&self) {
+    pub(super) fn wake(&self) {
         if self.orders.is_empty() {
             let _ = self.orders.send(Order::Wake);
         }
     }
 
     /// Compare every key with the directory, pending or not: the ignore patterns changed.
-    pub fn wake_for_everything(&self) {
+    pub(super) fn wake_for_everything(&self) {
         let _ = self.orders.send(Order::Everything);
     }
 
     /// What is ready to be put in place. Each batch has to be answered with [`done`](Self::done).
-    pub fn batches(&self) -> &Receiver<Vec<Work>> {
+    pub(super) fn batches(&self) -> &Receiver<Vec<Work>> {
         &self.batches
     }
 
     /// A batch was dealt with; `left` says that some of it could not be done now.
-    pub fn done(&self, keys: Vec<Key>, left: bool) {
+    pub(super) fn done(&self, keys: Vec<Key>, left: bool) {
         let _ = self.orders.send(Order::Done { keys, left });
     }
 }
