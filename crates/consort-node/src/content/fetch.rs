@@ -143,8 +143,8 @@ impl Fetcher {
     /// Wants chunks; never blocks. Each arrives in `sink` once, in any order, as verified bytes;
     /// before that, there may be news that it is unavailable.
     ///
-    /// A want is no bigger than a place in `sink`: its capacity must be at least twice the number
-    /// of chunks that are wanted through it at a time, or what arrives is lost. (Half of it is for
+    /// The capacity of `sink` must be at least twice the number of chunks that are wanted through
+    /// it and were not taken out of it yet, or what arrives is lost. (Half of it is for
     /// news of unavailable chunks, which is dropped when that half is full.) When the other end is
     /// dropped, what is still wanted is fetched in vain; [`cancel`](Self::cancel) it.
     pub fn want(&self, chunks: &[ChunkRef], sink: &Sender<Fetched>) -> Result<(), TooManyWants> {
