@@ -18,7 +18,7 @@
 //! Catching up and being live are the same thing: each side reads its own feed from where the other side is, and
 //! sends what it finds, commit by commit, as far as acknowledgements allow. Announcements are hints: convergence
 //! rests on reconciliation, which begins again whenever two sides that have applied all of each other's feed find
-//! that their digests differ ([`Message::Check`](message::Message::Check)).
+//! that their digests differ ([`Message::Check`]).
 //!
 //! [`message`] says what each message obliges its receiver to, [`event`] is the whole interface to the outside,
 //! [`link`] is one conversation, [`replica`] all conversations about one dataset, and [`codec`] the bytes.

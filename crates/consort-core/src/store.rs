@@ -17,13 +17,16 @@ use alloc::vec::Vec;
 use thiserror::Error;
 
 use crate::content::Content;
+use crate::encoding::{DecodeError, Reader};
 use crate::model::attributes::Attributes;
+use crate::model::canonical;
 use crate::model::commit::Commit;
 use crate::model::fingerprint::{Digest, Fingerprint, FingerprintKey};
+use crate::model::hlc::Timestamp;
 use crate::model::id::{AuthorId, DatasetId, NodeId};
 use crate::model::key::Key;
 use crate::model::merge::Saw;
-use crate::model::vector::Dot;
+use crate::model::vector::{Dot, VersionVector};
 use crate::model::version::{Entry, Version};
 use crate::time::WallTime;
 
@@ -91,6 +94,14 @@ pub enum StoreError {
     /// The dataset is not known here.
     #[error("this node has no dataset {0}")]
     UnknownDataset(DatasetId),
+    /// A write cannot be a version: something of it is over its bound. The writer's fault; nothing was changed.
+    #[error("`{key}` cannot be written: {reason}")]
+    Refused {
+        /// The key.
+        key: Key,
+        /// What is wrong with it.
+        reason: DecodeError,
+    },
 }
 
 /// A replica of one dataset as it was at one moment. Everything read from the same view is consistent.
@@ -147,6 +158,18 @@ impl LocalWrite {
     /// Replaces what a reader of `key` gets now with `content`, as a plain file.
     pub fn new(key: Key, content: Content) -> Self {
         Self { key, saw: Saw::Winner, content, attributes: Attributes::default() }
+    }
+
+    /// Whether a version that has seen `seen` can be made of this: everything within its bounds, metadata in order.
+    /// What is not could be written, and then read by nobody, this store included.
+    pub fn check(&self, seen: VersionVector) -> Result<(), DecodeError> {
+        let (content, attributes) = (self.content.clone(), self.attributes.clone());
+        // A dot that no vector can hold, since this one will be new.
+        let dot = Dot { author: AuthorId::default(), time: Timestamp(u64::MAX) };
+        let version = Version { dot, seen, content, attributes };
+        let mut bytes = Vec::new();
+        canonical::encode_version(&version, &mut bytes);
+        canonical::decode_version(&mut Reader::new(&bytes)).map(drop)
     }
 }
 

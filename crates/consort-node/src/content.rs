@@ -83,7 +83,7 @@ impl Contents {
     /// The chunks of a content, in order, with the places where they begin. Nodes of its manifest
     /// that are not here are fetched, waiting for up to `timeout` for each, and kept in a pack.
     /// Inline and deleted content has no chunks.
-    pub fn chunks_of(&self, content: &Content, timeout: Duration) -> Chunks<'_> {
+    pub fn chunks_of(&self, content: &Content, timeout: Duration) -> Chunks {
         Chunks::new(self, content, timeout)
     }
 }

@@ -17,6 +17,8 @@
 //! These files hold all calls that exist on Linux only.
 
 use consort_core::limits::MAX_KEY_BYTES;
+use std::path::Path;
+
 use rustix::fs::{FileType, Statx, makedev};
 
 mod apply;
@@ -44,6 +46,17 @@ pub use watch::{CookieName, WatchError, WatchEvent, Watcher};
 /// Our own directory inside a linked directory. A component of this name is never an entry, at any
 /// depth: a linked directory that was copied into another must not bring its identity along.
 pub const PRIVATE_DIR: &str = ".consort";
+
+/// Removes our own directory from a directory that is linked no more, unless something was rescued into it.
+pub fn remove_private_area(dir: &Path) {
+    let private = dir.join(PRIVATE_DIR);
+    let rescued = std::fs::read_dir(private.join("rescued")).is_ok_and(|mut names| names.next().is_some());
+    if rescued {
+        tracing::warn!(dir = %private.display(), "rescued files are kept");
+    } else if let Err(error) = std::fs::remove_dir_all(&private) {
+        tracing::debug!(dir = %private.display(), %error, "the private area is not removed");
+    }
+}
 
 /// What kind of thing stands at a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -61,6 +61,11 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
+/// A random number, to seed what needs no secrets.
+pub(crate) fn random_u64() -> u64 {
+    u64::from_le_bytes(random())
+}
+
 /// Locks a mutex whose holders only assign and cannot leave anything half done, so that poison
 /// means nothing.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -27,9 +27,11 @@ const MAX_FRESH: usize = 8192;
 const MAGIC: &[u8; 12] = b"consort pack";
 const PACK_FORMAT: u32 = 1;
 /// The bytes before the first frame.
-pub(crate) const HEADER_BYTES: u64 = 16;
+pub(crate) const HEADER_BYTES: u64 = HEADER as u64;
+const HEADER: usize = 16;
 /// The bytes of a frame before its chunk: length and hash.
-pub(crate) const FRAME_BYTES: u64 = 36;
+pub(crate) const FRAME_BYTES: u64 = FRAME_HEAD as u64;
+const FRAME_HEAD: usize = 36;
 
 /// Why a packed chunk could not be read. Nothing was changed; the chunk can be had from another place or peer.
 #[derive(Debug, Error)]
@@ -177,7 +179,7 @@ impl Packs {
         }
         let pack = state.current.as_mut().expect("one was begun if there was none");
         let length = u32::try_from(bytes.len()).expect("the caller checked the length");
-        let mut frame = Vec::with_capacity(bytes.len() + 36);
+        let mut frame = Vec::with_capacity(bytes.len() + FRAME_HEAD);
         frame.extend_from_slice(&length.to_le_bytes());
         frame.extend_from_slice(&hash.0);
         frame.extend_from_slice(bytes);
@@ -319,7 +321,7 @@ fn write_header(file: &File) -> io::Result<()> {
 }
 
 fn has_header(file: &File) -> io::Result<bool> {
-    let mut header = [0; HEADER_BYTES as usize];
+    let mut header = [0; HEADER];
     match file.read_exact_at(&mut header, 0) {
         Ok(()) => Ok(header[..12] == MAGIC[..] && header[12..] == PACK_FORMAT.to_le_bytes()),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
@@ -333,7 +335,7 @@ fn scan(file: &File, from: u64, mut visit: impl FnMut(Frame) -> ControlFlow<()>)
     let mut at = from;
     let mut bytes = Vec::new();
     while at + FRAME_BYTES < length {
-        let mut head = [0; FRAME_BYTES as usize];
+        let mut head = [0; FRAME_HEAD];
         file.read_exact_at(&mut head, at)?;
         let (size, hash) = head.split_first_chunk::<4>().expect("a frame's head has 36 bytes");
         let size = u32::from_le_bytes(*size);

@@ -5,8 +5,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Jobs that may wait.
 const MAX_JOBS: usize = 1024;
-/// Bytes that the waiting jobs may take. A larger job waits until it is alone.
-const MAX_BYTES: usize = 8 << 20;
+/// Bytes that the waiting jobs may take: a few of the largest commits. All of them share one batch, which takes
+/// several times as much while it is made. A larger job waits until it is alone.
+const MAX_BYTES: usize = 2 << 20;
 
 /// A queue of jobs with their weights in bytes.
 pub(crate) struct Queue<T> {

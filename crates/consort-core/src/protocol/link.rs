@@ -1,8 +1,8 @@
 //! One link: the conversation with one peer about one dataset.
 //!
 //! A link is fed events and a [`View`], and appends what should happen to a list. Outgoing, it reads this side's feed
-//! from where the peer is ([`Link::pump`]), bounded by a window of unacknowledged messages. Incoming, it works off an
-//! inbox in order, so that a cursor never passes versions that have not arrived ([`Link::work_off`]). It never
+//! from where the peer is (`Link::pump`), bounded by a window of unacknowledged messages. Incoming, it works off an
+//! inbox in order, so that a cursor never passes versions that have not arrived (`Link::work_off`). It never
 //! writes to a store; it asks for commits, and acknowledges a message when they are durable.
 
 use alloc::collections::VecDeque;

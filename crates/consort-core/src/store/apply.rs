@@ -110,6 +110,7 @@ impl<'v, V: View> Application<'v, V> {
         self.read(writes.iter().map(|write| &write.key))?;
         let mut applied = Applied::default();
         let from = self.added.len();
+        writes.iter().try_for_each(|write| self.check(write))?;
         for write in writes {
             let written = self.write(write, author, clock, now, &mut applied)?;
             applied.written.push(written);
@@ -143,6 +144,15 @@ impl<'v, V: View> Application<'v, V> {
             self.siblings(key)?;
         }
         Ok(())
+    }
+
+    /// Refuses what would be written and then read by nobody.
+    fn check(&mut self, write: &LocalWrite) -> Result<(), StoreError> {
+        let siblings = self.siblings(&write.key)?;
+        let siblings: Vec<Version> = siblings.iter().map(|stored| stored.version.clone()).collect();
+        let replaced = merge::replaced_by_writer(&siblings, &write.saw);
+        let refused = |reason| StoreError::Refused { key: write.key.clone(), reason };
+        write.check(merge::seen_by_successor(&siblings, &replaced)).map_err(refused)
     }
 
     fn write(

@@ -2,6 +2,7 @@
 
 use consort_core::Content;
 use consort_core::model::merge::Saw;
+use consort_core::protocol::Message;
 use consort_core::protocol::event::Access;
 use consort_core::store::{Store, View};
 use proptest::prelude::*;
@@ -42,6 +43,13 @@ fn turbulence(world: &mut World, steps: usize) {
             7 => {
                 let other = pick(world, nodes);
                 world.disconnect(node, other);
+            }
+            8 => {
+                // Some are told only of what changed, and ask for it.
+                let other = pick(world, nodes);
+                if world.connected(node, other) {
+                    world.inject(node, other, Message::Lazy);
+                }
             }
             _ => {
                 for _ in 0..pick(world, 10) {

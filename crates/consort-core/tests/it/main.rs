@@ -3,6 +3,7 @@
 //! - `world`: the world: stores in memory, queues for connections, a seed that decides what happens next.
 //! - `convergence`: whatever happens, all replicas end up the same and nothing is lost.
 //! - `conversation`: what a link says in the common cases, and how little it is.
+//! - `fuzz_bodies`: what the fuzz targets do, with a bounded number of random inputs.
 //! - `hostile`: a peer that says anything at all.
 //! - `progress`: no link waits for ever, and what has to wait is not lost.
 //! - `recorded`: the bytes of a conversation, which never change unnoticed.
@@ -10,6 +11,7 @@
 
 mod convergence;
 mod conversation;
+mod fuzz_bodies;
 mod hostile;
 mod progress;
 mod recorded;

@@ -1,10 +1,14 @@
 //! What a store must make of any commits: its digest is the sum of what it holds, and its feed is all of it.
 
+use consort_core::limits::MAX_VECTOR_EXCEPTIONS;
 use consort_core::model::attributes::Attributes;
 use consort_core::model::merge::Saw;
 use consort_core::store::memory::{MemoryStore, MemoryView};
-use consort_core::store::{Epoch, LocalWrite, Sequence, Store, View};
-use consort_core::{AuthorId, Commit, Content, Digest, Entry, Fingerprint, NodeId, WallTime};
+use consort_core::store::{Epoch, LocalWrite, Sequence, Store, StoreError, View};
+use consort_core::{
+    AuthorId, Commit, Content, Digest, Dot, Entry, Fingerprint, NodeId, Timestamp, Version,
+    VersionVector, WallTime,
+};
 use proptest::prelude::*;
 
 use crate::world::{DATASET, PARAMETERS, key};
@@ -104,4 +108,40 @@ proptest! {
             }
         }
     }
+}
+
+/// Everybody would refuse it: the peers, and the store itself when it reads it back.
+#[test]
+fn what_nobody_could_read_is_not_written() {
+    let plain = |name: &str| LocalWrite::new(key(name), Content::Inline([1].into()));
+    let mut unordered = plain("b");
+    unordered.attributes.metadata = [("z".into(), "1".into()), ("a".into(), "2".into())].into();
+    let mut too_long = plain("b");
+    too_long.attributes.media_type = Some("x".repeat(1000).into());
+    let too_much = LocalWrite::new(key("b"), Content::Inline([0; 20_000].into()));
+    for refused in [unordered, too_long, too_much] {
+        let mut store = store(1);
+        let writes = vec![plain("a"), refused];
+        let outcome = store.apply_local(DATASET, writes, WallTime(1_700_000_000_000));
+        assert!(matches!(outcome, Err(StoreError::Refused { .. })), "{outcome:?}");
+        assert_eq!(store.view(DATASET).unwrap().summary().digest, Digest::default());
+    }
+}
+
+#[test]
+fn a_write_beside_too_many_conflicts_is_refused() {
+    let mut store = store(0);
+    for author in 0..=MAX_VECTOR_EXCEPTIONS + 1 {
+        let mut author_bytes = [1; 16];
+        author_bytes[..8].copy_from_slice(&(author as u64).to_le_bytes());
+        let dot = Dot { author: AuthorId(author_bytes), time: Timestamp(1) };
+        let content = Content::Inline(author.to_string().as_bytes().into());
+        let (seen, attributes) = (VersionVector::new(), Attributes::default());
+        let version = Version { dot, seen, content, attributes };
+        let entries = [Entry { key: key("a"), version }].into();
+        store.apply_remote(DATASET, NodeId([9; 16]), Commit { entries }, None).unwrap();
+    }
+    let write = LocalWrite::new(key("a"), Content::Inline([1].into()));
+    let outcome = store.apply_local(DATASET, vec![write], WallTime(1_700_000_000_000));
+    assert!(matches!(outcome, Err(StoreError::Refused { .. })), "{outcome:?}");
 }

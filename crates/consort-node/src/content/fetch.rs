@@ -127,7 +127,7 @@ impl Fetcher {
     pub fn peer_up(&self, peer: NodeId) {
         self.shared.change(|state, now| {
             state.status.peers.entry(peer).or_default();
-            state.transfer.provider_up(now, core_id(peer));
+            state.transfer.provider_up(now, peer);
         });
     }
 
@@ -136,15 +136,15 @@ impl Fetcher {
         self.shared.change(|state, now| {
             state.status.peers.remove(&peer);
             state.connections.remove(&peer);
-            state.transfer.provider_down(now, core_id(peer));
+            state.transfer.provider_down(now, peer);
         });
     }
 
     /// Wants chunks; never blocks. Each arrives in `sink` once, in any order, as verified bytes;
     /// before that, there may be news that it is unavailable.
     ///
-    /// A want is no bigger than a place in `sink`: its capacity must be at least twice the number
-    /// of chunks that are wanted through it at a time, or what arrives is lost. (Half of it is for
+    /// The capacity of `sink` must be at least twice the number of chunks that are wanted through
+    /// it and were not taken out of it yet, or what arrives is lost. (Half of it is for
     /// news of unavailable chunks, which is dropped when that half is full.) When the other end is
     /// dropped, what is still wanted is fetched in vain; [`cancel`](Self::cancel) it.
     pub fn want(&self, chunks: &[ChunkRef], sink: &Sender<Fetched>) -> Result<(), TooManyWants> {
@@ -277,9 +277,9 @@ impl Shared {
         while let Some(effect) = state.transfer.poll(now) {
             match effect {
                 Effect::Request { peer, id, chunks } => {
-                    self.send(state, net_id(peer), Request { id, chunks });
+                    self.send(state, peer, Request { id, chunks });
                 }
-                Effect::Drop { peer, fault } => state.on_fault(net_id(peer), fault),
+                Effect::Drop { peer, fault } => state.on_fault(peer, fault),
                 Effect::Unavailable { chunk, lacking } => state.on_unavailable(chunk, lacking),
             }
         }
@@ -353,12 +353,12 @@ impl State {
         match fault {
             Fault::WrongBytes => {
                 tracing::warn!(
-                    peer = peer_id,
+                    peer = %peer_id,
                     "a peer sent wrong bytes for a chunk, and is not asked for a while; run `consort doctor` there"
                 );
             }
             Fault::TimedOut => {
-                tracing::info!(peer = peer_id, "a peer did not answer in time");
+                tracing::info!(peer = %peer_id, "a peer did not answer in time");
                 self.count(peer, |count| count.timed_out += 1);
             }
         }
@@ -399,12 +399,4 @@ async fn keep_time(shared: Arc<Shared>) {
             }
         });
     }
-}
-
-fn core_id(node: NodeId) -> consort_core::NodeId {
-    consort_core::NodeId(node.0)
-}
-
-fn net_id(node: consort_core::NodeId) -> NodeId {
-    NodeId(node.0)
 }

@@ -57,6 +57,11 @@ impl LocalContent {
         Self { store, roots }
     }
 
+    /// The linked directories in which chunks are looked for.
+    pub fn roots(&self) -> &Roots {
+        &self.roots
+    }
+
     /// The store that knows the places.
     pub fn store(&self) -> &DiskStore {
         &self.store

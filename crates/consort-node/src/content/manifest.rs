@@ -11,8 +11,8 @@ use super::{ContentError, Contents};
 
 /// The chunks of a content with the places where they begin, in bytes. Ends after the first error.
 #[derive(Debug)]
-pub struct Chunks<'a> {
-    contents: &'a Contents,
+pub struct Chunks {
+    contents: Contents,
     timeout: Duration,
     /// The nodes that are still to be entered, by level; the lowest level is last.
     nodes: Vec<(u8, vec::IntoIter<NodeRef>)>,
@@ -20,8 +20,8 @@ pub struct Chunks<'a> {
     offset: u64,
 }
 
-impl<'a> Chunks<'a> {
-    pub(super) fn new(contents: &'a Contents, content: &Content, timeout: Duration) -> Self {
+impl Chunks {
+    pub(super) fn new(contents: &Contents, content: &Content, timeout: Duration) -> Self {
         let (nodes, chunks) = match content {
             Content::Deleted | Content::Inline(_) => (Vec::new(), Vec::new()),
             Content::Chunks(chunks) => (Vec::new(), chunks.to_vec()),
@@ -29,7 +29,7 @@ impl<'a> Chunks<'a> {
                 (vec![(*level, nodes.clone().into_iter())], Vec::new())
             }
         };
-        Self { contents, timeout, nodes, chunks: chunks.into_iter(), offset: 0 }
+        Self { contents: contents.clone(), timeout, nodes, chunks: chunks.into_iter(), offset: 0 }
     }
 
     /// The next chunk, after entering as many nodes as it takes.
@@ -51,7 +51,7 @@ impl<'a> Chunks<'a> {
     }
 
     fn load(&self, level: u8, node: &NodeRef) -> Result<Node, ContentError> {
-        let Contents { local, fetcher } = self.contents;
+        let Contents { local, fetcher } = &self.contents;
         if let Some(bytes) = local.read(&node.chunk)? {
             return Ok(manifest::decode(&bytes, level, node)?);
         }
@@ -63,7 +63,7 @@ impl<'a> Chunks<'a> {
     }
 }
 
-impl Iterator for Chunks<'_> {
+impl Iterator for Chunks {
     type Item = Result<(u64, ChunkRef), ContentError>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -22,7 +22,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 use super::project::{conflict_prefix, project};
 use super::status::Progress;
 use super::{Ignores, PlaceError, Root, Staged, Staging};
-use crate::content::{ChunkStream, Contents, Fetched};
+use crate::content::{Chunks, Contents, Fetched};
 
 /// Chunks that are wanted from peers at a time, for one directory, and their bytes. This bounds the memory of a
 /// transfer; it covers 100 ms at 5 Gbit/s.
@@ -41,12 +41,14 @@ const PAGE: usize = 512;
 /// most, each time twice the last.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 const RETRY_AFTER_AT_MOST: Duration = Duration::from_secs(15);
+/// How long a manifest node may take to be fetched.
+const MANIFEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long removals wait for jobs that may still copy from what is removed.
 const REMOVALS_WAIT: Duration = Duration::from_millis(500);
 
 /// Something that has to be done to one path.
 #[derive(Debug)]
-pub enum Op {
+pub(super) enum Op {
     /// Put a staged file there.
     Place {
         path: Key,
@@ -66,20 +68,20 @@ pub enum Op {
 
 /// What a key needs, losers first.
 #[derive(Debug)]
-pub struct Work {
+pub(super) struct Work {
     /// The key.
-    pub key: Key,
+    pub(super) key: Key,
     /// How new the change is that this does.
-    pub sequence: Sequence,
+    pub(super) sequence: Sequence,
     /// What to do.
-    pub ops: Vec<Op>,
+    pub(super) ops: Vec<Op>,
     /// Afterwards the directory shows all of the key, and nothing else of it.
-    pub complete: bool,
+    pub(super) complete: bool,
 }
 
 /// The stager's thread, from outside. It ends when this is dropped.
 #[derive(Debug)]
-pub struct Stager {
+pub(super) struct Stager {
     orders: Sender<Order>,
     batches: Receiver<Vec<Work>>,
 }
@@ -93,7 +95,7 @@ enum Order {
 
 impl Stager {
     /// Starts the thread. It does nothing before it is [woken](Self::wake).
-    pub fn start(
+    pub(super) fn start(
         dataset: DatasetId,
         root: Arc<Root>,
         ignores: Arc<RwLock<Ignores>>,
@@ -104,7 +106,8 @@ impl Stager {
         // As many orders as batches, and as many wakes as the engine cares to give: it is woken once per event.
         let (orders, inbox) = unbounded();
         let (outbox, batches) = bounded(MAX_WAITING_BATCHES);
-        let (sink, fetched) = bounded(MAX_WANTED_CHUNKS + 1);
+        // Half of it is for news of what nobody has.
+        let (sink, fetched) = bounded(2 * MAX_WANTED_CHUNKS + 2);
         let thread = Thread {
             dataset,
             root,
@@ -138,24 +141,24 @@ impl Stager {
     }
 
     /// Something is pending, or can be had now.
-    pub fn wake(&self) {
+    pub(super) fn wake(&self) {
         if self.orders.is_empty() {
             let _ = self.orders.send(Order::Wake);
         }
     }
 
     /// Compare every key with the directory, pending or not: the ignore patterns changed.
-    pub fn wake_for_everything(&self) {
+    pub(super) fn wake_for_everything(&self) {
         let _ = self.orders.send(Order::Everything);
     }
 
     /// What is ready to be put in place. Each batch has to be answered with [`done`](Self::done).
-    pub fn batches(&self) -> &Receiver<Vec<Work>> {
+    pub(super) fn batches(&self) -> &Receiver<Vec<Work>> {
         &self.batches
     }
 
     /// A batch was dealt with; `left` says that some of it could not be done now.
-    pub fn done(&self, keys: Vec<Key>, left: bool) {
+    pub(super) fn done(&self, keys: Vec<Key>, left: bool) {
         let _ = self.orders.send(Order::Done { keys, left });
     }
 }
@@ -219,8 +222,8 @@ struct Thread {
     /// Keys that are worked on here (with their job) or in the engine.
     active: HashMap<Key, (Sequence, Option<u64>)>,
     next_id: u64,
-    /// The file whose chunks are being looked for, and where the next one goes.
-    enumerating: Option<(u64, ChunkStream, u64)>,
+    /// The file whose chunks are being looked for, and those that are left.
+    enumerating: Option<(u64, Chunks)>,
     ready: Vec<Work>,
     ready_bytes: u64,
     /// Batches that the engine has not answered.
@@ -241,8 +244,8 @@ struct Ended;
 impl Thread {
     fn run(mut self) {
         while self.turn().is_ok() {}
-        let wanted: Vec<ChunkHash> = self.wanted.keys().copied().collect();
-        self.contents.fetcher().cancel(&wanted);
+        let wanted: Vec<ChunkRef> = self.wanted.values().map(|(chunk, _)| *chunk).collect();
+        self.contents.fetcher().cancel(&wanted, &self.sink);
     }
 
     /// Does what can be done, then waits for something to happen.
@@ -489,7 +492,7 @@ impl Thread {
                 job.open_files += 1;
                 let file = self.next_id;
                 self.next_id += 1;
-                let stream = self.contents.chunks_of(&version.content);
+                let stream = self.contents.chunks_of(&version.content, MANIFEST_TIMEOUT);
                 let (staging, outstanding, enumerated) = (None, 0, false);
                 let job = FileJob { job: id, slot, path, version, staging, outstanding, enumerated };
                 self.files.insert(file, job);
@@ -497,7 +500,7 @@ impl Thread {
                 while self.enumerating.is_some() {
                     self.enumerate();
                 }
-                self.enumerating = Some((file, stream, 0));
+                self.enumerating = Some((file, stream));
                 return;
             }
         };
@@ -506,7 +509,7 @@ impl Thread {
 
     /// Looks for the next chunk of the current file: here first, then at peers.
     fn enumerate(&mut self) {
-        let Some((file, mut stream, offset)) = self.enumerating.take() else { return };
+        let Some((file, mut stream)) = self.enumerating.take() else { return };
         let next = match self.files.get(&file).map(|job| &job.version.content) {
             None => return,
             Some(Content::Inline(bytes)) => {
@@ -516,7 +519,7 @@ impl Thread {
                 }
                 None
             }
-            Some(_) => match stream.next() {
+            Some(_) => match stream.next().transpose() {
                 Ok(next) => next,
                 Err(error) => {
                     tracing::debug!(%error, "a manifest cannot be had");
@@ -524,7 +527,7 @@ impl Thread {
                 }
             },
         };
-        let Some(chunk) = next else {
+        let Some((offset, chunk)) = next else {
             if let Some(job) = self.files.get_mut(&file) {
                 job.enumerated = true;
             }
@@ -536,25 +539,31 @@ impl Thread {
                     return;
                 }
             }
-            Ok(None) => self.want(file, chunk, offset),
+            Ok(None) if self.want(file, chunk, offset) => {}
+            Ok(None) => return self.fail(file),
             Err(error) => {
-                tracing::warn!(%error, "a chunk cannot be read");
+                tracing::warn!(%error, "chunks cannot be read");
                 return self.fail(file);
             }
         }
-        self.enumerating = Some((file, stream, offset + u64::from(chunk.length)));
+        self.enumerating = Some((file, stream));
     }
 
-    fn want(&mut self, file: u64, chunk: ChunkRef, offset: u64) {
+    /// Wants a chunk from peers. False if they are asked for too much already.
+    fn want(&mut self, file: u64, chunk: ChunkRef, offset: u64) -> bool {
+        let known = self.wanted.contains_key(&chunk.hash);
+        if !known && self.contents.fetcher().want(&[chunk], &self.sink).is_err() {
+            return false;
+        }
         if let Some(job) = self.files.get_mut(&file) {
             job.outstanding += 1;
         }
         let (_, takers) = self.wanted.entry(chunk.hash).or_insert_with(|| (chunk, Vec::new()));
         takers.push((file, offset));
-        if takers.len() == 1 {
+        if !known {
             self.wanted_bytes += u64::from(chunk.length);
-            self.contents.fetcher().want(&[chunk], &self.sink);
         }
+        true
     }
 
     fn on_fetched(&mut self, fetched: Fetched) {
@@ -655,19 +664,19 @@ impl Thread {
         self.active.remove(&job.key);
         let files: Vec<u64> =
             self.files.iter().filter(|(_, file)| file.job == id).map(|(&id, _)| id).collect();
-        if self.enumerating.as_ref().is_some_and(|(file, ..)| files.contains(file)) {
+        if self.enumerating.as_ref().is_some_and(|(file, _)| files.contains(file)) {
             self.enumerating = None;
         }
         let mut unwanted = Vec::new();
-        self.wanted.retain(|&hash, (chunk, takers)| {
+        self.wanted.retain(|_, (chunk, takers)| {
             takers.retain(|(file, _)| !files.contains(file));
             if takers.is_empty() {
                 self.wanted_bytes -= u64::from(chunk.length);
-                unwanted.push(hash);
+                unwanted.push(*chunk);
             }
             !takers.is_empty()
         });
-        self.contents.fetcher().cancel(&unwanted);
+        self.contents.fetcher().cancel(&unwanted, &self.sink);
         for file in files {
             self.files.remove(&file);
         }

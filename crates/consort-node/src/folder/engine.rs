@@ -577,6 +577,7 @@ impl<'c> Engine<'c> {
             Some(Record { key: Some(key), dot, .. }) => {
                 let (key, saw) = (key.clone(), Saw::Version(*dot));
                 self.gather_write(deletion(key, saw));
+                self.progress.count_conflict(false);
             }
             Some(record) if !record.implicit => saw = Saw::Version(record.dot),
             _ => {}
@@ -630,6 +631,7 @@ impl<'c> Engine<'c> {
         self.scanning = false;
         if start.is_none() && self.exit.is_none() {
             self.progress.set_scanning(false);
+            self.progress.set_conflicts(records.conflicts);
             self.progress.set_trouble("overflow", None);
         }
         Ok(())
@@ -711,6 +713,9 @@ impl<'c> Engine<'c> {
                 let text = "it was deleted here, but the link is read-only; link again to restore it";
                 self.progress.set_problem(&path, Some(text.to_owned()));
                 continue;
+            }
+            if record.key.is_some() {
+                self.progress.count_conflict(false);
             }
             if !record.implicit {
                 let key = record.key.unwrap_or_else(|| path.clone());
@@ -864,13 +869,15 @@ struct Records {
     page: std::vec::IntoIter<(Key, Record)>,
     next: Option<(Key, Record)>,
     ended: bool,
+    /// Conflict copies among those that were passed.
+    conflicts: u64,
 }
 
 impl Records {
     fn new(start: Option<&Key>) -> Self {
         let prefix = start.map_or_else(String::new, |start| format!("{start}/"));
         let (after, next, page) = (None, None, Vec::new().into_iter());
-        Self { prefix, first: start.cloned(), after, page, next, ended: false }
+        Self { prefix, first: start.cloned(), after, page, next, ended: false, conflicts: 0 }
     }
 
     /// The next record if it is not after `limit`.
@@ -897,7 +904,9 @@ impl Records {
             self.next = self.page.next();
         }
         let within = |(path, _): &mut (Key, Record)| limit.is_none_or(|limit| &*path <= limit);
-        Ok(self.next.take_if(within))
+        let next = self.next.take_if(within);
+        self.conflicts += u64::from(next.as_ref().is_some_and(|(_, record)| record.key.is_some()));
+        Ok(next)
     }
 }
 

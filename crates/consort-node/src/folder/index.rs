@@ -16,7 +16,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::{EntryKind, Meta, Root};
 
 /// Files that wait for a worker. More would only wait in memory instead of in the directory.
-pub const MAX_QUEUED_FILES: usize = 256;
+pub(super) const MAX_QUEUED_FILES: usize = 256;
 
 /// Chunk places of one file that are gathered before they are written to the store.
 const PLACES_PER_TRANSACTION: usize = 4096;
@@ -30,22 +30,22 @@ const RACY_WINDOW: Duration = Duration::from_millis(20);
 
 /// What was found at a path.
 #[derive(Debug)]
-pub struct Indexed {
+pub(super) struct Indexed {
     /// Where.
-    pub path: Key,
+    pub(super) path: Key,
     /// What stood there, before and after it was read.
-    pub meta: Meta,
+    pub(super) meta: Meta,
     /// What its bytes are.
-    pub outcome: Result<Content, IndexError>,
+    pub(super) outcome: Result<Content, IndexError>,
     /// The places of the chunks that were not written to the store yet.
-    pub places: Vec<(ChunkHash, Place)>,
+    pub(super) places: Vec<(ChunkHash, Place)>,
     /// Its times would not show another change.
-    pub racy: bool,
+    pub(super) racy: bool,
 }
 
 /// Why an entry could not be read.
 #[derive(Debug)]
-pub enum IndexError {
+pub(super) enum IndexError {
     /// It changed while it was read, or is gone: look again.
     Unstable,
     /// It cannot be an entry, for the reason that is given.
@@ -58,14 +58,14 @@ pub enum IndexError {
 
 /// Threads that read files of one linked directory.
 #[derive(Debug)]
-pub struct Indexer {
+pub(super) struct Indexer {
     jobs: Sender<(Key, Meta)>,
     results: Receiver<Indexed>,
 }
 
 impl Indexer {
     /// Starts `workers` threads. They end when the indexer is dropped.
-    pub fn start(root: &Arc<Root>, store: &DiskStore, dataset: DatasetId, workers: usize) -> io::Result<Self> {
+    pub(super) fn start(root: &Arc<Root>, store: &DiskStore, dataset: DatasetId, workers: usize) -> io::Result<Self> {
         let (jobs, queue) = bounded::<(Key, Meta)>(MAX_QUEUED_FILES);
         let (done, results) = bounded(2 * MAX_QUEUED_FILES);
         for number in 0..workers {
@@ -86,19 +86,19 @@ impl Indexer {
 
     /// Hands over an entry. Waits if many are queued already, so the caller keeps the number below
     /// [`MAX_QUEUED_FILES`] and takes [`results`](Self::results) in between.
-    pub fn submit(&self, path: Key, meta: Meta) {
+    pub(super) fn submit(&self, path: Key, meta: Meta) {
         // The workers live as long as this does.
         let _ = self.jobs.send((path, meta));
     }
 
     /// What was read, in no particular order.
-    pub fn results(&self) -> &Receiver<Indexed> {
+    pub(super) fn results(&self) -> &Receiver<Indexed> {
         &self.results
     }
 }
 
 /// Reads one entry.
-pub fn index(
+pub(super) fn index(
     root: &Root,
     store: &DiskStore,
     dataset: DatasetId,
@@ -204,7 +204,8 @@ fn read_symlink(root: &Root, path: &Key, meta: &Meta) -> Result<Content, IndexEr
 fn unreadable(error: io::Error) -> IndexError {
     match error.kind() {
         // Gone, or something else since: the next look will tell.
-        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput | io::ErrorKind::FilesystemLoop => {
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput => IndexError::Unstable,
+        _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
             IndexError::Unstable
         }
         _ => IndexError::Unreadable(error),

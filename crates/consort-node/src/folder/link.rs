@@ -2,7 +2,7 @@
 //! thread that keeps an engine running while the directory is there.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ pub struct Folder {
     inputs: Sender<Input>,
     progress: Arc<Progress>,
     id: RootId,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Folder {
@@ -83,7 +83,7 @@ impl Folder {
             .name("folder".into())
             .spawn(move || supervisor.run(root))
             .map_err(|source| OpenRootError::Io { path: PathBuf::new(), source })?;
-        Ok(Self { inputs, progress, id, thread: Some(thread) })
+        Ok(Self { inputs, progress, id, thread: Mutex::new(Some(thread)) })
     }
 
     /// Something is pending, or can be had now.
@@ -114,13 +114,10 @@ impl Folder {
     }
 
     /// Ends the engine, and waits until what it had begun is durable.
-    pub fn stop(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
+    pub fn stop(&self) {
         let _ = self.inputs.send(Input::Stop);
-        if let Some(thread) = self.thread.take() {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
             // A panic there was reported by the panic hook; there is nothing left to clean up here.
             let _ = thread.join();
         }
@@ -129,7 +126,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        self.end();
+        self.stop();
     }
 }
 
@@ -162,7 +159,7 @@ impl Supervisor {
                 }
             };
             self.progress.set_trouble("ignores", None);
-            self.context.contents.roots().insert(self.context.dataset, Arc::clone(&held));
+            self.context.contents.local().roots().insert(self.context.dataset, Arc::clone(&held));
             let engine = Engine::new(
                 &self.context,
                 Arc::clone(&held),
@@ -178,14 +175,14 @@ impl Supervisor {
                 }
             };
             everything = exit == Exit::IgnoresChanged;
-            self.context.contents.roots().remove(self.context.dataset);
+            self.context.contents.local().roots().remove(self.context.dataset);
             match exit {
                 Exit::Stopped => break,
                 Exit::IgnoresChanged => root = Some(held),
                 Exit::RootGone => {}
             }
         }
-        self.context.contents.roots().remove(self.context.dataset);
+        self.context.contents.local().roots().remove(self.context.dataset);
     }
 
     fn reopen(&self) -> Result<Arc<Root>, String> {

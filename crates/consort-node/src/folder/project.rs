@@ -5,18 +5,18 @@ use consort_core::model::merge;
 use consort_core::{Dot, Key, Kind, Version};
 
 /// How many losers of one key are shown beside the winner. More stay readable by version.
-pub const MAX_CONFLICT_COPIES: usize = 8;
+pub(super) const MAX_CONFLICT_COPIES: usize = 8;
 
 /// The longest name that the file systems we run on can hold, in bytes.
 const MAX_NAME_BYTES: usize = 255;
 
 /// A version at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shown<'v> {
+pub(super) struct Shown<'v> {
     /// Where.
-    pub path: Key,
+    pub(super) path: Key,
     /// What.
-    pub version: &'v Version,
+    pub(super) version: &'v Version,
 }
 
 /// What of a key's current versions a directory shows, losers first: they have to be in place before the winner
@@ -24,7 +24,7 @@ pub struct Shown<'v> {
 ///
 /// `displaced` says that there are live keys beneath this one, so that only a directory can stand at its path; a
 /// winner that is none is shown like a loser then.
-pub fn project<'v>(key: &Key, siblings: &'v [Version], displaced: bool) -> Vec<Shown<'v>> {
+pub(super) fn project<'v>(key: &Key, siblings: &'v [Version], displaced: bool) -> Vec<Shown<'v>> {
     let Some(winner) = merge::winner(siblings).filter(|winner| !winner.is_deleted()) else {
         return Vec::new();
     };
@@ -46,7 +46,7 @@ pub fn project<'v>(key: &Key, siblings: &'v [Version], displaced: bool) -> Vec<S
 /// Where a loser is shown: `dir/name.conflict-AUTHOR-TIME.ext`, with the author's first eight digits and the UTC time
 /// to the millisecond, `-N` behind it if it was the author's Nth version in that millisecond. A long name is cut so
 /// that it fits. `None` if the key is too long for any such path.
-pub fn conflict_path(key: &Key, dot: Dot) -> Option<Key> {
+pub(super) fn conflict_path(key: &Key, dot: Dot) -> Option<Key> {
     let (stem, extension) = match key.name().rsplit_once('.') {
         Some((stem, extension)) if !stem.is_empty() => (stem, Some(extension)),
         _ => (key.name(), None),
@@ -69,7 +69,7 @@ pub fn conflict_path(key: &Key, dot: Dot) -> Option<Key> {
 }
 
 /// What every path of a conflict copy of `key` begins with. Of a long name only a part counts, since it may be cut.
-pub fn conflict_prefix(key: &Key) -> String {
+pub(super) fn conflict_prefix(key: &Key) -> String {
     let stem = match key.name().rsplit_once('.') {
         Some((stem, _)) if !stem.is_empty() => stem,
         _ => key.name(),

@@ -6,6 +6,7 @@
 //! somebody may want back.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use consort_core::model::merge;
 use consort_core::store::{StoreError, View};
@@ -19,6 +20,8 @@ use super::{Expected, PlaceError, Placed, RemovedDirectory, Staged};
 
 /// Places of chunks in one transaction.
 const PLACES_PER_TRANSACTION: usize = 4096;
+/// How long a manifest node may take to be fetched. All of them are here as a rule.
+const MANIFEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Records that are read from the store at once.
 const PAGE: usize = 256;
 
@@ -152,7 +155,7 @@ impl Engine<'_> {
         record: Option<&Record>,
         version: &Version,
         changes: &mut Changes,
-        place: impl FnOnce(&Self, &Expected) -> Result<Placed, PlaceError>,
+        place: impl FnOnce(&Self, Expected) -> Result<Placed, PlaceError>,
     ) -> Result<(), Failure> {
         let expected = match record {
             None => Expected::Absent,
@@ -168,12 +171,16 @@ impl Engine<'_> {
                 Expected::Present(recorded_meta(record))
             }
         };
-        let placed = place(self, &expected)?;
+        let placed = place(self, expected)?;
         changes.note_created(&placed.created);
         changes.synced.push(path.to_string());
         changes.placed.insert(version.dot);
+        let was_copy = record.is_some_and(|record| record.key.is_some());
         let mut record = record_of(&placed.meta, &version.content, false);
         record.key = (path != key).then(|| key.clone());
+        if record.key.is_some() && !was_copy {
+            self.progress.count_conflict(true);
+        }
         changes.put(path, record, version.dot);
         if version.attributes.kind == Kind::File {
             changes.files.push((path.clone(), version.content.clone()));
@@ -247,11 +254,14 @@ impl Engine<'_> {
                     changes.put(path, record, dot);
                     return Ok(());
                 }
-                RemovedDirectory::Other => return Err(PlaceError::Changed.into()),
+                RemovedDirectory::NotADirectory => return Err(PlaceError::Changed.into()),
             }
         } else {
             self.keep_bytes(view, path, record, None, changes)?;
             self.root.remove_file(path, &recorded_meta(record))?;
+            if record.key.is_some() {
+                self.progress.count_conflict(false);
+            }
             changes.remove(path);
         }
         // Directories that only existed for what was in them go with the last of it.
@@ -291,14 +301,13 @@ impl Engine<'_> {
         if changes.placed.contains(&version.dot) || shown_elsewhere(view, key, path, version)? {
             return Ok(());
         }
-        let mut chunks = self.context.contents.chunks_of(&version.content);
-        loop {
-            let chunk = chunks.next().map_err(|_| Failure::Later)?;
-            let Some(chunk) = chunk else { return Ok(()) };
+        for chunk in self.context.contents.chunks_of(&version.content, MANIFEST_TIMEOUT) {
+            let (_, chunk) = chunk.map_err(|_| Failure::Later)?;
             let bytes = self.context.contents.local().read(&chunk).map_err(|_| Failure::Later)?;
             let Some(bytes) = bytes else { return Err(Failure::Later) };
             self.context.store.pack(&bytes)?;
         }
+        Ok(())
     }
 
     fn on_failure(&mut self, path: &Key, failure: Failure) -> Skipped {
@@ -335,12 +344,10 @@ impl Engine<'_> {
         let mut transaction = Transaction::new(dataset, Body::Nothing);
         (transaction.records, transaction.settled) = (changes.records, settled);
         for (path, content) in changes.files {
-            let mut chunks = self.context.contents.chunks_of(&content);
-            let mut offset = 0;
+            let chunks = self.context.contents.chunks_of(&content, MANIFEST_TIMEOUT);
             // The manifest was read when the file was staged; should a node be gone since, only places are missing.
-            while let Ok(Some(chunk)) = chunks.next() {
+            for (offset, chunk) in chunks.map_while(Result::ok) {
                 let place = Place::InFile { dataset, path: path.clone(), offset, length: chunk.length };
-                offset += u64::from(chunk.length);
                 transaction.places.push((chunk.hash, place));
                 if PLACES_PER_TRANSACTION <= transaction.places.len() {
                     let mut places = Transaction::new(dataset, Body::Nothing);

@@ -27,6 +27,7 @@ pub struct Progress {
     waiting: AtomicBool,
     received: AtomicU64,
     unsettled: AtomicU64,
+    conflicts: AtomicU64,
     texts: Mutex<Texts>,
 }
 
@@ -83,6 +84,23 @@ impl Progress {
     /// See [`set_unsettled`](Self::set_unsettled).
     pub fn unsettled(&self) -> u64 {
         self.unsettled.load(Ordering::Relaxed)
+    }
+
+    /// Conflict copies that are in the directory, as a scan has counted them.
+    pub fn set_conflicts(&self, copies: u64) {
+        self.conflicts.store(copies, Ordering::Relaxed);
+    }
+
+    /// A conflict copy came, or went.
+    pub fn count_conflict(&self, came: bool) {
+        let _ = self.conflicts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |copies| {
+            if came { Some(copies + 1) } else { copies.checked_sub(1) }
+        });
+    }
+
+    /// See [`set_conflicts`](Self::set_conflicts).
+    pub fn conflicts(&self) -> u64 {
+        self.conflicts.load(Ordering::Relaxed)
     }
 
     /// Content arrived.

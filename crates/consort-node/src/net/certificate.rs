@@ -42,7 +42,7 @@ pub(super) fn new_key() -> Result<KeyPair, rcgen::Error> {
 /// A self-signed certificate for a cluster whose authority has this key; the key also gives the
 /// cluster its id.
 pub(super) fn issue_authority(key: &KeyPair) -> Result<CertificateDer<'static>, rcgen::Error> {
-    let cluster = node_id(&key.subject_public_key_info()).short();
+    let cluster = node_id(&key.subject_public_key_info()).short().to_string();
     let mut params = params(AUTHORITY_YEARS);
     params.distinguished_name.push(DnType::CommonName, AUTHORITY_NAME);
     params.distinguished_name.push(DnType::OrganizationName, cluster);

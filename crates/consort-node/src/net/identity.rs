@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+pub use consort_core::NodeId;
 use rcgen::{KeyPair, PublicKeyData};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -20,59 +21,6 @@ const AUTHORITY_CERTIFICATE: &str = "ca.crt";
 
 /// The longest name of a node, in bytes; it is also a DNS label.
 pub const MAX_NAME_BYTES: usize = 63;
-
-/// A node's identity: the first 16 bytes of the BLAKE3 hash of its public key. It changes when the
-/// key does, never otherwise.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId(pub [u8; 16]);
-
-impl NodeId {
-    /// The first 8 hex digits, for people.
-    pub fn short(&self) -> String {
-        self.to_string()[..8].to_owned()
-    }
-}
-
-impl fmt::Display for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// The text is not 32 lower-case hex digits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a node id is 32 hex digits (0-9, a-f)")]
-pub struct ParseNodeIdError;
-
-impl FromStr for NodeId {
-    type Err = ParseNodeIdError;
-
-    fn from_str(text: &str) -> Result<Self, ParseNodeIdError> {
-        let digits = text.as_bytes();
-        if digits.len() != 32 {
-            return Err(ParseNodeIdError);
-        }
-        let mut id = [0; 16];
-        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = hex_digit(pair[0])? << 4 | hex_digit(pair[1])?;
-        }
-        Ok(Self(id))
-    }
-}
-
-fn hex_digit(digit: u8) -> Result<u8, ParseNodeIdError> {
-    match digit {
-        b'0'..=b'9' => Ok(digit - b'0'),
-        b'a'..=b'f' => Ok(digit - b'a' + 10),
-        _ => Err(ParseNodeIdError),
-    }
-}
 
 /// What a member may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

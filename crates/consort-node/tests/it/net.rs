@@ -113,7 +113,7 @@ impl Node {
 }
 
 /// A cluster's first node, whose desk lets others in and remembers whom.
-struct Cluster {
+pub(crate) struct Cluster {
     home: TempDir,
     first: Node,
     desk: Arc<JoinDesk>,
@@ -123,7 +123,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
         let identity =
             Arc::new(Identity::create_cluster(&home.path().join("first"), "first").unwrap());
@@ -160,7 +160,7 @@ impl Cluster {
         join(ticket, &self.dir(name), name, Some("0.0.0.0:7".parse().unwrap())).await
     }
 
-    async fn member(&self, name: &str) -> Identity {
+    pub(crate) async fn member(&self, name: &str) -> Identity {
         self.join(&self.ticket(NEVER), name).await.unwrap().identity
     }
 

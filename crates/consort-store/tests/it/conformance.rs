@@ -21,7 +21,7 @@ fn the_store_on_disk_conforms_also_when_it_is_opened_again() {
             store
         };
         let between = |store: DiskStore, random: u64| {
-            if random % 4 != 0 {
+            if !random.is_multiple_of(4) {
                 return store;
             }
             let path = made.borrow()[&store.author()].path().to_owned();

@@ -30,7 +30,7 @@ fn a_chunk_is_packed_once() {
     assert_eq!(store.pack(&bytes).expect("packs"), place);
     assert_eq!(store.read_packed(&place, hash).expect("reads"), bytes);
     make_durable(&store);
-    assert_eq!(store.locate(hash).expect("reads"), [place.clone()]);
+    assert_eq!(store.locate(hash).expect("reads"), std::slice::from_ref(&place));
     assert_eq!(store.pack(&bytes).expect("packs"), place);
     drop(store);
     let store = DiskStore::open(directory.path()).expect("opens");

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
-use super::{Outcome, Shared, core_id};
+use super::{Outcome, Shared};
 use crate::content::ChunkBytes;
 use crate::net::frame::FrameError;
 use crate::net::network::{ContentReader, ContentWriter};
@@ -52,10 +52,10 @@ pub(super) async fn run(
     requests: UnboundedReceiver<Request>,
 ) {
     let Err(error) = converse(&shared, peer, number, requests).await else { return };
-    tracing::debug!(peer = peer.short(), %error, "a content connection ended");
+    tracing::debug!(peer = %peer.short(), %error, "a content connection ended");
     shared.change(|state, now| {
         if state.is_current(peer, number) {
-            state.transfer.failed(now, core_id(peer));
+            state.transfer.failed(now, peer);
             state.connections.remove(&peer);
         }
     });
@@ -99,7 +99,7 @@ async fn ask(
             Err(_) => {
                 let is_idle = shared.change(|state, _| {
                     let is_idle =
-                        state.is_current(peer, number) && !state.transfer.is_asked(core_id(peer));
+                        state.is_current(peer, number) && !state.transfer.is_asked(peer);
                     if is_idle {
                         state.connections.remove(&peer);
                     }
@@ -173,10 +173,11 @@ fn take_in(
     }
     let mut outcomes = Vec::with_capacity(request.chunks.len());
     let mut arrived = Vec::with_capacity(request.chunks.len());
-    let mut end = frame.len();
-    // From the last to the first, since the chunks fill the end of the frame.
-    for (chunk, answer) in request.chunks.iter().zip(&response.answers).rev() {
-        let start = end - answer.map_or(0, <[u8]>::len);
+    // The chunks fill the end of the frame.
+    let payload: usize = response.answers.iter().flatten().map(|bytes| bytes.len()).sum();
+    let mut start = frame.len() - payload;
+    for (chunk, answer) in request.chunks.iter().zip(&response.answers) {
+        let end = start + answer.map_or(0, <[u8]>::len);
         outcomes.push(match answer {
             None => Outcome::Missing,
             Some(bytes) if chunk.is(bytes) => {
@@ -185,9 +186,8 @@ fn take_in(
             }
             Some(_) => Outcome::Wrong,
         });
-        end = start;
+        start = end;
     }
-    outcomes.reverse();
     deliver(shared, peer, number, request.id, &outcomes, arrived);
     Ok(())
 }
@@ -204,11 +204,11 @@ fn deliver(
         if !state.is_current(peer, number) {
             return;
         }
-        for (chunk, bytes) in arrived.iter().rev() {
+        for (chunk, bytes) in &arrived {
             state.deliver(peer, *chunk, bytes);
         }
         let wrong = outcomes.iter().filter(|outcome| **outcome == Outcome::Wrong).count() as u64;
         state.count(peer, |count| count.wrong += wrong);
-        state.transfer.answered(now, core_id(peer), id, outcomes);
+        state.transfer.answered(now, peer, id, outcomes);
     });
 }

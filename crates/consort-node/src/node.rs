@@ -1,0 +1,392 @@
+//! [`Node`]: a running node, and all that can be asked of it. The methods stand in the files below, by subject.
+
+mod datasets;
+mod entries;
+mod members;
+mod status;
+mod wait;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+
+use consort_core::model::merge::Saw;
+use consort_core::store::{Applied, LocalWrite, StoreError};
+use consort_core::{Attributes, Content, DatasetId, Key};
+use consort_store::{Body, DiskStore, Transaction};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cluster::{Facts, MemberFact, cluster_dataset, encode_member, member_key};
+use crate::content::{Contents, Fetcher, LocalContent, Roots, Server};
+use crate::error::NodeError;
+use crate::net::{
+    self, Identity, Invites, JoinDesk, JoinRefusal, Joiner, Network, NetworkConfig, Role, Ticket,
+};
+use crate::report::{Config, Initialized, Joined, NodeIdentity};
+use crate::runtime::{Cause, Runtime, wall_time};
+pub use entries::GetBody;
+pub use status::check_store;
+
+use crate::shared::{LEARNED, Shared, encode_learned};
+
+/// The port of a node that was told none.
+pub const DEFAULT_PORT: u16 = 7440;
+
+/// Events of the network that may wait for the loop. While they do, peers are not read from.
+const MAX_NETWORK_EVENTS: usize = 64;
+
+/// The setting that holds where the node listened last.
+const LISTEN: &str = "listen";
+
+/// A running node. Cheap to clone; all clones are the same node. It runs until [`shutdown`](Self::shutdown).
+#[derive(Clone)]
+pub struct Node {
+    shared: Arc<Shared>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    started: std::time::Instant,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("identity", &self.shared.identity).finish_non_exhaustive()
+    }
+}
+
+/// Makes this machine the first node of a new cluster: an identity, the cluster's authority, a store.
+///
+/// # Errors
+/// The home is a node's already, or cannot be written. An attempt that failed halfway can be repeated.
+pub fn init(home: &Path, name: Option<&str>) -> Result<Initialized, NodeError> {
+    make_home(home)?;
+    let name = name.map_or_else(host_name, str::to_owned);
+    let identity = Identity::create_cluster(&home.join("identity"), &name)?;
+    DiskStore::open(&home.join("store"))?;
+    let peer = identity.peer();
+    Ok(Initialized { node: peer.node, name: peer.name.clone(), cluster: peer.cluster.clone() })
+}
+
+/// Makes this machine a member of the cluster that `ticket` was made in.
+///
+/// # Errors
+/// The ticket is not good, nobody answers, or the home is a node's already. The same call can be repeated.
+pub async fn join(
+    home: &Path,
+    ticket: &str,
+    name: Option<&str>,
+    listen: Option<SocketAddr>,
+) -> Result<Joined, NodeError> {
+    let ticket: Ticket = ticket.trim().parse().map_err(|error: net::ticket::ParseTicketError| {
+        NodeError::usage(error.to_string())
+    })?;
+    make_home(home)?;
+    let name = name.map_or_else(host_name, str::to_owned);
+    let joined = net::join(&ticket, &home.join("identity"), &name, listen).await?;
+    let store = DiskStore::open(&home.join("store"))?;
+    store.set_setting(LEARNED, Some(joined.welcome))?;
+    if let Some(listen) = listen {
+        store.set_setting(LISTEN, Some(listen.to_string().into_bytes()))?;
+    }
+    let peer = joined.identity.peer();
+    let (node, name, cluster) = (peer.node, peer.name.clone(), peer.cluster.clone());
+    Ok(Joined { node, name, cluster, role: peer.role })
+}
+
+impl Node {
+    /// Starts the node whose home this is. Its tasks run on the current tokio runtime.
+    ///
+    /// # Errors
+    /// The home is no node's, its store is in use, damaged or of a newer version, or the port is taken.
+    pub async fn start(home: &Path, config: Config) -> Result<Self, NodeError> {
+        let identity = Arc::new(Identity::load(&home.join("identity"))?);
+        let directory = home.join("store");
+        let store = blocking(move || Ok(DiskStore::open(&directory)?)).await?;
+        let cluster = cluster_dataset(&identity.authority_fingerprint());
+        store.open_dataset(cluster)?;
+        let listen = listen_address(&store, config)?;
+
+        let (causes, inbox) = mpsc::unbounded_channel();
+        let (events, network_events) = mpsc::channel(MAX_NETWORK_EVENTS);
+        let local = Arc::new(LocalContent::new(store.clone(), Arc::new(Roots::default())));
+        let server = Server::new(Arc::clone(&local));
+        let own_address = Arc::new(OnceLock::new());
+        let desk = if identity.is_authority() {
+            let invites = Invites::open(&home.join("identity/invites"))
+                .map_err(|error| NodeError::failed(error.to_string()))?;
+            let recorder = Recorder {
+                store: store.clone(),
+                cluster: cluster.id,
+                causes: causes.clone(),
+                own: identity.node(),
+                own_address: Arc::clone(&own_address),
+            };
+            let on_join = Box::new(move |joiner| recorder.record(joiner));
+            Some(Arc::new(JoinDesk::new(Arc::clone(&identity), invites, on_join)))
+        } else {
+            None
+        };
+        let on_content = Arc::new(move |peer, connection| server.serve(peer, connection));
+        let config = NetworkConfig { listen, on_content, join: desk.clone() };
+        let network = Arc::new(Network::start(config, &identity, events).await?);
+        let listen = network.local_addr();
+        let _ = own_address.set(listen);
+        store.set_setting(LISTEN, Some(listen.to_string().into_bytes()))?;
+        if identity.is_authority() {
+            record_self(&store, cluster.id, &identity, listen)?;
+        }
+
+        let fetcher = Arc::new(Fetcher::start(Arc::clone(&network)));
+        let contents = Arc::new(Contents::new(local, fetcher));
+        let shared = Arc::new(Shared::new(
+            identity.peer().clone(),
+            cluster,
+            home.to_owned(),
+            store,
+            network,
+            contents,
+            desk,
+            causes,
+        )?);
+        shared.set_facts(Facts::read(&shared.store.view(cluster.id)?)?);
+        let runtime = Runtime::new(Arc::clone(&shared));
+        let thread = std::thread::Builder::new()
+            .name("node".into())
+            .spawn(move || {
+                // The loop reads the store, which may block, so it has a thread of its own.
+                let executor = tokio::runtime::Builder::new_current_thread().enable_time().build();
+                match executor {
+                    Ok(executor) => executor.block_on(runtime.run(inbox, network_events)),
+                    Err(error) => tracing::error!(%error, "the node's loop cannot run"),
+                }
+            })
+            .map_err(|error| NodeError::failed(format!("a thread cannot be started: {error}")))?;
+        let node = Self {
+            shared,
+            thread: Arc::new(Mutex::new(Some(thread))),
+            started: std::time::Instant::now(),
+        };
+        node.restore_links().await?;
+        Ok(node)
+    }
+
+    /// Ends the node. Whatever was acknowledged is durable before and after; what was begun is ended in order.
+    pub async fn shutdown(self) {
+        let shared = Arc::clone(&self.shared);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = blocking(move || {
+            shared.stop_folders();
+            let _ = shared.causes.send(Cause::Stop);
+            if let Some(thread) = thread {
+                let _ = thread.join();
+            }
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Who this node is.
+    pub fn identity(&self) -> NodeIdentity {
+        let identity = &self.shared.identity;
+        NodeIdentity {
+            node: identity.node,
+            name: identity.name.clone(),
+            role: identity.role,
+            cluster: identity.cluster.clone(),
+        }
+    }
+
+    /// Where it listens.
+    pub fn listen_addr(&self) -> SocketAddr {
+        self.shared.network.local_addr()
+    }
+
+    /// Bytes at the sockets since the start.
+    pub fn traffic(&self) -> net::Traffic {
+        self.shared.network.traffic()
+    }
+
+    /// Makes writes of this node durable and lets the loop spread them.
+    async fn write(&self, dataset: DatasetId, writes: Vec<LocalWrite>) -> Result<Applied, NodeError> {
+        let applied = commit(&self.shared.store, dataset, writes).await??;
+        let _ = self.shared.causes.send(Cause::Grew { dataset });
+        Ok(applied)
+    }
+
+    /// Asks the loop something.
+    async fn ask<T>(&self, cause: impl FnOnce(oneshot::Sender<T>) -> Cause) -> Result<T, NodeError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.causes.send(cause(reply)).map_err(|_| NodeError::ending())?;
+        answer.await.map_err(|_| NodeError::ending())
+    }
+
+    /// Refuses what changes something if the node's role does not allow it.
+    fn require(&self, allowed: &[Role], what: &str) -> Result<(), NodeError> {
+        let role = self.shared.identity.role;
+        if allowed.contains(&role) {
+            return Ok(());
+        }
+        let hint = "do it on another node, or join this machine anew with a ticket for another role";
+        Err(NodeError::not_allowed(format!("this node is a {role}, and may not {what}")).hint(hint))
+    }
+
+    fn require_store(&self) -> Result<(), NodeError> {
+        match self.shared.failure() {
+            None => Ok(()),
+            Some(failure) => Err(NodeError::failed(failure).hint("start the node again when the cause is mended")),
+        }
+    }
+}
+
+/// Runs something that blocks, off the threads of the runtime.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
+) -> Result<T, NodeError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(NodeError::ending()))
+}
+
+/// Commits writes without blocking a thread of the runtime.
+async fn commit(
+    store: &DiskStore,
+    dataset: DatasetId,
+    writes: Vec<LocalWrite>,
+) -> Result<Result<Applied, StoreError>, NodeError> {
+    let (done, answer) = oneshot::channel();
+    let store = store.clone();
+    blocking(move || {
+        let transaction = Transaction::new(dataset, Body::Local { writes, now: wall_time() });
+        store.submit(transaction, move |result| {
+            let _ = done.send(result);
+        });
+        Ok(())
+    })
+    .await?;
+    answer.await.map_err(|_| NodeError::ending())
+}
+
+/// Writes new members into the cluster's dataset.
+struct Recorder {
+    store: DiskStore,
+    cluster: DatasetId,
+    causes: mpsc::UnboundedSender<Cause>,
+    own: consort_core::NodeId,
+    own_address: Arc<OnceLock<SocketAddr>>,
+}
+
+impl Recorder {
+    /// Called by the network on a thread that may block. The same member may come again.
+    fn record(&self, joiner: Joiner) -> Result<Vec<u8>, JoinRefusal> {
+        let failed = |error: StoreError| {
+            tracing::error!(%error, "a member cannot be recorded");
+            JoinRefusal::Failed
+        };
+        let view = self.store.view(self.cluster).map_err(failed)?;
+        let facts = Facts::read(&view).map_err(failed)?;
+        let taken = |member: &&MemberFact| member.name == joiner.name && member.node != joiner.node && !member.revoked;
+        if facts.members.iter().any(|member| taken(&member)) {
+            return Err(JoinRefusal::NameTaken);
+        }
+        let usable = |addr: &std::net::SocketAddr| !addr.ip().is_unspecified() && addr.port() != 0;
+        let member = MemberFact {
+            node: joiner.node,
+            name: joiner.name,
+            role: joiner.role,
+            revoked: false,
+            addresses: joiner.listen.into_iter().filter(usable).collect(),
+        };
+        record_member(&self.store, self.cluster, &member).map_err(failed)?;
+        let _ = self.causes.send(Cause::Grew { dataset: self.cluster });
+        let own = self.own_address.get().map(|addr| (self.own, reachable(*addr)));
+        let others = facts.members.iter().filter(|member| !member.revoked && member.node != self.own);
+        let others = others.filter_map(|m| m.addresses.first().map(|addr| (m.node, *addr)));
+        Ok(encode_learned(&own.into_iter().chain(others).take(512).collect()))
+    }
+}
+
+fn record_member(store: &DiskStore, cluster: DatasetId, member: &MemberFact) -> Result<(), StoreError> {
+    let write = LocalWrite {
+        key: member_key(member.node),
+        saw: Saw::Winner,
+        content: encode_member(member),
+        attributes: Attributes::default(),
+    };
+    let body = Body::Local { writes: vec![write], now: wall_time() };
+    store.commit(Transaction::new(cluster, body)).map(drop)
+}
+
+/// The holder of the authority is a member too, and says where it can be reached.
+fn record_self(
+    store: &DiskStore,
+    cluster: DatasetId,
+    identity: &Identity,
+    listen: SocketAddr,
+) -> Result<(), StoreError> {
+    let facts = Facts::read(&store.view(cluster)?)?;
+    let peer = identity.peer();
+    let member = MemberFact {
+        node: peer.node,
+        name: peer.name.clone(),
+        role: peer.role,
+        revoked: false,
+        addresses: vec![reachable(listen)],
+    };
+    if facts.member(peer.node) == Some(&member) { Ok(()) } else { record_member(store, cluster, &member) }
+}
+
+/// An address at which others may reach one that listens on all interfaces: that of the interface by which this
+/// machine reaches others. Nothing is sent to find it.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    if !listen.ip().is_unspecified() {
+        return listen;
+    }
+    let outward = || -> std::io::Result<std::net::IpAddr> {
+        let socket = std::net::UdpSocket::bind(("0.0.0.0", 0))?;
+        socket.connect(("192.0.2.1", 9))?;
+        Ok(socket.local_addr()?.ip())
+    };
+    let ip = outward().unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
+    SocketAddr::new(ip, listen.port())
+}
+
+fn listen_address(store: &DiskStore, config: Config) -> Result<SocketAddr, NodeError> {
+    if let Some(listen) = config.listen {
+        return Ok(listen);
+    }
+    let saved = store.setting(LISTEN)?.and_then(|bytes| String::from_utf8(bytes).ok());
+    let default = SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT));
+    Ok(saved.and_then(|text| text.parse().ok()).unwrap_or(default))
+}
+
+fn make_home(home: &Path) -> Result<(), NodeError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(home);
+    made.map_err(|error| {
+        NodeError::failed(format!("cannot make {}: {error}", home.display()))
+            .hint("choose another --home, or make it writable")
+    })
+}
+
+/// The machine's name, as far as it can be a node's name.
+fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+    let name: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(net::identity::MAX_NAME_BYTES)
+        .collect();
+    if net::identity::valid_name(&name) { name } else { "node".to_owned() }
+}
+
+/// A key from what a caller gave.
+fn parse_key(key: &str) -> Result<Key, NodeError> {
+    Ok(Key::new(key)?)
+}
+
+/// A deletion of what a reader sees.
+fn removal(key: Key) -> LocalWrite {
+    LocalWrite {
+        key,
+        saw: Saw::Winner,
+        content: Content::Deleted,
+        attributes: Attributes::default(),
+    }
+}

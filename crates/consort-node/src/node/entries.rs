@@ -1,0 +1,396 @@
+//! Single entries, and the feed.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use consort_core::content::chunker::Chunker;
+use consort_core::content::manifest::ManifestBuilder;
+use consort_core::limits::{
+    MAX_CHUNK_BYTES, MAX_INLINE_BYTES, MAX_MEDIA_TYPE_BYTES, MAX_METADATA_BYTES,
+};
+use consort_core::model::attributes::MODE_MASK;
+use consort_core::model::merge::{self, Saw};
+use consort_core::store::{LocalWrite, Sequence, View, Written};
+use consort_core::{Attributes, ChunkRef, Content, Kind, Version};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::sync::mpsc;
+
+use crate::content::Contents;
+use crate::error::{ErrorKind, NodeError};
+use crate::net::Role;
+use crate::report::{Change, Entry, FeedCursor, Put, PutOptions};
+use crate::runtime::wall_time;
+
+use super::{Node, blocking, parse_key, removal};
+
+/// Bytes of a body that are cut into chunks at once: several chunks, so that the chunker always sees a whole one.
+const BODY_BUFFER_BYTES: usize = 4 * MAX_CHUNK_BYTES;
+/// Pieces of a body that may wait for their reader.
+const BODY_PIECES: usize = 16;
+/// How long one chunk may take to be fetched from a peer.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
+/// Chunks that are fetched at a time for one body.
+const FETCH_AHEAD: usize = 16;
+/// The longest page of a listing or of a feed, in entries.
+const MAX_PAGE: usize = 1000;
+/// The longest page of a feed, in bytes.
+const FEED_PAGE_BYTES: usize = 1 << 20;
+
+impl Node {
+    /// Writes an entry. When this returns, it is durable here; if it fails, nothing was written.
+    pub async fn put(
+        &self,
+        name: &str,
+        key: &str,
+        body: impl AsyncRead + Send + Unpin + 'static,
+        options: PutOptions,
+    ) -> Result<Put, NodeError> {
+        self.require(&[Role::Writer, Role::Admin], "write")?;
+        self.require_store()?;
+        let dataset = self.fact(name)?.parameters.id;
+        let key = parse_key(key)?;
+        let attributes = attributes(options)?;
+        let content = self.take_in(body).await?;
+        let size = content.size();
+        let write = LocalWrite { key, saw: Saw::Winner, content, attributes };
+        let applied = self.write(dataset, vec![write]).await?;
+        match applied.written.first() {
+            Some(Written::New(dot) | Written::Same(dot)) => Ok(Put { dot: *dot, size }),
+            _ => Err(NodeError::failed("the store did not write the entry")),
+        }
+    }
+
+    /// Cuts a body into chunks and keeps them, or makes it inline if it is short.
+    async fn take_in(&self, mut body: impl AsyncRead + Unpin) -> Result<Content, NodeError> {
+        let broken = |error: io::Error| {
+            NodeError::failed(format!("the content could not be read: {error}; nothing was written"))
+        };
+        let mut buffer = Vec::with_capacity(BODY_BUFFER_BYTES);
+        let mut manifest = ManifestBuilder::default();
+        let chunker = Chunker::default();
+        let mut first = true;
+        loop {
+            while buffer.len() < BODY_BUFFER_BYTES {
+                let room = (BODY_BUFFER_BYTES - buffer.len()) as u64;
+                if (&mut body).take(room).read_buf(&mut buffer).await.map_err(broken)? == 0 {
+                    break;
+                }
+            }
+            let at_end = buffer.len() < BODY_BUFFER_BYTES;
+            if first && at_end && buffer.len() <= MAX_INLINE_BYTES {
+                return Ok(Content::Inline(buffer.into()));
+            }
+            first = false;
+            let store = self.shared.store.clone();
+            (buffer, manifest) = blocking(move || {
+                let mut failed = None;
+                let mut keep = |bytes: &[u8]| match store.pack(bytes) {
+                    Ok(_) => {}
+                    Err(error) => failed = Some(error),
+                };
+                let mut used = 0;
+                while used < buffer.len() && (at_end || MAX_CHUNK_BYTES <= buffer.len() - used) {
+                    let rest = &buffer[used..];
+                    let chunk = &rest[..chunker.first(rest)];
+                    keep(chunk);
+                    used += chunk.len();
+                    manifest.push(ChunkRef::to(chunk), &mut |_, node| keep(node));
+                }
+                match failed {
+                    Some(error) => Err(error.into()),
+                    None => {
+                        buffer.drain(..used);
+                        Ok((buffer, manifest))
+                    }
+                }
+            })
+            .await?;
+            if at_end {
+                break;
+            }
+        }
+        let store = self.shared.store.clone();
+        blocking(move || {
+            let mut failed = Ok(());
+            let content = manifest.finish(&mut |_, node| {
+                if failed.is_ok() {
+                    failed = store.pack(node).map(drop);
+                }
+            });
+            failed?;
+            content.map_err(|error| NodeError::usage(error.to_string()))
+        })
+        .await
+    }
+
+    /// Reads an entry. What of it is not here is fetched from peers; every byte is verified.
+    pub async fn get(&self, name: &str, key: &str) -> Result<(Entry, GetBody), NodeError> {
+        let siblings = self.siblings(name, key).await?;
+        let winner = live_winner(&siblings, name, key)?;
+        let body = GetBody::start(Arc::clone(&self.shared.contents), winner.content.clone());
+        Ok((entry(key, winner, &siblings), body))
+    }
+
+    /// What is known of an entry.
+    pub async fn stat(&self, name: &str, key: &str) -> Result<Entry, NodeError> {
+        let siblings = self.siblings(name, key).await?;
+        Ok(entry(key, live_winner(&siblings, name, key)?, &siblings))
+    }
+
+    /// The live entries above `after` whose keys begin with `prefix`, in key order, at most `limit`. Fewer than that
+    /// are the last ones.
+    pub async fn list(
+        &self,
+        name: &str,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, NodeError> {
+        let dataset = self.fact(name)?.parameters.id;
+        let mut after = after.map(parse_key).transpose()?;
+        let (store, prefix) = (self.shared.store.clone(), prefix.to_owned());
+        let limit = limit.min(MAX_PAGE);
+        blocking(move || {
+            let view = store.view(dataset)?;
+            let mut entries = Vec::new();
+            loop {
+                let page = view.scan(&prefix, after.as_ref(), MAX_PAGE)?;
+                let Some((last, _)) = page.last() else { return Ok(entries) };
+                after = Some(last.clone());
+                for (key, held) in page {
+                    let siblings: Vec<Version> = held.into_iter().map(|s| s.version).collect();
+                    match merge::winner(&siblings) {
+                        Some(winner) if !winner.is_deleted() => {
+                            entries.push(entry(&key, winner, &siblings));
+                        }
+                        _ => continue,
+                    }
+                    if entries.len() == limit {
+                        return Ok(entries);
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Deletes an entry.
+    pub async fn remove(&self, name: &str, key: &str) -> Result<(), NodeError> {
+        self.require(&[Role::Writer, Role::Admin], "delete")?;
+        self.require_store()?;
+        let dataset = self.fact(name)?.parameters.id;
+        let applied = self.write(dataset, vec![removal(parse_key(key)?)]).await?;
+        match applied.written.first() {
+            Some(Written::New(_)) => Ok(()),
+            _ => Err(not_there(name, key)),
+        }
+    }
+
+    /// The changes after `since`, in the order in which this node applied them, at most `limit`. None at the end.
+    pub async fn feed(
+        &self,
+        name: &str,
+        since: FeedCursor,
+        limit: usize,
+    ) -> Result<Vec<Change>, NodeError> {
+        let dataset = self.fact(name)?.parameters.id;
+        let (store, limit) = (self.shared.store.clone(), limit.min(MAX_PAGE));
+        blocking(move || {
+            let view = store.view(dataset)?;
+            let epoch = view.summary().head.epoch.0;
+            if since != FeedCursor::START && since.epoch != epoch {
+                let message = "this place is not in this node's feed: it is another node's, or the store was made anew";
+                return Err(NodeError::new(ErrorKind::Conflict, message)
+                    .hint("start over without --since; entries that you know come again"));
+            }
+            let rows = view.feed(Sequence(since.sequence), FEED_PAGE_BYTES)?;
+            let change = |row: consort_core::store::FeedRow| {
+                let siblings: Vec<Version> =
+                    view.siblings(&row.entry.key)?.into_iter().map(|s| s.version).collect();
+                let cursor = FeedCursor { epoch, sequence: row.sequence.0 };
+                Ok(Change { cursor, entry: entry(&row.entry.key, &row.entry.version, &siblings) })
+            };
+            rows.into_iter().take(limit).map(change).collect()
+        })
+        .await
+    }
+
+    /// Returns when the feed has something after `after`.
+    pub async fn feed_grows(&self, name: &str, after: FeedCursor) -> Result<(), NodeError> {
+        let mut changed = self.shared.watch();
+        loop {
+            changed.borrow_and_update();
+            let dataset = self.fact(name)?.parameters.id;
+            if after.sequence < self.shared.store.view(dataset)?.summary().head.sequence.0 {
+                return Ok(());
+            }
+            changed.changed().await.map_err(|_| NodeError::ending())?;
+        }
+    }
+
+    async fn siblings(&self, name: &str, key: &str) -> Result<Vec<Version>, NodeError> {
+        let dataset = self.fact(name)?.parameters.id;
+        let key = parse_key(key)?;
+        let store = self.shared.store.clone();
+        blocking(move || {
+            let held = store.view(dataset)?.siblings(&key)?;
+            Ok(held.into_iter().map(|stored| stored.version).collect())
+        })
+        .await
+    }
+}
+
+/// The bytes of an entry, as they are read or arrive. Ends with an error if they cannot all be had.
+#[derive(Debug)]
+pub struct GetBody {
+    pieces: mpsc::Receiver<io::Result<Vec<u8>>>,
+    current: Vec<u8>,
+    used: usize,
+}
+
+impl GetBody {
+    fn start(contents: Arc<Contents>, content: Content) -> Self {
+        let (sender, pieces) = mpsc::channel(BODY_PIECES);
+        // Ends when the reader is gone: then sending fails.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = send_pieces(&contents, &content, &sender) {
+                let _ = sender.blocking_send(Err(io::Error::other(error.message)));
+            }
+        });
+        Self { pieces, current: Vec::new(), used: 0 }
+    }
+}
+
+fn send_pieces(
+    contents: &Contents,
+    content: &Content,
+    to: &mpsc::Sender<io::Result<Vec<u8>>>,
+) -> Result<(), NodeError> {
+    if let Content::Inline(bytes) = content {
+        let _ = to.blocking_send(Ok(bytes.to_vec()));
+        return Ok(());
+    }
+    let mut chunks = contents.chunks_of(content, FETCH_TIMEOUT);
+    loop {
+        let mut missing: Vec<ChunkRef> = Vec::new();
+        let mut ended = false;
+        while missing.len() < FETCH_AHEAD {
+            let Some((_, chunk)) = chunks.next().transpose()? else {
+                ended = true;
+                break;
+            };
+            match contents.local().read(&chunk)? {
+                Some(bytes) if missing.is_empty() => {
+                    if to.blocking_send(Ok(bytes)).is_err() {
+                        return Ok(());
+                    }
+                }
+                // In order: what is here has to wait for what is not.
+                _ => missing.push(chunk),
+            }
+        }
+        let here: Vec<Option<Vec<u8>>> =
+            missing.iter().map(|chunk| contents.local().read(chunk)).collect::<Result<_, _>>()?;
+        let wanted: Vec<ChunkRef> = missing
+            .iter()
+            .zip(&here)
+            .filter(|(_, here)| here.is_none())
+            .map(|(chunk, _)| *chunk)
+            .collect();
+        let fetched = contents.fetcher().fetch_all(&wanted, FETCH_TIMEOUT).map_err(crate::content::ContentError::from)?;
+        let mut fetched = fetched.into_iter();
+        for here in here {
+            let bytes = here.or_else(|| fetched.next().map(|bytes| bytes.to_vec()));
+            let bytes = bytes.expect("what was not here was fetched, one for one");
+            if to.blocking_send(Ok(bytes)).is_err() {
+                return Ok(());
+            }
+        }
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+impl AsyncRead for GetBody {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.used == self.current.len() {
+            match self.pieces.poll_recv(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(Some(Ok(piece))) => (self.current, self.used) = (piece, 0),
+            }
+        }
+        let length = to.remaining().min(self.current.len() - self.used);
+        to.put_slice(&self.current[self.used..self.used + length]);
+        self.used += length;
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn attributes(options: PutOptions) -> Result<Attributes, NodeError> {
+    let PutOptions { media_type, origin, mut metadata, mode } = options;
+    if media_type.as_ref().is_some_and(|text| MAX_MEDIA_TYPE_BYTES < text.len()) {
+        return Err(NodeError::usage(format!("a media type has at most {MAX_MEDIA_TYPE_BYTES} bytes")));
+    }
+    metadata.sort();
+    // Each name and value has a length of up to two bytes before it.
+    let bytes: usize = metadata.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+    if MAX_METADATA_BYTES < bytes {
+        return Err(NodeError::usage(format!("metadata has at most {MAX_METADATA_BYTES} bytes in all")));
+    }
+    if metadata.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        return Err(NodeError::usage("a name of metadata is given twice"));
+    }
+    Ok(Attributes {
+        kind: Kind::File,
+        mode: mode.unwrap_or(0o644) & MODE_MASK,
+        modified_ns: i64::try_from(wall_time().0.saturating_mul(1_000_000)).unwrap_or(i64::MAX),
+        origin,
+        media_type: media_type.map(String::into_boxed_str),
+        metadata: metadata.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+        ..Attributes::default()
+    })
+}
+
+fn live_winner<'v>(
+    siblings: &'v [Version],
+    name: &str,
+    key: &str,
+) -> Result<&'v Version, NodeError> {
+    merge::winner(siblings).filter(|w| !w.is_deleted()).ok_or_else(|| not_there(name, key))
+}
+
+fn not_there(name: &str, key: &str) -> NodeError {
+    NodeError::failed(format!("there is no entry {key:?} in {name}"))
+        .hint(format!("`consort ls {name}` shows the entries"))
+}
+
+fn entry(key: &str, version: &Version, siblings: &[Version]) -> Entry {
+    let attributes = &version.attributes;
+    Entry {
+        key: key.to_owned(),
+        kind: attributes.kind,
+        size: version.content.size(),
+        mode: attributes.mode,
+        modified_ns: attributes.modified_ns,
+        dot: version.dot,
+        media_type: attributes.media_type.as_deref().map(str::to_owned),
+        origin: attributes.origin,
+        metadata: attributes
+            .metadata
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect(),
+        conflicts: merge::losers(siblings).len(),
+        deleted: version.is_deleted(),
+    }
+}

@@ -1,0 +1,85 @@
+//! Members: inviting, listing, revoking.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::cluster::{MemberFact, encode_member, member_key};
+use crate::error::{ErrorKind, NodeError};
+use crate::net::Role;
+use crate::report::Member;
+
+use super::{Node, blocking, reachable};
+
+use consort_core::Attributes;
+use consort_core::model::merge::Saw;
+use consort_core::store::LocalWrite;
+
+impl Node {
+    /// Makes a ticket by which `uses` machines may join as `role` until `expires` from now.
+    pub async fn invite(
+        &self,
+        role: Role,
+        expires: Duration,
+        uses: u32,
+    ) -> Result<String, NodeError> {
+        let Some(desk) = self.shared.desk.clone() else {
+            return Err(NodeError::not_allowed("this node cannot let others in")
+                .hint("run `consort invite` on the cluster's first node, which holds its authority"));
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let expires = now.saturating_add(expires).as_secs();
+        let addresses = [reachable(self.listen_addr())];
+        blocking(move || {
+            let ticket = desk.invite(&addresses, role, expires, uses);
+            ticket.map(|ticket| ticket.to_string()).map_err(|error| NodeError::failed(error.to_string()))
+        })
+        .await
+    }
+
+    /// The members of the cluster, ordered by name.
+    pub async fn members(&self) -> Result<Vec<Member>, NodeError> {
+        let peers = self.shared.peers();
+        let learned = self.shared.learned();
+        let own = self.shared.identity.node;
+        let describe = |fact: &MemberFact| {
+            let mut addresses = fact.addresses.clone();
+            let heard = learned.iter().filter(|(node, _)| *node == fact.node).map(|(_, addr)| *addr);
+            addresses.extend(heard.filter(|addr| !fact.addresses.contains(addr)));
+            Member {
+                node: fact.node,
+                name: fact.name.clone(),
+                role: fact.role,
+                revoked: fact.revoked,
+                addresses,
+                connected: peers.get(&fact.node).is_some_and(|peer| peer.connected),
+                this_node: fact.node == own,
+            }
+        };
+        let mut members: Vec<Member> = self.shared.facts().members.iter().map(describe).collect();
+        members.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(members)
+    }
+
+    /// Ends a membership, by the member's name or identity. What the member wrote before stays.
+    pub async fn revoke(&self, node_or_name: &str) -> Result<(), NodeError> {
+        self.require(&[Role::Admin], "revoke members")?;
+        let facts = self.shared.facts();
+        let named = |member: &&MemberFact| {
+            member.name == node_or_name || member.node.to_string() == node_or_name
+        };
+        let Some(member) = facts.members.iter().find(|member| named(member) && !member.revoked) else {
+            return Err(NodeError::failed(format!("no member is called {node_or_name:?}"))
+                .hint("`consort member list` shows the members"));
+        };
+        if member.node == self.shared.identity.node {
+            return Err(NodeError::new(ErrorKind::Usage, "a node cannot revoke itself"));
+        }
+        let revoked = MemberFact { revoked: true, ..member.clone() };
+        let write = LocalWrite {
+            key: member_key(member.node),
+            saw: Saw::Winner,
+            content: encode_member(&revoked),
+            attributes: Attributes::default(),
+        };
+        self.write(self.shared.cluster.id, vec![write]).await.map(drop)
+    }
+}

@@ -1,0 +1,244 @@
+//! How things stand, and what is wrong.
+
+use std::path::Path;
+
+use consort_core::DatasetId;
+use consort_core::protocol::link::Phase;
+use consort_core::protocol::replica::LinkReport;
+use consort_core::store::View;
+use consort_store::{DiskStore, DiskView};
+
+use crate::cluster::DatasetFact;
+use crate::error::NodeError;
+use crate::folder::Trouble;
+use crate::report::{
+    DatasetState, DatasetStatus, Finding, LinkStatus, PeerStatus, Severity, Status,
+};
+use crate::runtime::Cause;
+
+use super::{Node, blocking};
+
+/// Pending entries are counted up to here; it is a status, not an account.
+const MAX_PENDING_COUNTED: u64 = 100_000;
+const PENDING_PAGE: usize = 4096;
+/// The shortest time between two calls of a status that is watched.
+const STATUS_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+
+impl Node {
+    /// How the node, its peers and its datasets stand.
+    pub async fn status(&self) -> Result<Status, NodeError> {
+        let facts = self.shared.facts();
+        let states = self.shared.peers();
+        let own = self.shared.identity.node;
+        let others = facts.members.iter().filter(|member| member.node != own && !member.revoked);
+        let peers = others.map(|member| {
+            let state = states.get(&member.node).cloned().unwrap_or_default();
+            PeerStatus {
+                node: member.node,
+                name: member.name.clone(),
+                role: member.role,
+                addr: state.addr.or(member.addresses.first().copied()),
+                connected: state.connected,
+                reason: state.reason.filter(|_| !state.connected),
+            }
+        });
+        let peers = peers.collect();
+        let mut datasets = Vec::new();
+        for fact in &facts.datasets {
+            datasets.push(self.dataset_status(fact).await?);
+        }
+        let (node, listen, traffic) = (self.identity(), self.listen_addr(), self.traffic());
+        Ok(Status { node, listen, peers, datasets, traffic })
+    }
+
+    async fn dataset_status(&self, fact: &DatasetFact) -> Result<DatasetStatus, NodeError> {
+        let dataset = fact.parameters.id;
+        let links = self.ask(|reply| Cause::Links { dataset, reply }).await?;
+        let store = self.shared.store.clone();
+        let (summary, pending) = blocking(move || {
+            let view = store.view(dataset)?;
+            Ok((view.summary(), count_pending(&view)?))
+        })
+        .await?;
+        let folder = self.shared.folder(dataset);
+        let link = self.shared.link_of(dataset);
+        let progress = folder.as_ref().map(|folder| folder.progress());
+        let (scanning, indexed) = progress.map_or((false, 0), |progress| progress.scan());
+        let unsettled = progress.map_or(0, |progress| progress.unsettled());
+        let busy = 0 < pending || 0 < unsettled || !links.iter().all(is_quiet);
+        let trouble = self.shared.broken_link(dataset).map(Trouble::Paused);
+        let trouble = trouble.or_else(|| self.shared.failure().map(Trouble::Paused));
+        let trouble = trouble.or_else(|| progress.and_then(|progress| progress.trouble()));
+        let has_others = 1 < self.shared.facts().members.iter().filter(|m| !m.revoked).count();
+        let held_back = progress.is_some_and(|progress| progress.is_waiting()) && 0 < pending;
+        let (state, reason) = match trouble {
+            Some(Trouble::Paused(reason)) => (DatasetState::Paused, Some(reason)),
+            Some(Trouble::Degraded(reason)) => (DatasetState::Degraded, Some(reason)),
+            None if scanning => (DatasetState::Scanning, None),
+            None if links.is_empty() && has_others => {
+                let reason = "no other node can be reached; `consort doctor` says more";
+                (DatasetState::Waiting, Some(reason.to_owned()))
+            }
+            None if held_back => {
+                let reason = "content is missing that no reachable node has";
+                (DatasetState::Waiting, Some(reason.to_owned()))
+            }
+            None if busy => (DatasetState::Syncing, None),
+            None => (DatasetState::InSync, None),
+        };
+        Ok(DatasetStatus {
+            name: fact.name.clone(),
+            versions: summary.digest.count,
+            digest: format!("{:032x}", summary.digest.sum),
+            dir: link.as_ref().map(|link| link.dir.clone()),
+            read_only: link.is_some_and(|link| link.read_only),
+            state,
+            reason,
+            pending,
+            pending_bytes: 0,
+            indexed,
+            to_index: None,
+            conflicts: progress.map_or(0, |progress| progress.conflicts()),
+            problems: progress.map(|progress| progress.problems()).unwrap_or_default(),
+            rate_bytes: progress.map_or(0, |progress| progress.rate()),
+            links: links.iter().map(|link| self.link_status(link)).collect(),
+        })
+    }
+
+    fn link_status(&self, link: &LinkReport) -> LinkStatus {
+        let facts = self.shared.facts();
+        let name = facts.member(link.peer).map(|member| member.name.clone());
+        let phase = match link.phase {
+            Phase::Greeting => "connecting",
+            Phase::Reconciling => "reconciling",
+            Phase::CatchingUp => "catching up",
+            Phase::Live => "live",
+            Phase::Waiting => "waiting for a clock that is ahead",
+        };
+        LinkStatus {
+            peer: link.peer,
+            name: name.unwrap_or_else(|| link.peer.short().to_string()),
+            phase: phase.to_owned(),
+            behind: link.behind,
+        }
+    }
+
+    /// What stands in the way of a dataset's directory, in words.
+    pub(super) fn trouble(&self, dataset: DatasetId) -> Option<String> {
+        let trouble = self.shared.folder(dataset)?.progress().trouble()?;
+        let (Trouble::Paused(reason) | Trouble::Degraded(reason)) = trouble;
+        Some(reason)
+    }
+
+    /// Returns when the status may have changed, at most a few times a second.
+    pub async fn status_changed(&self) {
+        let mut changed = self.shared.watch();
+        let _ = tokio::join!(changed.changed(), tokio::time::sleep(STATUS_EVERY));
+    }
+
+    /// Looks at everything that can be wrong with a running node.
+    pub async fn doctor(&self) -> Result<Vec<Finding>, NodeError> {
+        let status = self.status().await?;
+        let mut findings = Vec::new();
+        for peer in &status.peers {
+            findings.push(if peer.connected {
+                ok(format!("{} is connected", peer.name))
+            } else {
+                let reason = peer.reason.as_deref().unwrap_or("it was not reached yet");
+                Finding {
+                    severity: Severity::Warning,
+                    what: format!("{} is not connected: {reason}", peer.name),
+                    todo: Some(match peer.addr {
+                        Some(addr) => format!("check that `consort up` runs there and that {addr} can be reached"),
+                        None => "its address is not known here: let it connect to this node, or to one that both know".to_owned(),
+                    }),
+                }
+            });
+        }
+        for dataset in &status.datasets {
+            let name = &dataset.name;
+            let severity = match dataset.state {
+                DatasetState::Paused => Severity::Problem,
+                DatasetState::Degraded | DatasetState::Waiting => Severity::Warning,
+                _ => Severity::Ok,
+            };
+            let what = format!("{name} is {}", dataset.state);
+            findings.push(Finding { severity, what, todo: dataset.reason.clone() });
+            findings.extend(dataset.problems.iter().map(|problem| Finding {
+                severity: Severity::Warning,
+                what: format!("{name}: {problem}"),
+                todo: None,
+            }));
+        }
+        findings.extend(self.rescued().await?);
+        if let Some(failure) = self.shared.failure() {
+            let todo = Some("mend the cause, and start the node again".to_owned());
+            findings.push(Finding { severity: Severity::Problem, what: failure, todo });
+        }
+        Ok(findings)
+    }
+
+    /// Files that an interrupted operation could not put back.
+    async fn rescued(&self) -> Result<Vec<Finding>, NodeError> {
+        let shared = std::sync::Arc::clone(&self.shared);
+        blocking(move || {
+            let mut findings = Vec::new();
+            for link in shared.links() {
+                let Some(root) = shared.contents.local().roots().get(link.dataset) else { continue };
+                let names = root.rescued().unwrap_or_default();
+                if !names.is_empty() {
+                    let area = link.dir.join(".consort/rescued");
+                    findings.push(Finding {
+                        severity: Severity::Warning,
+                        what: format!("{} files were rescued into {}", names.len(), area.display()),
+                        todo: Some("look at them, move what you need, and remove the rest".to_owned()),
+                    });
+                }
+            }
+            Ok(findings)
+        })
+        .await
+    }
+}
+
+fn is_quiet(link: &LinkReport) -> bool {
+    link.phase == Phase::Live && link.behind == 0
+}
+
+fn count_pending(view: &DiskView) -> Result<u64, NodeError> {
+    let (mut count, mut after) = (0, None);
+    while count < MAX_PENDING_COUNTED {
+        let page = view.pending(after.as_ref(), PENDING_PAGE)?;
+        let Some((last, _)) = page.last() else { break };
+        count += page.len() as u64;
+        after = Some(last.clone());
+    }
+    Ok(count)
+}
+
+fn ok(what: String) -> Finding {
+    Finding { severity: Severity::Ok, what, todo: None }
+}
+
+/// Reads the whole store of a node that does not run, and trusts nothing in it. `progress` is told how many rows were
+/// read.
+///
+/// # Errors
+/// The store cannot be opened, or its node runs.
+pub fn check_store(home: &Path, mut progress: impl FnMut(u64)) -> Result<Vec<Finding>, NodeError> {
+    let store = DiskStore::open(&home.join("store"))?;
+    let report = store.check(|step| progress(step.done));
+    let mut findings: Vec<Finding> = report
+        .findings
+        .iter()
+        .map(|finding| Finding {
+            severity: Severity::Problem,
+            what: finding.to_string(),
+            todo: Some("keep a copy of the home, and join again with a new --home: the peers have the data".to_owned()),
+        })
+        .collect();
+    if findings.is_empty() {
+        findings.push(ok("the store is whole".to_owned()));
+    }
+    Ok(findings)
+}

@@ -1,0 +1,382 @@
+//! What a [`Node`](crate::Node) tells about itself: plain data, without a promise about the next moment.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use consort_core::{DatasetId, Dot, Kind, NodeId, Origin};
+
+use crate::net::{Role, Traffic};
+
+/// Who a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeIdentity {
+    /// Its identity.
+    pub node: NodeId,
+    /// Its name, unique in the cluster.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// The cluster's name.
+    pub cluster: String,
+}
+
+/// What [`init`](crate::init) made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Initialized {
+    /// The node's identity.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The cluster's name.
+    pub cluster: String,
+}
+
+/// What [`join`](crate::join) made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// The node's identity.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The cluster's name.
+    pub cluster: String,
+    /// What it may do.
+    pub role: Role,
+}
+
+/// How a node is to run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Config {
+    /// Where to listen. If there is none: where this node listened last, or was told to when it joined, or port
+    /// [`DEFAULT_PORT`](crate::DEFAULT_PORT) of all interfaces. Port 0 takes any free one.
+    pub listen: Option<SocketAddr>,
+}
+
+/// A member of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its identity.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// It is a member no more.
+    pub revoked: bool,
+    /// Where it can be reached, as far as is known.
+    pub addresses: Vec<SocketAddr>,
+    /// It is connected with this node.
+    pub connected: bool,
+    /// It is this node.
+    pub this_node: bool,
+}
+
+/// Who decides the order of a dataset's writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Nobody: every writer accepts writes.
+    #[default]
+    Mesh,
+    /// One authority.
+    Hub,
+}
+
+/// What becomes of concurrent versions of a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnConflict {
+    /// All are kept, the losers beside the winner.
+    #[default]
+    KeepBoth,
+    /// The latest wins, the others are dropped.
+    Latest,
+    /// Real data wins over synthetic.
+    PreferReal,
+}
+
+/// How a dataset is to be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DatasetOptions {
+    /// Who decides the order.
+    pub mode: Mode,
+    /// What becomes of concurrent versions.
+    pub on_conflict: OnConflict,
+    /// Where a hub dataset's authority keeps it.
+    pub authority: Option<String>,
+}
+
+/// A dataset as this node has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dataset {
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub id: DatasetId,
+    /// Who decides the order.
+    pub mode: Mode,
+    /// What becomes of concurrent versions.
+    pub on_conflict: OnConflict,
+    /// When it was created, in milliseconds since 1970-01-01 UTC.
+    pub created_ms: u64,
+    /// Current versions, deletions among them.
+    pub versions: u64,
+    /// What this node holds of it: equal on nodes that hold the same.
+    pub digest: String,
+    /// The end of this node's feed.
+    pub head: FeedCursor,
+    /// The directory that it is linked to here.
+    pub link: Option<Link>,
+}
+
+/// A linked directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The directory.
+    pub dir: PathBuf,
+    /// Changes made in it are not taken in.
+    pub read_only: bool,
+}
+
+/// How a directory is to be linked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkOptions {
+    /// Changes made in it are not taken in.
+    pub read_only: bool,
+    /// Let deletions go that are held back because they are so many.
+    pub allow_mass_delete: bool,
+}
+
+/// What is to be said of content that is put.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PutOptions {
+    /// The media type.
+    pub media_type: Option<String>,
+    /// Where the content came from.
+    pub origin: Origin,
+    /// Names and values of the user's.
+    pub metadata: Vec<(String, String)>,
+    /// Permission bits; `0o644` if there are none.
+    pub mode: Option<u16>,
+}
+
+/// What was put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Put {
+    /// The version.
+    pub dot: Dot,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// The current version of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// What it is.
+    pub kind: Kind,
+    /// The length in bytes.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u16,
+    /// Modification time, in nanoseconds since 1970-01-01 UTC.
+    pub modified_ns: i64,
+    /// Which version.
+    pub dot: Dot,
+    /// The media type.
+    pub media_type: Option<String>,
+    /// Where the content came from.
+    pub origin: Origin,
+    /// Names and values of the user's.
+    pub metadata: Vec<(String, String)>,
+    /// How many concurrent versions lost against this one and are kept.
+    pub conflicts: usize,
+    /// It is a deletion.
+    pub deleted: bool,
+}
+
+/// A place in a feed. Written `EPOCH:SEQUENCE`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FeedCursor {
+    /// Which feed; zero stands for whichever there is, at its beginning.
+    pub epoch: u64,
+    /// How many versions come before.
+    pub sequence: u64,
+}
+
+impl FeedCursor {
+    /// The beginning of any feed.
+    pub const START: Self = Self { epoch: 0, sequence: 0 };
+}
+
+impl fmt::Display for FeedCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.epoch, self.sequence)
+    }
+}
+
+/// The text is no place in a feed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a cursor is written EPOCH:SEQUENCE, as `consort feed` prints it")]
+pub struct ParseCursorError;
+
+impl FromStr for FeedCursor {
+    type Err = ParseCursorError;
+
+    fn from_str(text: &str) -> Result<Self, ParseCursorError> {
+        let (epoch, sequence) = text.split_once(':').ok_or(ParseCursorError)?;
+        let number = |text: &str| text.parse().map_err(|_| ParseCursorError);
+        Ok(Self { epoch: number(epoch)?, sequence: number(sequence)? })
+    }
+}
+
+/// One change of a feed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Its place.
+    pub cursor: FeedCursor,
+    /// The version.
+    pub entry: Entry,
+}
+
+/// What a wait came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waited {
+    /// Current versions that this node holds, deletions among them.
+    pub versions: u64,
+    /// Peers that were asked.
+    pub peers: usize,
+}
+
+/// How a node stands.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Who it is.
+    pub node: NodeIdentity,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The other members.
+    pub peers: Vec<PeerStatus>,
+    /// The datasets.
+    pub datasets: Vec<DatasetStatus>,
+    /// Bytes at the sockets since the start.
+    pub traffic: Traffic,
+}
+
+/// How a peer stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Who.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// What it may do.
+    pub role: Role,
+    /// Where it is connected, or was last.
+    pub addr: Option<SocketAddr>,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// Why not.
+    pub reason: Option<String>,
+}
+
+/// How a dataset stands on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatasetStatus {
+    /// Its name.
+    pub name: String,
+    /// Current versions, deletions among them.
+    pub versions: u64,
+    /// What this node holds of it.
+    pub digest: String,
+    /// The directory that it is linked to.
+    pub dir: Option<PathBuf>,
+    /// Changes made in the directory are not taken in.
+    pub read_only: bool,
+    /// How it stands as a whole.
+    pub state: DatasetState,
+    /// Why it is paused or degraded, and what to do.
+    pub reason: Option<String>,
+    /// Entries that are known and not yet in the directory.
+    pub pending: u64,
+    /// Their bytes, as far as they were counted.
+    pub pending_bytes: u64,
+    /// Entries that a running scan has looked at.
+    pub indexed: u64,
+    /// Entries that it has to look at, if that is known.
+    pub to_index: Option<u64>,
+    /// Versions that lost against concurrent ones and are kept.
+    pub conflicts: u64,
+    /// Entries that cannot be taken in or shown, and why.
+    pub problems: Vec<String>,
+    /// Content that arrives, in bytes per second lately.
+    pub rate_bytes: u64,
+    /// The links to peers.
+    pub links: Vec<LinkStatus>,
+}
+
+/// How a dataset stands as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DatasetState {
+    /// This node holds all that its peers hold, and its directory shows it.
+    InSync,
+    /// Something is on its way.
+    Syncing,
+    /// The directory is being scanned.
+    Scanning,
+    /// No peer can be reached, or what is missing is with none of them.
+    Waiting,
+    /// Nothing goes on before somebody does something.
+    Paused,
+    /// It works, but not as it should.
+    Degraded,
+}
+
+impl fmt::Display for DatasetState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InSync => "in sync",
+            Self::Syncing => "syncing",
+            Self::Scanning => "scanning",
+            Self::Waiting => "waiting",
+            Self::Paused => "paused",
+            Self::Degraded => "degraded",
+        })
+    }
+}
+
+/// How a link of a dataset to a peer stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkStatus {
+    /// Who.
+    pub peer: NodeId,
+    /// Its name.
+    pub name: String,
+    /// How far the conversation has come.
+    pub phase: String,
+    /// About how many versions the peer has not confirmed.
+    pub behind: u64,
+}
+
+/// How grave a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// All is well.
+    Ok,
+    /// It works, but look at it.
+    Warning,
+    /// It does not work.
+    Problem,
+}
+
+/// Something that was found when everything was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How grave it is.
+    pub severity: Severity,
+    /// What it is.
+    pub what: String,
+    /// What to do about it.
+    pub todo: Option<String>,
+}

@@ -1,0 +1,409 @@
+//! The node's loop: one thread that drives all replicas. Every cause of work comes in through one of two channels,
+//! and every effect of the core goes out through one `match`. Nothing here decides about the protocol; what is
+//! decided here is which datasets and peers there are, and that follows from the cluster's facts.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant as StdInstant, SystemTime, UNIX_EPOCH};
+
+use consort_core::model::commit::Commit;
+use consort_core::protocol::event::Access;
+use consort_core::protocol::replica::LinkReport;
+use consort_core::protocol::{Effect, Envelope, Event, Now, Replica, codec};
+use consort_core::store::{Applied, DatasetParameters, Sequence, StoreError, View};
+use consort_core::{DatasetId, Instant, NodeId, WallTime};
+use consort_store::{Body, Transaction};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cluster::Facts;
+use crate::net::{KnownPeer, NetEvent, Role};
+use crate::shared::{PeerState, Shared};
+
+/// How soon a peer that was disconnected for what it sent is dialed again.
+const REDIAL_AFTER: Duration = Duration::from_secs(5);
+
+/// What makes the loop do something, apart from the network.
+#[derive(Debug)]
+pub(crate) enum Cause {
+    /// A commit that a replica asked for is durable, or has failed.
+    Committed { dataset: DatasetId, peer: NodeId, result: Result<Applied, StoreError> },
+    /// The dataset's feed grew by something that was written here.
+    Grew { dataset: DatasetId },
+    /// A directory was flushed for a peer.
+    DirectoryFlushed { dataset: DatasetId, peer: NodeId, id: u64 },
+    /// Ask all peers of a dataset how far they are.
+    Barrier { dataset: DatasetId, reply: oneshot::Sender<u64> },
+    /// What of a barrier has been answered.
+    BarrierState { id: u64, reply: oneshot::Sender<BTreeMap<NodeId, Sequence>> },
+    /// A barrier is not waited for any more.
+    BarrierOver { id: u64 },
+    /// How the links of a dataset stand.
+    Links { dataset: DatasetId, reply: oneshot::Sender<Vec<LinkReport>> },
+    /// End.
+    Stop,
+}
+
+struct Open {
+    replica: Replica,
+}
+
+struct Connection {
+    number: u64,
+    role: Role,
+}
+
+/// The loop and what it alone knows.
+pub(crate) struct Runtime {
+    shared: Arc<Shared>,
+    replicas: HashMap<DatasetId, Open>,
+    connections: BTreeMap<NodeId, Connection>,
+    barriers: HashMap<u64, BTreeMap<NodeId, Sequence>>,
+    next_barrier: u64,
+    epoch: StdInstant,
+    redial_at: Option<StdInstant>,
+    /// The store failed: nothing more is taken from peers.
+    failed: bool,
+}
+
+impl Runtime {
+    /// A loop for a node that has no connection yet.
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            replicas: HashMap::new(),
+            connections: BTreeMap::new(),
+            barriers: HashMap::new(),
+            next_barrier: 1,
+            epoch: StdInstant::now(),
+            redial_at: None,
+            failed: false,
+        }
+    }
+
+    /// Opens the datasets that the cluster has; then does whatever comes until it is told to stop.
+    pub(crate) async fn run(
+        mut self,
+        mut causes: mpsc::UnboundedReceiver<Cause>,
+        mut network: mpsc::Receiver<NetEvent>,
+    ) {
+        self.open(self.shared.cluster);
+        self.refresh();
+        loop {
+            let deadlines = self.replicas.values().filter_map(|open| open.replica.deadline());
+            let deadline = deadlines.min().map(|at| self.epoch + Duration::from_micros(at.0));
+            let next = [deadline, self.redial_at].into_iter().flatten().min();
+            let sleep = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                cause = causes.recv() => match cause {
+                    None | Some(Cause::Stop) => break,
+                    Some(cause) => self.on_cause(cause),
+                },
+                event = network.recv() => match event {
+                    None => break,
+                    Some(event) => self.on_net(event),
+                },
+                () = sleep => self.on_time(),
+            }
+        }
+    }
+
+    fn on_cause(&mut self, cause: Cause) {
+        match cause {
+            Cause::Committed { dataset, peer, result } => match result {
+                Ok(applied) => {
+                    self.event(dataset, Event::Committed { peer, stale: applied.stale });
+                    if !applied.added.is_empty() {
+                        self.grew(dataset);
+                    }
+                }
+                Err(StoreError::UnknownDataset(_)) => {}
+                Err(error) => self.fail(&error),
+            },
+            Cause::Grew { dataset } => self.grew(dataset),
+            Cause::DirectoryFlushed { dataset, peer, id } => {
+                self.event(dataset, Event::DirectoryFlushed { peer, id });
+            }
+            Cause::Barrier { dataset, reply } => {
+                let id = self.next_barrier;
+                self.next_barrier += 1;
+                self.barriers.insert(id, BTreeMap::new());
+                self.event(dataset, Event::BarrierWanted { id });
+                let _ = reply.send(id);
+            }
+            Cause::BarrierState { id, reply } => {
+                let _ = reply.send(self.barriers.get(&id).cloned().unwrap_or_default());
+            }
+            Cause::BarrierOver { id } => drop(self.barriers.remove(&id)),
+            Cause::Links { dataset, reply } => {
+                let links = self.replicas.get(&dataset).map(|open| {
+                    let head = self.shared.store.view(dataset).map(|view| view.summary().head.sequence);
+                    open.replica.links(head.unwrap_or_default()).collect()
+                });
+                let _ = reply.send(links.unwrap_or_default());
+            }
+            Cause::Stop => {}
+        }
+    }
+
+    fn on_net(&mut self, event: NetEvent) {
+        match event {
+            NetEvent::Connected { peer, addr, connection } => {
+                tracing::info!(peer = peer.name, %addr, "connected");
+                let node = peer.node;
+                self.connections.insert(node, Connection { number: connection, role: peer.role });
+                let state = PeerState { addr: Some(addr), connected: true, reason: None };
+                self.shared.set_peer(node, state);
+                self.shared.contents.fetcher().peer_up(node);
+                for dataset in self.replicas.keys().copied().collect::<Vec<_>>() {
+                    self.connect(dataset, node, peer.role, false);
+                }
+                self.shared.wake_folders();
+            }
+            NetEvent::Frame { peer, connection, bytes } => {
+                if self.connections.get(&peer).is_none_or(|known| known.number != connection) {
+                    return;
+                }
+                match codec::decode(&bytes) {
+                    Ok(Envelope { dataset, message }) => {
+                        self.event(dataset, Event::Received { peer, message });
+                    }
+                    Err(error) => self.disconnect(peer, &format!("it sent a broken message: {error}")),
+                }
+            }
+            NetEvent::Disconnected { peer, connection, reason } => {
+                if self.connections.get(&peer).is_some_and(|known| known.number == connection) {
+                    tracing::info!(peer = %peer.short(), reason, "disconnected");
+                    self.forget(peer);
+                    let state = PeerState { addr: None, connected: false, reason: Some(reason) };
+                    self.shared.set_peer(peer, state);
+                }
+            }
+            NetEvent::Learned { node, addr } => {
+                if self.shared.learn(node, addr) {
+                    self.set_peers(&self.shared.facts());
+                }
+            }
+            NetEvent::Refused { addr, peer, reason } => {
+                let name = peer.as_ref().map_or("a stranger", |peer| peer.name.as_str());
+                tracing::warn!(%addr, peer = name, %reason, "a connection was refused");
+                if let Some(peer) = peer.filter(|peer| !self.connections.contains_key(&peer.node)) {
+                    let reason = Some(reason.to_string());
+                    self.shared.set_peer(peer.node, PeerState { addr: Some(addr), connected: false, reason });
+                }
+            }
+        }
+        self.shared.notify();
+    }
+
+    fn on_time(&mut self) {
+        if self.redial_at.is_some_and(|at| at <= StdInstant::now()) {
+            self.redial_at = None;
+            self.set_peers(&self.shared.facts());
+        }
+        let now = self.now().instant;
+        let due = |open: &Open| open.replica.deadline().is_some_and(|at| at <= now);
+        let datasets: Vec<DatasetId> =
+            self.replicas.iter().filter(|(_, open)| due(open)).map(|(&id, _)| id).collect();
+        for dataset in datasets {
+            self.event(dataset, Event::DeadlinePassed);
+        }
+    }
+
+    fn grew(&mut self, dataset: DatasetId) {
+        self.event(dataset, Event::Grew);
+        if dataset == self.shared.cluster.id {
+            self.refresh();
+        }
+        self.shared.wake_folder(dataset);
+        self.shared.notify();
+    }
+
+    /// Passes an event to a replica and carries out what it asks for.
+    fn event(&mut self, dataset: DatasetId, event: Event) {
+        // What arrives for a dataset that is not known here (yet) concerns nobody: when it is opened, it says so.
+        let now = self.now();
+        let Some(open) = self.replicas.get_mut(&dataset) else { return };
+        let mut effects = Vec::new();
+        let outcome = self
+            .shared
+            .store
+            .view(dataset)
+            .and_then(|view| open.replica.handle(event, now, &view, &mut effects));
+        for effect in effects {
+            self.carry_out(dataset, effect);
+        }
+        if let Err(error) = outcome {
+            self.fail(&error);
+        }
+    }
+
+    fn carry_out(&mut self, dataset: DatasetId, effect: Effect) {
+        match effect {
+            Effect::Send { peer, message } => {
+                let Some(connection) = self.connections.get(&peer) else { return };
+                let mut bytes = Vec::new();
+                codec::encode(&Envelope { dataset, message }, &mut bytes);
+                if let Err(error) = self.shared.network.send(peer, connection.number, bytes) {
+                    tracing::debug!(peer = %peer.short(), %error, "a message was not sent");
+                }
+            }
+            Effect::Commit { peer, entries, cursor } => {
+                let body = Body::Remote { peer, commit: Commit { entries }, cursor };
+                let causes = self.shared.causes.clone();
+                self.shared.store.submit(Transaction::new(dataset, body), move |result| {
+                    // The loop may have ended meanwhile.
+                    let _ = causes.send(Cause::Committed { dataset, peer, result });
+                });
+            }
+            Effect::FlushDirectory { peer, id } => {
+                let causes = self.shared.causes.clone();
+                let done = move || {
+                    let _ = causes.send(Cause::DirectoryFlushed { dataset, peer, id });
+                };
+                match self.shared.folder(dataset) {
+                    Some(folder) => folder.flush(done),
+                    None => done(),
+                }
+            }
+            Effect::BarrierReached { id, peer, head } => {
+                if let Some(barrier) = self.barriers.get_mut(&id) {
+                    barrier.insert(peer, head);
+                    self.shared.notify();
+                }
+            }
+            Effect::Disconnect { peer, reason } => self.disconnect(peer, &reason),
+        }
+    }
+
+    // ---- Datasets and peers ----
+
+    /// Brings the open datasets and the known peers in line with the cluster's facts.
+    fn refresh(&mut self) {
+        let facts = match self.shared.store.view(self.shared.cluster.id).and_then(|v| Facts::read(&v)) {
+            Ok(facts) => facts,
+            Err(error) => return self.fail(&error),
+        };
+        let wanted: HashSet<DatasetId> = facts.datasets.iter().map(|d| d.parameters.id).collect();
+        let gone: Vec<DatasetId> = self
+            .replicas
+            .keys()
+            .copied()
+            .filter(|id| *id != self.shared.cluster.id && !wanted.contains(id))
+            .collect();
+        for dataset in gone {
+            self.replicas.remove(&dataset);
+            self.shared.close_dataset(dataset);
+        }
+        for dataset in &facts.datasets {
+            self.open(dataset.parameters);
+        }
+        self.set_peers(&facts);
+        self.shared.set_facts(facts);
+    }
+
+    fn open(&mut self, parameters: DatasetParameters) {
+        if self.replicas.contains_key(&parameters.id) {
+            return;
+        }
+        if let Err(error) = self.shared.store.open_dataset(parameters) {
+            return self.fail(&error);
+        }
+        let access = self.access(parameters.id, self.shared.identity.role);
+        let replica = Replica::new(parameters.fingerprint_key, access, crate::net::random_u64());
+        self.replicas.insert(parameters.id, Open { replica });
+        let peers: Vec<(NodeId, Role)> =
+            self.connections.iter().map(|(&peer, connection)| (peer, connection.role)).collect();
+        for (peer, role) in peers {
+            self.connect(parameters.id, peer, role, true);
+        }
+    }
+
+    fn connect(&mut self, dataset: DatasetId, peer: NodeId, role: Role, standing: bool) {
+        let access = self.access(dataset, role);
+        let opener = self.shared.identity.node < peer;
+        self.event(dataset, Event::Connected { peer, access, opener, standing });
+    }
+
+    /// What a member of this role may do to a dataset.
+    fn access(&self, dataset: DatasetId, role: Role) -> Access {
+        let may_write = if dataset == self.shared.cluster.id {
+            role == Role::Admin
+        } else {
+            role != Role::Reader
+        };
+        if may_write { Access::Write } else { Access::Read }
+    }
+
+    fn set_peers(&self, facts: &Facts) {
+        let own = self.shared.identity.node;
+        let revoked = facts.members.iter().filter(|m| m.revoked).map(|m| m.node).collect();
+        self.shared.network.set_revoked(revoked);
+        let mut peers: BTreeMap<NodeId, Vec<SocketAddr>> = BTreeMap::new();
+        for (node, addr) in self.shared.learned() {
+            peers.entry(node).or_default().push(addr);
+        }
+        for member in &facts.members {
+            let addresses = peers.entry(member.node).or_default();
+            addresses.extend(member.addresses.iter().filter(|addr| !addresses.contains(addr)).copied().collect::<Vec<_>>());
+        }
+        let is_peer = |node: &NodeId| {
+            *node != own && facts.member(*node).is_none_or(|member| !member.revoked)
+        };
+        let known = peers
+            .into_iter()
+            .filter(|(node, _)| is_peer(node))
+            .map(|(node, addresses)| KnownPeer { node, addresses });
+        self.shared.network.set_peers(known.collect());
+    }
+
+    fn disconnect(&mut self, peer: NodeId, reason: &str) {
+        tracing::warn!(peer = %peer.short(), reason, "a peer is disconnected");
+        self.forget(peer);
+        let state = PeerState { addr: None, connected: false, reason: Some(reason.to_owned()) };
+        self.shared.set_peer(peer, state);
+        self.shared.network.forget(peer);
+        self.redial_at.get_or_insert(StdInstant::now() + REDIAL_AFTER);
+    }
+
+    fn forget(&mut self, peer: NodeId) {
+        if self.connections.remove(&peer).is_none() {
+            return;
+        }
+        self.shared.contents.fetcher().peer_down(peer);
+        for dataset in self.replicas.keys().copied().collect::<Vec<_>>() {
+            self.event(dataset, Event::Disconnected { peer });
+        }
+    }
+
+    /// The store cannot go on. Peers are left, so that nothing is acknowledged that is not kept.
+    fn fail(&mut self, error: &StoreError) {
+        if self.failed {
+            return;
+        }
+        self.failed = true;
+        tracing::error!(%error, "the store failed; start the node again when the cause is mended");
+        self.shared.set_failure(error.to_string());
+        self.shared.network.set_peers(Vec::new());
+        for peer in self.connections.keys().copied().collect::<Vec<_>>() {
+            self.shared.network.forget(peer);
+        }
+    }
+
+    fn now(&self) -> Now {
+        let micros = u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Now { instant: Instant(micros), wall: wall_time() }
+    }
+}
+
+/// The wall clock.
+pub(crate) fn wall_time() -> WallTime {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallTime(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}

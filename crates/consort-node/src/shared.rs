@@ -1,0 +1,328 @@
+//! What the loop, the linked directories and the [`Node`](crate::Node) handle share: the store, the network, and a few
+//! facts behind locks that are held for an assignment and no longer.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use consort_core::encoding::{DecodeError, Reader, Writer};
+use consort_core::store::{DatasetParameters, StoreError};
+use consort_core::{DatasetId, NodeId};
+use consort_store::DiskStore;
+use tokio::sync::{mpsc, watch};
+
+use crate::cluster::{Facts, decode_addresses, encode_addresses};
+use crate::content::Contents;
+use crate::error::NodeError;
+use crate::folder::{Folder, LinkContext};
+use crate::net::{JoinDesk, Network, PeerIdentity};
+use crate::runtime::Cause;
+
+/// Addresses of nodes that were heard of and are remembered across restarts.
+const MAX_LEARNED: usize = 1024;
+/// The setting that holds them.
+pub(crate) const LEARNED: &str = "peers";
+/// The setting that holds the links.
+const LINKS: &str = "links";
+/// Links of one node.
+const MAX_LINKS: usize = 1024;
+const MAX_PATH_BYTES: usize = 4096;
+
+/// How a peer stands, for people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PeerState {
+    pub(crate) addr: Option<SocketAddr>,
+    pub(crate) connected: bool,
+    pub(crate) reason: Option<String>,
+}
+
+/// A link as it is kept across restarts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LinkSetting {
+    pub(crate) dataset: DatasetId,
+    pub(crate) dir: PathBuf,
+    pub(crate) read_only: bool,
+}
+
+pub(crate) struct Shared {
+    pub(crate) identity: PeerIdentity,
+    pub(crate) cluster: DatasetParameters,
+    pub(crate) home: PathBuf,
+    pub(crate) store: DiskStore,
+    pub(crate) network: Arc<Network>,
+    pub(crate) contents: Arc<Contents>,
+    pub(crate) desk: Option<Arc<JoinDesk>>,
+    pub(crate) causes: mpsc::UnboundedSender<Cause>,
+    changed: watch::Sender<u64>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    facts: Arc<Facts>,
+    folders: BTreeMap<DatasetId, (Arc<Folder>, LinkSetting)>,
+    peers: BTreeMap<NodeId, PeerState>,
+    learned: BTreeMap<NodeId, SocketAddr>,
+    /// Links whose directory could not be opened at the start, and why.
+    broken: BTreeMap<DatasetId, (LinkSetting, String)>,
+    failure: Option<String>,
+}
+
+impl Shared {
+    #[allow(clippy::too_many_arguments)] // The parts of a node, each made elsewhere.
+    pub(crate) fn new(
+        identity: PeerIdentity,
+        cluster: DatasetParameters,
+        home: PathBuf,
+        store: DiskStore,
+        network: Arc<Network>,
+        contents: Arc<Contents>,
+        desk: Option<Arc<JoinDesk>>,
+        causes: mpsc::UnboundedSender<Cause>,
+    ) -> Result<Self, StoreError> {
+        let learned = match store.setting(LEARNED)? {
+            Some(bytes) => decode_learned(&bytes).map_err(|e| StoreError::Damaged(e.to_string()))?,
+            None => BTreeMap::new(),
+        };
+        let state = Mutex::new(State { learned, ..State::default() });
+        let changed = watch::Sender::new(0);
+        Ok(Self { identity, cluster, home, store, network, contents, desk, causes, changed, state })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something that people or waiters look at may be different now.
+    pub(crate) fn notify(&self) {
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Wakes at every [`notify`](Self::notify).
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    pub(crate) fn facts(&self) -> Arc<Facts> {
+        Arc::clone(&self.state().facts)
+    }
+
+    pub(crate) fn set_facts(&self, facts: Facts) {
+        self.state().facts = Arc::new(facts);
+        self.notify();
+    }
+
+    pub(crate) fn peers(&self) -> BTreeMap<NodeId, PeerState> {
+        self.state().peers.clone()
+    }
+
+    pub(crate) fn set_peer(&self, peer: NodeId, state: PeerState) {
+        self.state().peers.insert(peer, state);
+        self.notify();
+    }
+
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.state().failure.clone()
+    }
+
+    pub(crate) fn set_failure(&self, failure: String) {
+        self.state().failure = Some(failure);
+        self.notify();
+    }
+
+    pub(crate) fn learned(&self) -> Vec<(NodeId, SocketAddr)> {
+        self.state().learned.iter().map(|(&node, &addr)| (node, addr)).collect()
+    }
+
+    /// Remembers where a node can be reached. Whether that is news.
+    pub(crate) fn learn(&self, node: NodeId, addr: SocketAddr) -> bool {
+        let learned = {
+            let mut state = self.state();
+            let full = MAX_LEARNED <= state.learned.len() && !state.learned.contains_key(&node);
+            if full || node == self.identity.node || state.learned.insert(node, addr) == Some(addr) {
+                return false;
+            }
+            state.learned.clone()
+        };
+        if let Err(error) = self.store.set_setting(LEARNED, Some(encode_learned(&learned))) {
+            tracing::warn!(%error, "addresses of peers are not remembered");
+        }
+        true
+    }
+
+    // ---- Linked directories ----
+
+    pub(crate) fn folder(&self, dataset: DatasetId) -> Option<Arc<Folder>> {
+        self.state().folders.get(&dataset).map(|(folder, _)| Arc::clone(folder))
+    }
+
+    pub(crate) fn wake_folder(&self, dataset: DatasetId) {
+        if let Some(folder) = self.folder(dataset) {
+            folder.wake();
+        }
+    }
+
+    pub(crate) fn wake_folders(&self) {
+        self.state().folders.values().for_each(|(folder, _)| folder.wake());
+    }
+
+    /// All links, also those whose directory could not be opened.
+    pub(crate) fn links(&self) -> Vec<LinkSetting> {
+        let state = self.state();
+        let open = state.folders.values().map(|(_, link)| link.clone());
+        open.chain(state.broken.values().map(|(link, _)| link.clone())).collect()
+    }
+
+    pub(crate) fn link_of(&self, dataset: DatasetId) -> Option<LinkSetting> {
+        self.links().into_iter().find(|link| link.dataset == dataset)
+    }
+
+    /// Why a link's directory could not be opened.
+    pub(crate) fn broken_link(&self, dataset: DatasetId) -> Option<String> {
+        self.state().broken.get(&dataset).map(|(_, reason)| reason.clone())
+    }
+
+    /// Starts the engine of a directory. The store knows of the link already.
+    pub(crate) fn start_folder(
+        self: &Arc<Self>,
+        name: String,
+        link: LinkSetting,
+    ) -> Result<Arc<Folder>, NodeError> {
+        let dataset = link.dataset;
+        let (written, applied) = (Arc::downgrade(self), Arc::downgrade(self));
+        let context = LinkContext {
+            dataset,
+            name,
+            dir: link.dir.clone(),
+            read_only: link.read_only,
+            workers: std::thread::available_parallelism().map_or(2, usize::from).min(8),
+            store: self.store.clone(),
+            contents: Arc::clone(&self.contents),
+            on_written: Box::new(move || {
+                if let Some(shared) = written.upgrade() {
+                    let _ = shared.causes.send(Cause::Grew { dataset });
+                }
+            }),
+            on_applied: Box::new(move || {
+                if let Some(shared) = applied.upgrade() {
+                    shared.notify();
+                }
+            }),
+        };
+        match Folder::start(context) {
+            Ok(folder) => {
+                let folder = Arc::new(folder);
+                let mut state = self.state();
+                state.broken.remove(&dataset);
+                state.folders.insert(dataset, (Arc::clone(&folder), link));
+                Ok(folder)
+            }
+            Err(error) => {
+                self.state().broken.insert(dataset, (link, error.to_string()));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Ends the engine of a directory, if there is one, and waits for it. Blocks.
+    pub(crate) fn stop_folder(&self, dataset: DatasetId) -> bool {
+        let removed = {
+            let mut state = self.state();
+            let broken = state.broken.remove(&dataset).is_some();
+            state.folders.remove(&dataset).map(|(folder, _)| folder).ok_or(broken)
+        };
+        match removed {
+            Ok(folder) => {
+                folder.stop();
+                true
+            }
+            Err(broken) => broken,
+        }
+    }
+
+    /// Ends all engines, and waits for them. Blocks.
+    pub(crate) fn stop_folders(&self) {
+        let folders = std::mem::take(&mut self.state().folders);
+        folders.into_values().for_each(|(folder, _)| folder.stop());
+    }
+
+    /// Forgets a dataset that the cluster has dropped. Its linked directory stays as it is.
+    pub(crate) fn close_dataset(self: &Arc<Self>, dataset: DatasetId) {
+        let shared = Arc::clone(self);
+        let dropped = std::thread::Builder::new().name("drop-dataset".into()).spawn(move || {
+            shared.stop_folder(dataset);
+            let outcome = shared.save_links().and_then(|()| shared.store.drop_dataset(dataset));
+            if let Err(error) = outcome {
+                tracing::error!(%error, "a dropped dataset is still in the store");
+            }
+            shared.notify();
+        });
+        if let Err(error) = dropped {
+            tracing::error!(%error, "a dropped dataset is still in the store");
+        }
+    }
+
+    /// Makes the links durable, as they are now.
+    pub(crate) fn save_links(&self) -> Result<(), StoreError> {
+        self.store.set_setting(LINKS, Some(encode_links(&self.links())))
+    }
+
+    /// The links that were made durable last.
+    pub(crate) fn saved_links(&self) -> Result<Vec<LinkSetting>, StoreError> {
+        match self.store.setting(LINKS)? {
+            Some(bytes) => decode_links(&bytes).map_err(|error| StoreError::Damaged(error.to_string())),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+/// The value of [`LEARNED`].
+pub(crate) fn encode_learned(learned: &BTreeMap<NodeId, SocketAddr>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut to = Writer(&mut bytes);
+    to.count(learned.len());
+    for (node, addr) in learned {
+        to.raw(&node.0);
+        encode_addresses(&[*addr], &mut to);
+    }
+    bytes
+}
+
+pub(crate) fn decode_learned(bytes: &[u8]) -> Result<BTreeMap<NodeId, SocketAddr>, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let mut learned = BTreeMap::new();
+    for _ in 0..from.count(16, MAX_LEARNED, "peers")? {
+        let node = NodeId(from.array("peer")?);
+        learned.extend(decode_addresses(&mut from)?.first().map(|addr| (node, *addr)));
+    }
+    from.finish()?;
+    Ok(learned)
+}
+
+fn encode_links(links: &[LinkSetting]) -> Vec<u8> {
+    use std::os::unix::ffi::OsStrExt;
+    let mut bytes = Vec::new();
+    let mut to = Writer(&mut bytes);
+    to.count(links.len());
+    for link in links {
+        to.raw(&link.dataset.0);
+        to.u8(u8::from(link.read_only));
+        to.bytes(link.dir.as_os_str().as_bytes());
+    }
+    bytes
+}
+
+fn decode_links(bytes: &[u8]) -> Result<Vec<LinkSetting>, DecodeError> {
+    use std::os::unix::ffi::OsStrExt;
+    let mut from = Reader::new(bytes);
+    let mut links = Vec::new();
+    for _ in 0..from.count(18, MAX_LINKS, "links")? {
+        let dataset = DatasetId(from.array("dataset")?);
+        let read_only = from.u8("read-only")? != 0;
+        let dir = std::ffi::OsStr::from_bytes(from.bytes(MAX_PATH_BYTES, "directory")?).into();
+        links.push(LinkSetting { dataset, dir, read_only });
+    }
+    from.finish()?;
+    Ok(links)
+}

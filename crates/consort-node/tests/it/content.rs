@@ -1,0 +1,401 @@
+//! Chunks between nodes on loopback, with real networks, stores and directories.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use consort_core::content::chunker::Chunker;
+use consort_core::content::exchange::{Request, Response};
+use consort_core::content::manifest::ManifestBuilder;
+use consort_core::store::DatasetParameters;
+use consort_core::{ChunkRef, Content, DatasetId, FingerprintKey, Key};
+use consort_node::content::{
+    Contents, FetchError, Fetched, Fetcher, LocalContent, Roots, Server, Unavailable,
+};
+use consort_node::folder::Root;
+use consort_node::net::network::OnContent;
+use consort_node::net::{KnownPeer, Network, NetworkConfig, NodeId};
+use consort_store::{Body, DiskStore, Place, Transaction};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+
+use crate::net::Cluster;
+
+/// What a test waits for takes milliseconds; this is for a machine that is busy with other things.
+const BOUND: Duration = Duration::from_secs(30);
+
+const DATASET: DatasetId = DatasetId([5; 16]);
+
+/// Nodes of one cluster, on one runtime. The test itself is outside of it and may block.
+struct World {
+    runtime: Runtime,
+    cluster: Cluster,
+    next: u32,
+}
+
+/// A node that has a store and a directory, and serves and fetches.
+struct Peer {
+    id: NodeId,
+    net: Arc<Network>,
+    fetcher: Arc<Fetcher>,
+    local: Arc<LocalContent>,
+    server: Server,
+    home: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let runtime = Runtime::new().unwrap();
+        let cluster = runtime.block_on(Cluster::new());
+        Self { runtime, cluster, next: 0 }
+    }
+
+    /// A node that serves what it has.
+    fn peer(&mut self) -> Peer {
+        self.peer_serving(|server| Arc::new(move |peer, connection| server.serve(peer, connection)))
+    }
+
+    fn peer_serving(&mut self, on_content: impl FnOnce(Server) -> Arc<OnContent>) -> Peer {
+        let home = tempfile::tempdir().unwrap();
+        let store = DiskStore::open(&home.path().join("store")).unwrap();
+        let fingerprint_key = FingerprintKey([0; 32]);
+        store.open_dataset(DatasetParameters { id: DATASET, fingerprint_key }).unwrap();
+        store.set_linked(DATASET, true).unwrap();
+        fs::create_dir(home.path().join("data")).unwrap();
+        let roots = Arc::new(Roots::default());
+        roots.insert(DATASET, Arc::new(Root::open(&home.path().join("data")).unwrap()));
+        let local = Arc::new(LocalContent::new(store, roots));
+        let server = Server::new(Arc::clone(&local));
+        self.next += 1;
+        let name = format!("peer-{}", self.next);
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let config = NetworkConfig { listen, on_content: on_content(server.clone()), join: None };
+        let (id, net, fetcher) = self.runtime.block_on(async {
+            let identity = self.cluster.member(&name).await;
+            let (events, mut received) = mpsc::channel(16);
+            tokio::spawn(async move { while received.recv().await.is_some() {} });
+            let net = Arc::new(Network::start(config, &identity, events).await.unwrap());
+            (identity.node(), Arc::clone(&net), Arc::new(Fetcher::start(net)))
+        });
+        Peer { id, net, fetcher, local, server, home }
+    }
+}
+
+impl Peer {
+    fn knows(&self, others: &[&Self]) {
+        let known = others
+            .iter()
+            .map(|other| KnownPeer { node: other.id, addresses: vec![other.net.local_addr()] });
+        self.net.set_peers(known.collect());
+        others.iter().for_each(|other| self.fetcher.peer_up(other.id));
+    }
+
+    /// Packs chunks, durably.
+    fn pack<'a>(&self, chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<ChunkRef> {
+        let store = self.local.store();
+        let refs = chunks.into_iter().map(|bytes| {
+            store.pack(bytes).unwrap();
+            ChunkRef::to(bytes)
+        });
+        let refs = refs.collect();
+        store.commit(Transaction::new(DATASET, Body::Nothing)).unwrap();
+        refs
+    }
+
+    /// Writes a file and tells the store where its chunks are.
+    fn write(&self, name: &str, bytes: &[u8]) -> Vec<ChunkRef> {
+        fs::write(self.home.path().join("data").join(name), bytes).unwrap();
+        let mut transaction = Transaction::new(DATASET, Body::Nothing);
+        let (mut offset, mut refs) = (0, Vec::new());
+        for bytes in Chunker::default().chunks(bytes) {
+            let chunk = ChunkRef::to(bytes);
+            let path = Key::new(name).unwrap();
+            let place = Place::InFile { dataset: DATASET, path, offset, length: chunk.length };
+            transaction.places.push((chunk.hash, place));
+            offset += u64::from(chunk.length);
+            refs.push(chunk);
+        }
+        self.local.store().commit(transaction).unwrap();
+        refs
+    }
+
+    fn fetch(&self, chunks: &[ChunkRef]) -> Vec<u8> {
+        let fetched = self.fetcher.fetch_all(chunks, BOUND).unwrap();
+        fetched.iter().flat_map(|bytes| bytes.iter().copied()).collect()
+    }
+
+    /// What fetching a chunk that nobody has ends with, soon.
+    fn refusal(&self, chunk: ChunkRef) -> Unavailable {
+        match self.fetcher.fetch_all(&[chunk], Duration::from_secs(1)) {
+            Err(FetchError::Unavailable { reason, .. }) => reason,
+            other => panic!("it must not be there: {other:?}"),
+        }
+    }
+}
+
+/// Bytes without a pattern.
+fn noise(length: usize, seed: u8) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+fn chunks(bytes: &[u8]) -> Vec<&[u8]> {
+    Chunker::default().chunks(bytes).collect()
+}
+
+fn sink(wants: usize) -> (Sender<Fetched>, Receiver<Fetched>) {
+    bounded(2 * wants)
+}
+
+/// Takes what arrives until all of `count` chunks have.
+fn collect(source: &Receiver<Fetched>, count: usize) -> BTreeMap<ChunkRef, Vec<u8>> {
+    let mut arrived = BTreeMap::new();
+    while arrived.len() < count {
+        let Fetched { chunk, bytes } = source.recv_timeout(BOUND).expect("it arrives in time");
+        if let Ok(bytes) = bytes {
+            arrived.insert(chunk, bytes.to_vec());
+        }
+    }
+    arrived
+}
+
+fn wait_until(mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + BOUND;
+    while !condition() {
+        assert!(Instant::now() < end, "it does not come true");
+        std::thread::yield_now();
+    }
+}
+
+/// A node that answers every request with what `answer` makes of it.
+fn fake(answer: fn(&Request) -> Vec<u8>) -> Arc<OnContent> {
+    Arc::new(move |_, mut connection| {
+        tokio::spawn(async move {
+            while let Ok(Some(frame)) = connection.reader.read().await {
+                let answer = answer(&Request::decode(&frame).unwrap());
+                let _ = connection.writer.write(&answer).await;
+                let _ = connection.writer.flush().await;
+            }
+        });
+    })
+}
+
+/// Bytes of the right lengths that are not what was asked for.
+fn lie(request: &Request) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let lengths = request.chunks.iter().map(|chunk| Some(chunk.length));
+    Response::encode_header(request.id, lengths, &mut bytes);
+    bytes.resize(bytes.len() + request.payload_bytes(), 0);
+    bytes
+}
+
+#[test]
+fn packed_chunks_and_chunks_in_files_are_fetched() {
+    let mut world = World::new();
+    let (a, b) = (world.peer(), world.peer());
+    b.knows(&[&a]);
+    let (packed, in_file) = (noise(1_000_000, 1), noise(2_000_000, 2));
+    let packed_chunks = a.pack(chunks(&packed));
+    let file_chunks = a.write("file", &in_file);
+    assert_eq!(b.fetch(&packed_chunks), packed);
+    assert_eq!(b.fetch(&file_chunks), in_file);
+    let status = b.fetcher.status();
+    assert_eq!(status.wanted, 0);
+    assert_eq!(status.total.bytes, 3_000_000);
+    assert_eq!(status.peers[&a.id], status.total);
+    wait_until(|| a.server.served().bytes == 3_000_000);
+}
+
+#[test]
+fn sixty_four_megabytes_arrive_as_they_are() {
+    let mut world = World::new();
+    let (a, b) = (world.peer(), world.peer());
+    b.knows(&[&a]);
+    let bytes = noise(64 << 20, 3);
+    let wanted = a.write("large", &bytes);
+    let (sink, source) = sink(wanted.len());
+    b.fetcher.want(&wanted, &sink).unwrap();
+    let arrived = collect(&source, wanted.len());
+    let whole: Vec<u8> = wanted.iter().flat_map(|chunk| arrived[chunk].iter().copied()).collect();
+    assert!(whole == bytes);
+}
+
+#[test]
+fn a_file_that_changed_is_never_served_and_its_places_are_forgotten() {
+    let mut world = World::new();
+    let (a, b) = (world.peer(), world.peer());
+    b.knows(&[&a]);
+    let changed = a.write("changed", &noise(10_000, 4))[0];
+    let shrunk = a.write("shrunk", &noise(10_000, 5))[0];
+    let gone = a.write("gone", &noise(10_000, 6))[0];
+    let data = a.home.path().join("data");
+    fs::write(data.join("changed"), noise(10_000, 7)).unwrap();
+    fs::write(data.join("shrunk"), noise(9_999, 5)).unwrap();
+    fs::remove_file(data.join("gone")).unwrap();
+    for chunk in [changed, shrunk, gone] {
+        assert_eq!(b.refusal(chunk), Unavailable::Lacking { peers: 1 });
+        wait_until(|| a.local.store().locate(chunk.hash).unwrap().is_empty());
+    }
+    assert_eq!(b.fetcher.status().total.wrong, 0);
+}
+
+#[test]
+fn a_directory_that_is_away_for_a_while_keeps_its_places() {
+    let mut world = World::new();
+    let a = world.peer();
+    let bytes = noise(10_000, 8);
+    let chunk = a.write("file", &bytes)[0];
+    let (data, aside) = (a.home.path().join("data"), a.home.path().join("aside"));
+    fs::rename(&data, &aside).unwrap();
+    fs::rename(aside.join("file"), aside.join("elsewhere")).unwrap();
+    assert_eq!(a.local.read(&chunk).unwrap(), None);
+    fs::rename(aside.join("elsewhere"), aside.join("file")).unwrap();
+    fs::rename(&aside, &data).unwrap();
+    a.local.store().commit(Transaction::new(DATASET, Body::Nothing)).unwrap();
+    assert_eq!(a.local.read(&chunk).unwrap(), Some(bytes));
+}
+
+#[test]
+fn a_peer_that_lies_is_dropped_and_another_one_used() {
+    let mut world = World::new();
+    let (liar, honest, b) = (world.peer_serving(|_| fake(lie)), world.peer(), world.peer());
+    let bytes = noise(3_000_000, 9);
+    let wanted = honest.pack(chunks(&bytes));
+    b.knows(&[&liar]);
+    let (sink, source) = sink(wanted.len());
+    b.fetcher.want(&wanted, &sink).unwrap();
+    wait_until(|| 0 < b.fetcher.status().peers[&liar.id].wrong);
+    b.knows(&[&liar, &honest]);
+    let arrived = collect(&source, wanted.len());
+    assert!(arrived.iter().all(|(chunk, bytes)| chunk.is(bytes)));
+    assert_eq!(b.fetcher.status().peers[&liar.id].bytes, 0);
+}
+
+#[test]
+fn answers_that_make_no_sense_end_the_connection_and_no_more() {
+    fn nonsense(request: &Request) -> Vec<u8> {
+        match request.id % 3 {
+            0 => b"nonsense".to_vec(),
+            1 => lie(&Request { id: request.id + 1, ..request.clone() }),
+            _ => lie(&Request { id: request.id, chunks: vec![request.chunks[0]; 2] }),
+        }
+    }
+    let mut world = World::new();
+    let (fool, honest, b) = (world.peer_serving(|_| fake(nonsense)), world.peer(), world.peer());
+    let bytes = noise(10_000, 10);
+    let wanted = honest.pack([&*bytes]);
+    b.knows(&[&fool]);
+    assert_eq!(b.refusal(wanted[0]), Unavailable::NobodyThere);
+    b.knows(&[&fool, &honest]);
+    assert_eq!(b.fetch(&wanted), bytes);
+}
+
+#[test]
+fn a_peer_that_dies_in_the_middle_is_replaced_by_another() {
+    let mut world = World::new();
+    let (dying, other, b) = (world.peer(), world.peer(), world.peer());
+    let bytes = noise(32 << 20, 11);
+    let wanted = dying.pack(chunks(&bytes));
+    other.pack(chunks(&bytes));
+    b.knows(&[&dying]);
+    let (sink, source) = sink(wanted.len());
+    b.fetcher.want(&wanted, &sink).unwrap();
+    let first = source.recv_timeout(BOUND).expect("the first one arrives");
+    dying.net.set_revoked([b.id].into());
+    b.knows(&[&dying, &other]);
+    let mut arrived = collect(&source, wanted.len() - 1);
+    arrived.insert(first.chunk, first.bytes.unwrap().to_vec());
+    assert!(wanted.iter().all(|chunk| chunk.is(&arrived[chunk])));
+}
+
+#[test]
+fn what_nobody_has_is_reported_and_comes_with_who_has_it() {
+    let mut world = World::new();
+    let (without, with, b) = (world.peer(), world.peer(), world.peer());
+    let bytes = noise(10_000, 12);
+    let chunk = ChunkRef::to(&bytes);
+    let (sink, source) = sink(1);
+    b.fetcher.want(&[chunk], &sink).unwrap();
+    let news = |source: &Receiver<Fetched>| source.recv_timeout(BOUND).unwrap().bytes.map(drop);
+    assert_eq!(news(&source), Err(Unavailable::NobodyThere));
+    b.knows(&[&without]);
+    wait_until(|| news(&source) == Err(Unavailable::Lacking { peers: 1 }));
+    with.pack([&*bytes]);
+    b.knows(&[&without, &with]);
+    assert!(chunk.is(&collect(&source, 1)[&chunk]));
+    // And from a peer that only got it later.
+    let later = noise(10_000, 13);
+    b.fetcher.want(&[ChunkRef::to(&later)], &sink).unwrap();
+    assert!(news(&source).is_err());
+    with.pack([&*later]);
+    assert_eq!(collect(&source, 1)[&ChunkRef::to(&later)], later);
+}
+
+#[test]
+fn what_is_cancelled_does_not_arrive() {
+    let mut world = World::new();
+    let (a, b) = (world.peer(), world.peer());
+    let bytes = noise(10_000, 14);
+    let wanted = a.pack([&*bytes]);
+    let (sink, source) = sink(1);
+    b.fetcher.want(&wanted, &sink).unwrap();
+    assert!(source.recv_timeout(BOUND).unwrap().bytes.is_err());
+    b.fetcher.cancel(&wanted, &sink);
+    assert_eq!(b.fetcher.status().wanted, 0);
+    b.knows(&[&a]);
+    assert_eq!(b.fetch(&wanted), bytes);
+    assert!(source.is_empty());
+}
+
+#[test]
+fn garbage_on_a_content_connection_ends_it_and_nothing_else() {
+    let mut world = World::new();
+    let (a, b) = (world.peer(), world.peer());
+    b.knows(&[&a]);
+    let bytes = noise(10_000, 15);
+    let wanted = a.pack([&*bytes]);
+    let too_much = Request { id: 1, chunks: vec![ChunkRef { length: 1 << 18, ..wanted[0] }; 5] };
+    let mut encoded = Vec::new();
+    too_much.encode(&mut encoded);
+    for garbage in [&b"garbage"[..], &noise(100_000, 16), &encoded] {
+        world.runtime.block_on(async {
+            let mut connection = b.net.open_content(a.id).await.unwrap();
+            connection.writer.write(garbage).await.unwrap();
+            connection.writer.flush().await.unwrap();
+            let end = tokio::time::timeout(BOUND, connection.reader.read()).await;
+            assert!(!matches!(end.expect("it is closed"), Ok(Some(_))));
+        });
+    }
+    assert_eq!(b.fetch(&wanted), bytes);
+}
+
+#[test]
+fn the_chunks_of_a_large_content_are_listed_by_who_has_none_of_it() {
+    let mut world = World::new();
+    let (a, b) = (world.peer(), world.peer());
+    b.knows(&[&a]);
+    let mut builder = ManifestBuilder::default();
+    let mut nodes = Vec::new();
+    let mut emit = |_: ChunkRef, bytes: &[u8]| nodes.push(bytes.to_vec());
+    let refs: Vec<_> = (0..20_000_u32).map(|n| ChunkRef::to(&n.to_le_bytes())).collect();
+    refs.iter().for_each(|chunk| builder.push(*chunk, &mut emit));
+    let content = builder.finish(&mut emit).unwrap();
+    assert!(matches!(content, Content::Tree { level: 2.., .. }));
+    a.pack(nodes.iter().map(|node| &**node));
+
+    let contents = Contents::new(Arc::clone(&b.local), Arc::clone(&b.fetcher));
+    let listed: Result<Vec<_>, _> = contents.chunks_of(&content, BOUND).collect();
+    let expected: Vec<_> = (0..).step_by(4).zip(refs).collect();
+    assert_eq!(listed.unwrap(), expected);
+
+    // What was fetched is kept.
+    b.fetcher.peer_down(a.id);
+    b.local.store().commit(Transaction::new(DATASET, Body::Nothing)).unwrap();
+    assert_eq!(contents.chunks_of(&content, Duration::ZERO).count(), expected.len());
+    let chunk = expected[0].1;
+    assert!(contents.read_or_fetch(&chunk, Duration::ZERO).is_err());
+}
