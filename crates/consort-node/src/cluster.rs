@@ -98,8 +98,12 @@ const DATASETS: &str = "datasets/";
 
 /// The cluster's own dataset. Its identity and secret follow from the authority's fingerprint, which members have.
 pub(crate) fn cluster_dataset(authority_fingerprint: &[u8; 32]) -> DatasetParameters {
-    let key = blake3::derive_key("consort 2026 fingerprints of the cluster's dataset", authority_fingerprint);
-    let id = blake3::derive_key("consort 2026 identity of the cluster's dataset", authority_fingerprint);
+    let key = blake3::derive_key(
+        "consort 2026 fingerprints of the cluster's dataset",
+        authority_fingerprint,
+    );
+    let id =
+        blake3::derive_key("consort 2026 identity of the cluster's dataset", authority_fingerprint);
     let id = DatasetId(*id.first_chunk().expect("a key has 32 bytes"));
     DatasetParameters { id, fingerprint_key: FingerprintKey(key) }
 }
@@ -216,7 +220,10 @@ mod tests {
             name: "b".into(),
             role: Role::Writer,
             revoked: true,
-            addresses: vec!["127.0.0.1:7440".parse().expect("an address"), "[::1]:9".parse().expect("one")],
+            addresses: vec![
+                "127.0.0.1:7440".parse().expect("an address"),
+                "[::1]:9".parse().expect("one"),
+            ],
         };
         let Content::Inline(bytes) = encode_member(&member) else { panic!("it is inline") };
         assert_eq!(decode_member(member.node, &bytes), Ok(member));

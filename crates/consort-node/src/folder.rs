@@ -34,14 +34,13 @@ mod status;
 mod walk;
 mod watch;
 
-pub use link::{Folder, LinkContext};
-pub use status::{Progress, Trouble};
 pub use ignores::{Ignores, LoadIgnoresError, PatternProblem};
+pub use link::{Folder, LinkContext};
 pub use place::{Expected, PlaceError, Placed, RemovedDirectory, Staged, Staging};
 pub use root::{OpenRootError, Root, RootId};
+pub use status::{Progress, Trouble};
 pub use walk::{Walk, WalkEntry, WalkProblem, WalkProblemKind};
 pub use watch::{CookieName, WatchError, WatchEvent, Watcher};
-
 
 /// Our own directory inside a linked directory. A component of this name is never an entry, at any
 /// depth: a linked directory that was copied into another must not bring its identity along.
@@ -50,7 +49,8 @@ pub const PRIVATE_DIR: &str = ".consort";
 /// Removes our own directory from a directory that is linked no more, unless something was rescued into it.
 pub fn remove_private_area(dir: &Path) {
     let private = dir.join(PRIVATE_DIR);
-    let rescued = std::fs::read_dir(private.join("rescued")).is_ok_and(|mut names| names.next().is_some());
+    let rescued =
+        std::fs::read_dir(private.join("rescued")).is_ok_and(|mut names| names.next().is_some());
     if rescued {
         tracing::warn!(dir = %private.display(), "rescued files are kept");
     } else if let Err(error) = std::fs::remove_dir_all(&private) {

@@ -76,9 +76,10 @@ pub async fn join(
     name: Option<&str>,
     listen: Option<SocketAddr>,
 ) -> Result<Joined, NodeError> {
-    let ticket: Ticket = ticket.trim().parse().map_err(|error: net::ticket::ParseTicketError| {
-        NodeError::usage(error.to_string())
-    })?;
+    let ticket: Ticket = ticket
+        .trim()
+        .parse()
+        .map_err(|error: net::ticket::ParseTicketError| NodeError::usage(error.to_string()))?;
     make_home(home)?;
     let name = name.map_or_else(host_name, str::to_owned);
     let joined = net::join(&ticket, &home.join("identity"), &name, listen).await?;
@@ -206,14 +207,21 @@ impl Node {
     }
 
     /// Makes writes of this node durable and lets the loop spread them.
-    async fn write(&self, dataset: DatasetId, writes: Vec<LocalWrite>) -> Result<Applied, NodeError> {
+    async fn write(
+        &self,
+        dataset: DatasetId,
+        writes: Vec<LocalWrite>,
+    ) -> Result<Applied, NodeError> {
         let applied = commit(&self.shared.store, dataset, writes).await??;
         let _ = self.shared.causes.send(Cause::Grew { dataset });
         Ok(applied)
     }
 
     /// Asks the loop something.
-    async fn ask<T>(&self, cause: impl FnOnce(oneshot::Sender<T>) -> Cause) -> Result<T, NodeError> {
+    async fn ask<T>(
+        &self,
+        cause: impl FnOnce(oneshot::Sender<T>) -> Cause,
+    ) -> Result<T, NodeError> {
         let (reply, answer) = oneshot::channel();
         self.shared.causes.send(cause(reply)).map_err(|_| NodeError::ending())?;
         answer.await.map_err(|_| NodeError::ending())
@@ -225,14 +233,18 @@ impl Node {
         if allowed.contains(&role) {
             return Ok(());
         }
-        let hint = "do it on another node, or join this machine anew with a ticket for another role";
+        let hint =
+            "do it on another node, or join this machine anew with a ticket for another role";
         Err(NodeError::not_allowed(format!("this node is a {role}, and may not {what}")).hint(hint))
     }
 
     fn require_store(&self) -> Result<(), NodeError> {
         match self.shared.failure() {
             None => Ok(()),
-            Some(failure) => Err(NodeError::failed(failure).hint("start the node again when the cause is mended")),
+            Some(failure) => {
+                Err(NodeError::failed(failure)
+                    .hint("start the node again when the cause is mended"))
+            }
         }
     }
 }
@@ -281,7 +293,9 @@ impl Recorder {
         };
         let view = self.store.view(self.cluster).map_err(failed)?;
         let facts = Facts::read(&view).map_err(failed)?;
-        let taken = |member: &&MemberFact| member.name == joiner.name && member.node != joiner.node && !member.revoked;
+        let taken = |member: &&MemberFact| {
+            member.name == joiner.name && member.node != joiner.node && !member.revoked
+        };
         if facts.members.iter().any(|member| taken(&member)) {
             return Err(JoinRefusal::NameTaken);
         }
@@ -296,13 +310,18 @@ impl Recorder {
         record_member(&self.store, self.cluster, &member).map_err(failed)?;
         let _ = self.causes.send(Cause::Grew { dataset: self.cluster });
         let own = self.own_address.get().map(|addr| (self.own, reachable(*addr)));
-        let others = facts.members.iter().filter(|member| !member.revoked && member.node != self.own);
+        let others =
+            facts.members.iter().filter(|member| !member.revoked && member.node != self.own);
         let others = others.filter_map(|m| m.addresses.first().map(|addr| (m.node, *addr)));
         Ok(encode_learned(&own.into_iter().chain(others).take(512).collect()))
     }
 }
 
-fn record_member(store: &DiskStore, cluster: DatasetId, member: &MemberFact) -> Result<(), StoreError> {
+fn record_member(
+    store: &DiskStore,
+    cluster: DatasetId,
+    member: &MemberFact,
+) -> Result<(), StoreError> {
     let write = LocalWrite {
         key: member_key(member.node),
         saw: Saw::Winner,
@@ -329,7 +348,11 @@ fn record_self(
         revoked: false,
         addresses: vec![reachable(listen)],
     };
-    if facts.member(peer.node) == Some(&member) { Ok(()) } else { record_member(store, cluster, &member) }
+    if facts.member(peer.node) == Some(&member) {
+        Ok(())
+    } else {
+        record_member(store, cluster, &member)
+    }
 }
 
 /// An address at which others may reach one that listens on all interfaces: that of the interface by which this

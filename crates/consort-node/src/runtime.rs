@@ -143,7 +143,8 @@ impl Runtime {
             Cause::BarrierOver { id } => drop(self.barriers.remove(&id)),
             Cause::Links { dataset, reply } => {
                 let links = self.replicas.get(&dataset).map(|open| {
-                    let head = self.shared.store.view(dataset).map(|view| view.summary().head.sequence);
+                    let head =
+                        self.shared.store.view(dataset).map(|view| view.summary().head.sequence);
                     open.replica.links(head.unwrap_or_default()).collect()
                 });
                 let _ = reply.send(links.unwrap_or_default());
@@ -174,7 +175,9 @@ impl Runtime {
                     Ok(Envelope { dataset, message }) => {
                         self.event(dataset, Event::Received { peer, message });
                     }
-                    Err(error) => self.disconnect(peer, &format!("it sent a broken message: {error}")),
+                    Err(error) => {
+                        self.disconnect(peer, &format!("it sent a broken message: {error}"))
+                    }
                 }
             }
             NetEvent::Disconnected { peer, connection, reason } => {
@@ -195,7 +198,10 @@ impl Runtime {
                 tracing::warn!(%addr, peer = name, %reason, "a connection was refused");
                 if let Some(peer) = peer.filter(|peer| !self.connections.contains_key(&peer.node)) {
                     let reason = Some(reason.to_string());
-                    self.shared.set_peer(peer.node, PeerState { addr: Some(addr), connected: false, reason });
+                    self.shared.set_peer(
+                        peer.node,
+                        PeerState { addr: Some(addr), connected: false, reason },
+                    );
                 }
             }
         }
@@ -286,10 +292,11 @@ impl Runtime {
 
     /// Brings the open datasets and the known peers in line with the cluster's facts.
     fn refresh(&mut self) {
-        let facts = match self.shared.store.view(self.shared.cluster.id).and_then(|v| Facts::read(&v)) {
-            Ok(facts) => facts,
-            Err(error) => return self.fail(&error),
-        };
+        let facts =
+            match self.shared.store.view(self.shared.cluster.id).and_then(|v| Facts::read(&v)) {
+                Ok(facts) => facts,
+                Err(error) => return self.fail(&error),
+            };
         let wanted: HashSet<DatasetId> = facts.datasets.iter().map(|d| d.parameters.id).collect();
         let gone: Vec<DatasetId> = self
             .replicas
@@ -351,7 +358,14 @@ impl Runtime {
         }
         for member in &facts.members {
             let addresses = peers.entry(member.node).or_default();
-            addresses.extend(member.addresses.iter().filter(|addr| !addresses.contains(addr)).copied().collect::<Vec<_>>());
+            addresses.extend(
+                member
+                    .addresses
+                    .iter()
+                    .filter(|addr| !addresses.contains(addr))
+                    .copied()
+                    .collect::<Vec<_>>(),
+            );
         }
         let is_peer = |node: &NodeId| {
             *node != own && facts.member(*node).is_none_or(|member| !member.revoked)

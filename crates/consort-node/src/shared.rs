@@ -82,7 +82,9 @@ impl Shared {
         causes: mpsc::UnboundedSender<Cause>,
     ) -> Result<Self, StoreError> {
         let learned = match store.setting(LEARNED)? {
-            Some(bytes) => decode_learned(&bytes).map_err(|e| StoreError::Damaged(e.to_string()))?,
+            Some(bytes) => {
+                decode_learned(&bytes).map_err(|e| StoreError::Damaged(e.to_string()))?
+            }
             None => BTreeMap::new(),
         };
         let state = Mutex::new(State { learned, ..State::default() });
@@ -140,7 +142,8 @@ impl Shared {
         let learned = {
             let mut state = self.state();
             let full = MAX_LEARNED <= state.learned.len() && !state.learned.contains_key(&node);
-            if full || node == self.identity.node || state.learned.insert(node, addr) == Some(addr) {
+            if full || node == self.identity.node || state.learned.insert(node, addr) == Some(addr)
+            {
                 return false;
             }
             state.learned.clone()
@@ -271,7 +274,9 @@ impl Shared {
     /// The links that were made durable last.
     pub(crate) fn saved_links(&self) -> Result<Vec<LinkSetting>, StoreError> {
         match self.store.setting(LINKS)? {
-            Some(bytes) => decode_links(&bytes).map_err(|error| StoreError::Damaged(error.to_string())),
+            Some(bytes) => {
+                decode_links(&bytes).map_err(|error| StoreError::Damaged(error.to_string()))
+            }
             None => Ok(Vec::new()),
         }
     }

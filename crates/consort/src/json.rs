@@ -205,8 +205,6 @@ pub(crate) struct LinkStatus {
     pub(crate) phase: String,
     /// Versions that the peer has not acknowledged.
     pub(crate) behind: u64,
-    /// Versions that the peer has and we lack.
-    pub(crate) ahead: u64,
 }
 
 /// One of `doctor`.
@@ -467,7 +465,6 @@ impl From<node::LinkStatus> for LinkStatus {
             peer: Name { node: link.peer.to_string(), name: link.name },
             phase: link.phase,
             behind: link.behind,
-            ahead: link.ahead,
         }
     }
 }

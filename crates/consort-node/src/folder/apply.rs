@@ -276,9 +276,8 @@ impl Thread {
             Some(at) => Some(self.retry_at.map_or(at, |retry| retry.min(at))),
             None => self.retry_at,
         };
-        let timeout = wake_at.map_or(Duration::from_secs(3600), |at| {
-            at.saturating_duration_since(Instant::now())
-        });
+        let timeout = wake_at
+            .map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
         select! {
             recv(self.orders) -> order => self.on_order(order.map_err(|_| Ended)?),
             recv(self.fetched) -> fetched => {
@@ -369,7 +368,12 @@ impl Thread {
                     held.iter().map(|stored| stored.sequence).max().unwrap_or_default()
                 };
                 let keys = view.scan("", after, PAGE)?;
-                keys.into_iter().map(|(key, held)| { let n = newest(&held); (key, n) }).collect()
+                keys.into_iter()
+                    .map(|(key, held)| {
+                        let n = newest(&held);
+                        (key, n)
+                    })
+                    .collect()
             } else {
                 view.pending(after, PAGE)?
             };
@@ -494,7 +498,8 @@ impl Thread {
                 self.next_id += 1;
                 let stream = self.contents.chunks_of(&version.content, MANIFEST_TIMEOUT);
                 let (staging, outstanding, enumerated) = (None, 0, false);
-                let job = FileJob { job: id, slot, path, version, staging, outstanding, enumerated };
+                let job =
+                    FileJob { job: id, slot, path, version, staging, outstanding, enumerated };
                 self.files.insert(file, job);
                 // A second file of the same key is looked at when the first is through.
                 while self.enumerating.is_some() {
@@ -721,9 +726,8 @@ fn plan(view: &DiskView, key: &Key, ignores: &RwLock<Ignores>) -> Result<Plan, S
     if ignored {
         return Ok(Plan { shows: Vec::new(), removals: Vec::new() });
     }
-    let live_file = |winner: &Version| {
-        !winner.is_deleted() && winner.attributes.kind != Kind::Directory
-    };
+    let live_file =
+        |winner: &Version| !winner.is_deleted() && winner.attributes.kind != Kind::Directory;
     let displaced = merge::winner(&siblings).is_some_and(live_file) && any_live_beneath(view, key)?;
     let mut shown = project(key, &siblings, displaced);
     // A real key of that name comes first.
@@ -756,7 +760,9 @@ fn plan(view: &DiskView, key: &Key, ignores: &RwLock<Ignores>) -> Result<Plan, S
     removals.retain(|path| shown.iter().all(|shown| shown.path != *path));
     if displaced {
         // A directory is wanted at the key itself; making it takes the file away.
-        removals.retain(|path| path != key || at_key.as_ref().is_some_and(|r| r.kind != Kind::Directory));
+        removals.retain(|path| {
+            path != key || at_key.as_ref().is_some_and(|r| r.kind != Kind::Directory)
+        });
     }
 
     let mut shows = Vec::new();
@@ -780,7 +786,8 @@ fn any_live_beneath(view: &DiskView, key: &Key) -> Result<bool, StoreError> {
     let mut after: Option<Key> = None;
     loop {
         let page = view.scan(&prefix, after.as_ref(), PAGE)?;
-        let live = page.iter().any(|(_, held)| held.iter().any(|stored| !stored.version.is_deleted()));
+        let live =
+            page.iter().any(|(_, held)| held.iter().any(|stored| !stored.version.is_deleted()));
         if live || page.is_empty() {
             return Ok(live);
         }

@@ -263,7 +263,11 @@ impl<'c> Engine<'c> {
             self.answer_flushes();
         }
         self.progress.set_unsettled((self.dirty.len() + self.indexing.len()) as u64);
-        if wait && !busy && self.exit.is_none() && self.scans.is_empty() { self.wait() } else { Ok(()) }
+        if wait && !busy && self.exit.is_none() && self.scans.is_empty() {
+            self.wait()
+        } else {
+            Ok(())
+        }
     }
 
     fn wait(&mut self) -> Result<(), StoreError> {
@@ -456,7 +460,8 @@ impl<'c> Engine<'c> {
             }
         }
         if self.context.read_only {
-            let text = "it was changed here, but the link is read-only; move it away, and it is restored";
+            let text =
+                "it was changed here, but the link is read-only; move it away, and it is restored";
             self.progress.set_problem(&path, Some(text.to_owned()));
             return Ok(());
         }
@@ -602,7 +607,10 @@ impl<'c> Engine<'c> {
             self.progress.set_scanning(true);
             self.progress.clear_problems();
         }
-        let (root, ignores) = (Arc::clone(&self.root), self.ignores.read().unwrap_or_else(PoisonError::into_inner).clone());
+        let (root, ignores) = (
+            Arc::clone(&self.root),
+            self.ignores.read().unwrap_or_else(PoisonError::into_inner).clone(),
+        );
         let mut records = Records::new(start);
         let mut unknown: Vec<String> = Vec::new();
         let mut walked = 0;
@@ -653,7 +661,9 @@ impl<'c> Engine<'c> {
                 return Ok(Some(record));
             }
             let is_unknown = unknown.iter().any(|top| {
-                top.is_empty() || path.as_str() == top || path.strip_prefix(top.as_str()).is_some_and(|rest| rest.starts_with('/'))
+                top.is_empty()
+                    || path.as_str() == top
+                    || path.strip_prefix(top.as_str()).is_some_and(|rest| rest.starts_with('/'))
             });
             // It may have appeared after the walk had passed it.
             if !is_unknown && matches!(self.root.stat(&path), Ok(None)) {
@@ -710,7 +720,8 @@ impl<'c> Engine<'c> {
         for path in std::mem::take(&mut self.deleted) {
             let Some(record) = view.record(&path)? else { continue };
             if self.context.read_only {
-                let text = "it was deleted here, but the link is read-only; link again to restore it";
+                let text =
+                    "it was deleted here, but the link is read-only; link again to restore it";
                 self.progress.set_problem(&path, Some(text.to_owned()));
                 continue;
             }
@@ -751,7 +762,10 @@ impl<'c> Engine<'c> {
     fn submit_if_full(&mut self) {
         // One entry may need two writes.
         let writes = MAX_COMMIT_VERSIONS - 2 <= self.gathered.writes.len();
-        if writes || COMMIT_BYTES <= self.gathered.bytes || MAX_COMMIT_VERSIONS <= self.gathered.records.len() {
+        if writes
+            || COMMIT_BYTES <= self.gathered.bytes
+            || MAX_COMMIT_VERSIONS <= self.gathered.records.len()
+        {
             self.submit();
         }
     }
@@ -804,7 +818,8 @@ impl<'c> Engine<'c> {
     pub(super) fn settle_commits(&mut self) -> Result<(), StoreError> {
         self.submit();
         while self.outstanding != 0 {
-            let result = self.committed.1.recv().unwrap_or_else(|_| unreachable!("we hold a sender"));
+            let result =
+                self.committed.1.recv().unwrap_or_else(|_| unreachable!("we hold a sender"));
             self.on_committed(result)?;
         }
         Ok(())

@@ -65,7 +65,12 @@ pub(super) struct Indexer {
 
 impl Indexer {
     /// Starts `workers` threads. They end when the indexer is dropped.
-    pub(super) fn start(root: &Arc<Root>, store: &DiskStore, dataset: DatasetId, workers: usize) -> io::Result<Self> {
+    pub(super) fn start(
+        root: &Arc<Root>,
+        store: &DiskStore,
+        dataset: DatasetId,
+        workers: usize,
+    ) -> io::Result<Self> {
         let (jobs, queue) = bounded::<(Key, Meta)>(MAX_QUEUED_FILES);
         let (done, results) = bounded(2 * MAX_QUEUED_FILES);
         for number in 0..workers {
@@ -109,9 +114,7 @@ pub(super) fn index(
     let racy = is_racy(&meta);
     let mut places = Vec::new();
     let outcome = match meta.kind {
-        EntryKind::File => {
-            read_file(root, store, dataset, &path, &meta, buffer, &mut places)
-        }
+        EntryKind::File => read_file(root, store, dataset, &path, &meta, buffer, &mut places),
         EntryKind::Symlink => read_symlink(root, &path, &meta),
         EntryKind::Directory => Ok(Content::Inline(Box::default())),
         EntryKind::Other => Err(IndexError::Unstable),
@@ -167,7 +170,8 @@ fn read_file(
             let chunk = ChunkRef::to(bytes);
             manifest.push(chunk, &mut emit);
             let length = chunk.length;
-            places.push((chunk.hash, Place::InFile { dataset, path: path.clone(), offset, length }));
+            places
+                .push((chunk.hash, Place::InFile { dataset, path: path.clone(), offset, length }));
             offset += u64::from(length);
             used += bytes.len();
         }

@@ -42,7 +42,10 @@ pub struct LinkContext {
 
 impl std::fmt::Debug for LinkContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LinkContext").field("name", &self.name).field("dir", &self.dir).finish_non_exhaustive()
+        f.debug_struct("LinkContext")
+            .field("name", &self.name)
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
     }
 }
 

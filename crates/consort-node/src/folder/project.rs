@@ -28,9 +28,8 @@ pub(super) fn project<'v>(key: &Key, siblings: &'v [Version], displaced: bool) -
     let Some(winner) = merge::winner(siblings).filter(|winner| !winner.is_deleted()) else {
         return Vec::new();
     };
-    let beside = |version: &'v Version| {
-        conflict_path(key, version.dot).map(|path| Shown { path, version })
-    };
+    let beside =
+        |version: &'v Version| conflict_path(key, version.dot).map(|path| Shown { path, version });
     let losers = merge::losers(siblings);
     // A directory has no bytes that somebody could want back.
     let losers = losers.into_iter().filter(|loser| loser.attributes.kind != Kind::Directory);
@@ -127,7 +126,10 @@ mod tests {
         let siblings = [version(0xaa, 1_795_400_130_123, 1), version(0xbb, 1_795_400_131_000, 2)];
         let shown = project(&key("dir/report.txt"), &siblings, false);
         let paths: Vec<&str> = shown.iter().map(|shown| shown.path.as_str()).collect();
-        assert_eq!(paths, ["dir/report.conflict-aaaaaaaa-20261123T021530.123.txt", "dir/report.txt"]);
+        assert_eq!(
+            paths,
+            ["dir/report.conflict-aaaaaaaa-20261123T021530.123.txt", "dir/report.txt"]
+        );
     }
 
     #[test]

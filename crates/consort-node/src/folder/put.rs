@@ -122,9 +122,15 @@ impl Engine<'_> {
             },
             Op::Place { version, .. } => {
                 let Some(staged) = staged else { return Err(Skipped::Later) };
-                self.replace(view, key, &path, record.as_ref(), &version, changes, |engine, expected| {
-                    engine.root.place_file(staged, &path, expected)
-                })
+                self.replace(
+                    view,
+                    key,
+                    &path,
+                    record.as_ref(),
+                    &version,
+                    changes,
+                    |engine, expected| engine.root.place_file(staged, &path, expected),
+                )
             }
             Op::Symlink { version, .. } => {
                 let Content::Inline(target) = &version.content else { return Err(Skipped::Never) };
@@ -134,11 +140,21 @@ impl Engine<'_> {
                     return Err(Skipped::Never);
                 };
                 let modified = version.attributes.modified_ns;
-                self.replace(view, key, &path, record.as_ref(), &version, changes, |engine, expected| {
-                    engine.root.place_symlink(target.as_ref(), &path, expected, modified)
-                })
+                self.replace(
+                    view,
+                    key,
+                    &path,
+                    record.as_ref(),
+                    &version,
+                    changes,
+                    |engine, expected| {
+                        engine.root.place_symlink(target.as_ref(), &path, expected, modified)
+                    },
+                )
             }
-            Op::Directory { version, .. } => self.make_directory(view, key, &path, record.as_ref(), &version, changes),
+            Op::Directory { version, .. } => {
+                self.make_directory(view, key, &path, record.as_ref(), &version, changes)
+            }
             Op::Attributes { version, .. } => {
                 let Some(record) = record else { return Err(Skipped::Later) };
                 self.set_attributes(key, &path, &record, &version, changes)
@@ -272,7 +288,9 @@ impl Engine<'_> {
                 Some(RecordChange::Remove { .. }) => false,
                 None => view.record(&above)?.is_some_and(|record| record.implicit),
             };
-            if !implicit || !matches!(self.root.remove_directory(&above)?, RemovedDirectory::Removed) {
+            if !implicit
+                || !matches!(self.root.remove_directory(&above)?, RemovedDirectory::Removed)
+            {
                 break;
             }
             changes.synced.push(above.to_string());
@@ -347,7 +365,8 @@ impl Engine<'_> {
             let chunks = self.context.contents.chunks_of(&content, MANIFEST_TIMEOUT);
             // The manifest was read when the file was staged; should a node be gone since, only places are missing.
             for (offset, chunk) in chunks.map_while(Result::ok) {
-                let place = Place::InFile { dataset, path: path.clone(), offset, length: chunk.length };
+                let place =
+                    Place::InFile { dataset, path: path.clone(), offset, length: chunk.length };
                 transaction.places.push((chunk.hash, place));
                 if PLACES_PER_TRANSACTION <= transaction.places.len() {
                     let mut places = Transaction::new(dataset, Body::Nothing);
@@ -394,7 +413,9 @@ impl Changes {
 
     fn latest(&self, path: &Key) -> Option<&RecordChange> {
         self.records.iter().rev().find(|change| match change {
-            RecordChange::Put { path: changed, .. } | RecordChange::Remove { path: changed } => changed == path,
+            RecordChange::Put { path: changed, .. } | RecordChange::Remove { path: changed } => {
+                changed == path
+            }
         })
     }
 }

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use super::PlaceError;
 
-/// Problems that are kept for showing. The others are counted by their absence from the directory.
-pub const MAX_PROBLEMS: usize = 100;
+/// Problems that are kept for showing.
+const MAX_PROBLEMS: usize = 100;
 
 /// What stands in the way of a directory, the gravest first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -151,7 +151,8 @@ impl Progress {
     /// Takes note of an error that concerns the directory as a whole, if it does.
     pub fn report_place_error(&self, error: &PlaceError) {
         if matches!(error, PlaceError::DiskFull) {
-            let text = "the disk of the linked directory is full; make room, the rest follows by itself";
+            let text =
+                "the disk of the linked directory is full; make room, the rest follows by itself";
             self.set_trouble("disk", Some(Trouble::Paused(text.to_owned())));
         }
     }

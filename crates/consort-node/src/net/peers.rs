@@ -9,14 +9,19 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 
+use consort_core::limits::WINDOW_BYTES;
+
 use super::greeting::MAX_KNOWN;
 use super::identity::NodeId;
 use super::lock;
 use super::network::{KnownPeer, Refusal};
 
-/// The most bytes that wait to be sent to one peer. The core paces itself by credit far below this,
-/// so only a peer that stalls gets there.
-pub const MAX_QUEUED_BYTES: usize = 8 << 20;
+/// The most bytes that wait to be sent to one peer. The core fills up to two windows a dataset
+/// before it waits for acknowledgements, so this has room for several datasets that catch up at
+/// once; only a peer that stalls gets there.
+pub const MAX_QUEUED_BYTES: usize = 64 << 20;
+
+const _: () = assert!(4 * WINDOW_BYTES <= MAX_QUEUED_BYTES);
 
 /// What a queued frame costs beside its bytes, so that tiny frames cannot fill the memory either.
 const QUEUED_FRAME_OVERHEAD: usize = 64;

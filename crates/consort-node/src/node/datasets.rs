@@ -38,7 +38,10 @@ impl Node {
                 .hint("leave out --on-conflict"));
         }
         if self.shared.facts().dataset(name).is_some() {
-            return Err(NodeError::new(ErrorKind::Conflict, format!("there is a dataset {name} already")));
+            return Err(NodeError::new(
+                ErrorKind::Conflict,
+                format!("there is a dataset {name} already"),
+            ));
         }
         let id = DatasetId(net::random());
         let parameters = DatasetParameters { id, fingerprint_key: FingerprintKey(net::random()) };
@@ -93,8 +96,10 @@ impl Node {
         self.require_store()?;
         let fact = self.fact(name)?;
         if !options.read_only && self.shared.identity.role == Role::Reader {
-            return Err(NodeError::not_allowed("this node is a reader, and may not change datasets")
-                .hint("link with --read-only"));
+            return Err(NodeError::not_allowed(
+                "this node is a reader, and may not change datasets",
+            )
+            .hint("link with --read-only"));
         }
         let dir = prepare_directory(dir)?;
         let dataset = fact.parameters.id;
@@ -128,8 +133,11 @@ impl Node {
     ) -> Result<Link, NodeError> {
         if link.dir != dir || link.read_only != options.read_only {
             let linked = link.dir.display();
-            return Err(NodeError::new(ErrorKind::Conflict, format!("the dataset is linked to {linked} already"))
-                .hint("a dataset has one directory on a node; unlink it first"));
+            return Err(NodeError::new(
+                ErrorKind::Conflict,
+                format!("the dataset is linked to {linked} already"),
+            )
+            .hint("a dataset has one directory on a node; unlink it first"));
         }
         if options.allow_mass_delete
             && let Some(folder) = self.shared.folder(link.dataset)
@@ -163,7 +171,8 @@ impl Node {
         blocking(move || {
             let facts = shared.facts();
             for link in shared.saved_links()? {
-                let Some(fact) = facts.datasets.iter().find(|d| d.parameters.id == link.dataset) else {
+                let Some(fact) = facts.datasets.iter().find(|d| d.parameters.id == link.dataset)
+                else {
                     continue;
                 };
                 // A link that was saved halfway is completed.
@@ -206,14 +215,21 @@ impl Node {
         let overlaps = |other: &Path| dir.starts_with(other) || other.starts_with(dir);
         let home = self.shared.home.canonicalize().unwrap_or_else(|_| self.shared.home.clone());
         if overlaps(&home) {
-            return Err(NodeError::usage(format!("{} and this node's home overlap", dir.display()))
-                .hint("link a directory outside of the home"));
+            return Err(NodeError::usage(format!(
+                "{} and this node's home overlap",
+                dir.display()
+            ))
+            .hint("link a directory outside of the home"));
         }
         match self.shared.links().into_iter().find(|link| overlaps(&link.dir)) {
             None => Ok(()),
             Some(link) => Err(NodeError::new(
                 ErrorKind::Conflict,
-                format!("{} and {} overlap, and the latter is linked", dir.display(), link.dir.display()),
+                format!(
+                    "{} and {} overlap, and the latter is linked",
+                    dir.display(),
+                    link.dir.display()
+                ),
             )
             .hint("link directories that do not contain each other")),
         }

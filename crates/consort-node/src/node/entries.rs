@@ -66,7 +66,9 @@ impl Node {
     /// Cuts a body into chunks and keeps them, or makes it inline if it is short.
     async fn take_in(&self, mut body: impl AsyncRead + Unpin) -> Result<Content, NodeError> {
         let broken = |error: io::Error| {
-            NodeError::failed(format!("the content could not be read: {error}; nothing was written"))
+            NodeError::failed(format!(
+                "the content could not be read: {error}; nothing was written"
+            ))
         };
         let mut buffer = Vec::with_capacity(BODY_BUFFER_BYTES);
         let mut manifest = ManifestBuilder::default();
@@ -300,7 +302,10 @@ fn send_pieces(
             .filter(|(_, here)| here.is_none())
             .map(|(chunk, _)| *chunk)
             .collect();
-        let fetched = contents.fetcher().fetch_all(&wanted, FETCH_TIMEOUT).map_err(crate::content::ContentError::from)?;
+        let fetched = contents
+            .fetcher()
+            .fetch_all(&wanted, FETCH_TIMEOUT)
+            .map_err(crate::content::ContentError::from)?;
         let mut fetched = fetched.into_iter();
         for here in here {
             let bytes = here.or_else(|| fetched.next().map(|bytes| bytes.to_vec()));
@@ -339,13 +344,17 @@ impl AsyncRead for GetBody {
 fn attributes(options: PutOptions) -> Result<Attributes, NodeError> {
     let PutOptions { media_type, origin, mut metadata, mode } = options;
     if media_type.as_ref().is_some_and(|text| MAX_MEDIA_TYPE_BYTES < text.len()) {
-        return Err(NodeError::usage(format!("a media type has at most {MAX_MEDIA_TYPE_BYTES} bytes")));
+        return Err(NodeError::usage(format!(
+            "a media type has at most {MAX_MEDIA_TYPE_BYTES} bytes"
+        )));
     }
     metadata.sort();
     // Each name and value has a length of up to two bytes before it.
     let bytes: usize = metadata.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
     if MAX_METADATA_BYTES < bytes {
-        return Err(NodeError::usage(format!("metadata has at most {MAX_METADATA_BYTES} bytes in all")));
+        return Err(NodeError::usage(format!(
+            "metadata has at most {MAX_METADATA_BYTES} bytes in all"
+        )));
     }
     if metadata.windows(2).any(|pair| pair[0].0 == pair[1].0) {
         return Err(NodeError::usage("a name of metadata is given twice"));

@@ -22,15 +22,18 @@ impl Node {
         uses: u32,
     ) -> Result<String, NodeError> {
         let Some(desk) = self.shared.desk.clone() else {
-            return Err(NodeError::not_allowed("this node cannot let others in")
-                .hint("run `consort invite` on the cluster's first node, which holds its authority"));
+            return Err(NodeError::not_allowed("this node cannot let others in").hint(
+                "run `consort invite` on the cluster's first node, which holds its authority",
+            ));
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let expires = now.saturating_add(expires).as_secs();
         let addresses = [reachable(self.listen_addr())];
         blocking(move || {
             let ticket = desk.invite(&addresses, role, expires, uses);
-            ticket.map(|ticket| ticket.to_string()).map_err(|error| NodeError::failed(error.to_string()))
+            ticket
+                .map(|ticket| ticket.to_string())
+                .map_err(|error| NodeError::failed(error.to_string()))
         })
         .await
     }
@@ -42,7 +45,8 @@ impl Node {
         let own = self.shared.identity.node;
         let describe = |fact: &MemberFact| {
             let mut addresses = fact.addresses.clone();
-            let heard = learned.iter().filter(|(node, _)| *node == fact.node).map(|(_, addr)| *addr);
+            let heard =
+                learned.iter().filter(|(node, _)| *node == fact.node).map(|(_, addr)| *addr);
             addresses.extend(heard.filter(|addr| !fact.addresses.contains(addr)));
             Member {
                 node: fact.node,
@@ -66,7 +70,8 @@ impl Node {
         let named = |member: &&MemberFact| {
             member.name == node_or_name || member.node.to_string() == node_or_name
         };
-        let Some(member) = facts.members.iter().find(|member| named(member) && !member.revoked) else {
+        let Some(member) = facts.members.iter().find(|member| named(member) && !member.revoked)
+        else {
             return Err(NodeError::failed(format!("no member is called {node_or_name:?}"))
                 .hint("`consort member list` shows the members"));
         };

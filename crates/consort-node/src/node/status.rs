@@ -184,14 +184,18 @@ impl Node {
         blocking(move || {
             let mut findings = Vec::new();
             for link in shared.links() {
-                let Some(root) = shared.contents.local().roots().get(link.dataset) else { continue };
+                let Some(root) = shared.contents.local().roots().get(link.dataset) else {
+                    continue;
+                };
                 let names = root.rescued().unwrap_or_default();
                 if !names.is_empty() {
                     let area = link.dir.join(".consort/rescued");
                     findings.push(Finding {
                         severity: Severity::Warning,
                         what: format!("{} files were rescued into {}", names.len(), area.display()),
-                        todo: Some("look at them, move what you need, and remove the rest".to_owned()),
+                        todo: Some(
+                            "look at them, move what you need, and remove the rest".to_owned(),
+                        ),
                     });
                 }
             }

@@ -28,8 +28,11 @@ impl Node {
         let mut missing = format!("the directory of {name} on this node is still being looked at");
         let waited = timeout_at(deadline, self.wait_for_all(name, &mut missing)).await;
         waited.unwrap_or_else(|_| {
-            Err(NodeError::new(ErrorKind::TimedOut, format!("not in sync within {timeout:?}: {missing}"))
-                .hint("`consort status` shows what is going on; a longer --timeout waits longer"))
+            Err(NodeError::new(
+                ErrorKind::TimedOut,
+                format!("not in sync within {timeout:?}: {missing}"),
+            )
+            .hint("`consort status` shows what is going on; a longer --timeout waits longer"))
         })
     }
 
@@ -48,7 +51,9 @@ impl Node {
             let links = self.ask(|reply| Cause::Links { dataset, reply }).await?;
             let behind = |peer: NodeId, phase: Phase, applied: Sequence| match answers.get(&peer) {
                 None => true,
-                Some(head) => applied < *head || matches!(phase, Phase::Greeting | Phase::Reconciling),
+                Some(head) => {
+                    applied < *head || matches!(phase, Phase::Greeting | Phase::Reconciling)
+                }
             };
             let waiting: BTreeMap<NodeId, Phase> = links
                 .iter()
@@ -121,7 +126,9 @@ impl Node {
     fn describe_waiting(&self, waiting: &BTreeMap<NodeId, Phase>) -> String {
         let facts = self.shared.facts();
         let name = |node: &NodeId| {
-            facts.member(*node).map_or_else(|| node.short().to_string(), |member| member.name.clone())
+            facts
+                .member(*node)
+                .map_or_else(|| node.short().to_string(), |member| member.name.clone())
         };
         let names: Vec<String> = waiting.keys().map(name).collect();
         format!("changes of {} are still on their way", names.join(", "))

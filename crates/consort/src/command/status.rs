@@ -134,11 +134,9 @@ fn render_dataset(text: &mut String, dataset: &json::DatasetStatus, style: Style
         row("problem", style.paint(Tone::Bad, plain(problem)));
     }
     for link in &dataset.links {
-        let difference = match (link.behind, link.ahead) {
-            (0, 0) => String::new(),
-            (behind, 0) => format!(", lacks {} of ours", count(behind)),
-            (0, ahead) => format!(", we lack {}", count(ahead)),
-            (behind, ahead) => format!(", lacks {}, we lack {}", count(behind), count(ahead)),
+        let difference = match link.behind {
+            0 => String::new(),
+            behind => format!(", lacks {}", count(behind)),
         };
         let standing = format!("{}{difference}", plain(&link.phase));
         row(&format!("with {}", plain(&link.peer.name)), standing);

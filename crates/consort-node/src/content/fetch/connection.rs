@@ -98,8 +98,7 @@ async fn ask(
             Ok(None) => return Ok(()),
             Err(_) => {
                 let is_idle = shared.change(|state, _| {
-                    let is_idle =
-                        state.is_current(peer, number) && !state.transfer.is_asked(peer);
+                    let is_idle = state.is_current(peer, number) && !state.transfer.is_asked(peer);
                     if is_idle {
                         state.connections.remove(&peer);
                     }
