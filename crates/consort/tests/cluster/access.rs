@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, DATASET, array, until};
 use crate::random::Random;
@@ -22,7 +22,7 @@ fn a_second_init_changes_nothing() {
     let mut cluster = Cluster::new(1);
     let before = cluster.nodes[0].status()["node"].clone();
     cluster.nodes[0].stop();
-    cluster.nodes[0].run(["init"]).expect_failure(1, &["already"]);
+    cluster.nodes[0].run(["init"]).expect_failure(4, &["already"]);
     cluster.nodes[0].start();
     assert_eq!(cluster.nodes[0].status()["node"], before);
 }
@@ -42,8 +42,10 @@ fn a_used_ticket_is_refused() {
 #[test]
 fn an_expired_ticket_is_refused() {
     let mut cluster = Cluster::new(1);
-    let ticket = cluster.nodes[0].invite(&["--expires", "1ms"]);
+    let ticket = cluster.nodes[0].invite(&["--expires", "1s"]);
+    let made = Instant::now();
     let node = cluster.add_node();
+    until("the ticket to expire", || made.elapsed() > Duration::from_secs(2));
     expect_refused(&node.run(["join", &ticket]), &["expired"]);
 }
 
@@ -120,9 +122,10 @@ fn a_reader_gets_everything_and_writes_nothing() {
 fn a_port_in_use_is_named() {
     let mut cluster = Cluster::new(1);
     let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = taken.local_addr().expect("it is bound").to_string();
+    let address = taken.local_addr().expect("it is bound");
+    let (address, port) = (address.to_string(), address.port().to_string());
     cluster.nodes[0].stop();
-    cluster.nodes[0].run(["up", "--listen", &address]).expect_failure(1, &[&address]);
+    cluster.nodes[0].run(["up", "--listen", &address]).expect_failure(1, &[&port, "in use"]);
     cluster.nodes[0].start();
 }
 

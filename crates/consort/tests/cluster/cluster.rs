@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use crate::tree;
 
 /// How long anything may take before the test gives up. Far beyond what it takes: a slow machine is no failure.
-pub(crate) const BOUND: Duration = Duration::from_secs(120);
+pub(crate) const BOUND: Duration = Duration::from_secs(60);
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(5);
@@ -143,7 +143,7 @@ impl Cluster {
         let started = Instant::now();
         loop {
             for node in &running {
-                node.run(["wait", DATASET, "--timeout", "120s"]).expect_done();
+                node.run(["wait", DATASET, "--timeout", "60s"]).expect_done();
             }
             let differences = differences_between(&running);
             let unsettled = running.iter().find(|node| node.dataset()["state"] != "in-sync");
@@ -177,6 +177,10 @@ impl Drop for Cluster {
             node.kill();
         }
         if thread::panicking() {
+            if std::env::var_os("CONSORT_TEST_KEEP").is_some() {
+                self.temp.disable_cleanup(true);
+                eprintln!("--- homes and directories are kept in {}", self.temp.path().display());
+            }
             for node in &self.nodes {
                 eprintln!("--- the end of the log of {}:\n{}", node.name, tail(&node.log));
             }
@@ -334,7 +338,7 @@ impl Node {
 
     /// Waits until this node and its directory hold all that reachable peers hold.
     pub(crate) fn wait(&self) {
-        self.run(["wait", DATASET, "--timeout", "120s"]).expect_done();
+        self.run(["wait", DATASET, "--timeout", "60s"]).expect_done();
     }
 
     pub(crate) fn status(&self) -> Value {

@@ -219,6 +219,10 @@ fn join(path: &Path, below: &Path) -> PathBuf {
     if below.as_os_str().is_empty() { path.to_path_buf() } else { path.join(below) }
 }
 
+/// What a conflict copy's name has between the name and the extension: this, eight digits of the author, a time such as
+/// `20261123T021530.123`, and perhaps a number.
+const MARK: &str = ".conflict-";
+
 /// The path of which this one may be a conflict copy: `name.conflict-AUTHOR-TIME.ext` is one of `name.ext`, in every
 /// component, as a conflict copy may have been replaced by a directory since.
 fn original(path: &Path) -> PathBuf {
@@ -226,14 +230,32 @@ fn original(path: &Path) -> PathBuf {
         .map(|component| {
             let name = component.as_os_str().to_string_lossy();
             let mut name = name.into_owned();
-            while let Some(at) = name.find(".conflict-") {
-                let mark = &name[at + ".conflict-".len()..];
-                let length = mark.find('.').unwrap_or(mark.len());
-                name.replace_range(at..at + ".conflict-".len() + length, "");
+            let mut from = 0;
+            while let Some(found) = name[from..].find(MARK) {
+                let at = from + found;
+                match mark_length(&name[at..]) {
+                    Some(length) => name.replace_range(at..at + length, ""),
+                    None => from = at + MARK.len(),
+                }
             }
             name
         })
         .collect()
+}
+
+/// The length of the mark that `text` begins with, if it is whole.
+fn mark_length(text: &str) -> Option<usize> {
+    let is_digits = |part: &str, length: usize, also: &str| {
+        part.len() == length && part.chars().all(|c| c.is_ascii_hexdigit() || also.contains(c))
+    };
+    let (author, time) = (MARK.len(), MARK.len() + 9);
+    let end = time + "20261123T021530.123".len();
+    let is_mark = is_digits(text.get(author..time - 1)?, 8, "")
+        && text.get(time - 1..time)? == "-"
+        && is_digits(text.get(time..end)?, end - time, "T.");
+    let number = text.get(end..)?.strip_prefix('-').unwrap_or_default();
+    let digits = number.bytes().take_while(u8::is_ascii_digit).count();
+    is_mark.then_some(if digits == 0 { end } else { end + 1 + digits })
 }
 
 #[cfg(test)]
@@ -243,10 +265,15 @@ mod tests {
     #[test]
     fn conflict_copies_count_for_their_original() {
         for (copy, of) in [
-            ("a/b.conflict-b-0123456789abcdef.txt", "a/b.txt"),
-            ("b.conflict-b-0123456789abcdef", "b"),
-            ("b.conflict-b-01.conflict-c-02.txt", "b.txt"),
+            ("a/b.conflict-01234567-20261123T021530.123.txt", "a/b.txt"),
+            ("b.conflict-89abcdef-20261123T021530.123", "b"),
+            ("b.conflict-89abcdef-20261123T021530.123-7", "b"),
+            (
+                "b.conflict-89abcdef-20261123T021530.123-7.conflict-01234567-20261123T021530.123.txt",
+                "b.txt",
+            ),
             ("plain.txt", "plain.txt"),
+            ("my.conflict-notes.txt", "my.conflict-notes.txt"),
         ] {
             assert_eq!(original(Path::new(copy)), Path::new(of));
         }

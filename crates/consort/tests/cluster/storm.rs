@@ -142,3 +142,11 @@ impl Storm {
         if got.status.success() { vec![got.stdout] } else { Vec::new() }
     }
 }
+
+impl Drop for Storm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- what was done:\n{}", self.done.ledger().journal().join("\n"));
+        }
+    }
+}
