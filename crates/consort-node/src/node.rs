@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use consort_core::model::merge::Saw;
 use consort_core::store::{Applied, LocalWrite, StoreError};
@@ -35,6 +36,9 @@ pub const DEFAULT_PORT: u16 = 7440;
 
 /// Events of the network that may wait for the loop. While they do, peers are not read from.
 const MAX_NETWORK_EVENTS: usize = 64;
+
+/// How long a node that ends waits for those who still read its store.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The setting that holds where the node listened last.
 const LISTEN: &str = "listen";
@@ -150,39 +154,50 @@ impl Node {
         )?);
         shared.set_facts(Facts::read(&shared.store.view(cluster.id)?)?);
         let runtime = Runtime::new(Arc::clone(&shared));
+        let failed = |error| NodeError::failed(format!("a thread cannot be started: {error}"));
+        // The loop reads the store, which may block, so it has a thread of its own.
+        let executor = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let executor = executor.map_err(failed)?;
         let thread = std::thread::Builder::new()
             .name("node".into())
-            .spawn(move || {
-                // The loop reads the store, which may block, so it has a thread of its own.
-                let executor = tokio::runtime::Builder::new_current_thread().enable_time().build();
-                match executor {
-                    Ok(executor) => executor.block_on(runtime.run(inbox, network_events)),
-                    Err(error) => tracing::error!(%error, "the node's loop cannot run"),
-                }
-            })
-            .map_err(|error| NodeError::failed(format!("a thread cannot be started: {error}")))?;
+            .spawn(move || executor.block_on(runtime.run(inbox, network_events)))
+            .map_err(failed)?;
         let node = Self {
             shared,
             thread: Arc::new(Mutex::new(Some(thread))),
             started: std::time::Instant::now(),
         };
-        node.restore_links().await?;
+        if let Err(error) = node.restore_links().await {
+            node.shutdown().await;
+            return Err(error);
+        }
         Ok(node)
     }
 
-    /// Ends the node. Whatever was acknowledged is durable before and after; what was begun is ended in order.
+    /// Ends the node: first the directories, then the loop, the network and the store. Whatever was acknowledged is
+    /// durable before and after; what was begun is ended in order. When this returns the port is free, and the store
+    /// as well unless other handles of the node are still around.
     pub async fn shutdown(self) {
-        let shared = Arc::clone(&self.shared);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let _ = blocking(move || {
+        let Self { shared, thread, .. } = self;
+        let thread = thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ended = blocking(move || {
             shared.stop_folders();
             let _ = shared.causes.send(Cause::Stop);
             if let Some(thread) = thread {
+                // Its panic was reported where it happened.
                 let _ = thread.join();
             }
-            Ok(())
+            Ok(shared)
         })
         .await;
+        let Ok(shared) = ended else { return };
+        shared.network.shutdown().await;
+        let store = shared.store.clone();
+        drop(shared);
+        let closed = blocking(move || Ok(store.close(CLOSE_PATIENCE))).await;
+        if closed != Ok(true) {
+            tracing::warn!("the store is still in use by something in this process");
+        }
     }
 
     /// Who this node is.

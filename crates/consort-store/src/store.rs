@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use consort_core::limits::MAX_CHUNK_BYTES;
 use consort_core::model::{Clock, Commit};
@@ -33,6 +34,9 @@ use crate::view::{DiskView, decoded};
 pub const MAX_PLACES: usize = 8;
 /// The bytes of a setting at most: settings are for what configures a node, not for data.
 pub const MAX_SETTING_BYTES: usize = 64 * 1024;
+
+/// How often [`DiskStore::close`] looks whether the last user is gone.
+const CLOSED_LOOK: Duration = Duration::from_millis(2);
 
 /// Why a store could not be opened. Nothing in it was changed.
 #[derive(Debug, Error)]
@@ -268,6 +272,21 @@ impl DiskStore {
     /// Reads everything, trusts nothing, changes nothing. Commits may go on meanwhile; what they change is not looked at.
     pub fn check(&self, progress: impl FnMut(CheckProgress)) -> CheckReport {
         check::check(self.shared(), progress)
+    }
+
+    /// Gives this handle up, and waits until the store is closed and may be opened again: until the other handles and
+    /// all views are gone as well, but no longer than `patience`. Whether it is closed. Blocks.
+    pub fn close(self, patience: Duration) -> bool {
+        let tables = Arc::downgrade(&self.shared().tables);
+        drop(self);
+        let end = Instant::now() + patience;
+        while tables.strong_count() != 0 {
+            if end <= Instant::now() {
+                return false;
+            }
+            thread::sleep(CLOSED_LOOK);
+        }
+        true
     }
 
     fn places(&self, hash: ChunkHash) -> Result<Vec<Place>, StoreError> {

@@ -366,7 +366,7 @@ impl Network {
     }
 
     /// Ends all connections and tasks, and waits until they have ended. No event comes after.
-    pub async fn shutdown(self) {
+    pub async fn shutdown(&self) {
         let tasks = lock(&self.shared.tasks).take();
         self.shared.sockets.close_all();
         if let Some(mut tasks) = tasks {

@@ -202,8 +202,10 @@ impl Node {
         let (store, limit) = (self.shared.store.clone(), limit.min(MAX_PAGE));
         blocking(move || {
             let view = store.view(dataset)?;
-            let epoch = view.summary().head.epoch.0;
-            if since != FeedCursor::START && since.epoch != epoch {
+            let head = view.summary().head;
+            let epoch = head.epoch.0;
+            let is_here = since.epoch == epoch && since.sequence <= head.sequence.0;
+            if since != FeedCursor::START && !is_here {
                 let message = "this place is not in this node's feed: it is another node's, or the store was made anew";
                 return Err(NodeError::new(ErrorKind::Conflict, message)
                     .hint("start over without --since; entries that you know come again"));
@@ -226,9 +228,12 @@ impl Node {
         loop {
             changed.borrow_and_update();
             let dataset = self.fact(name)?.parameters.id;
-            if after.sequence < self.shared.store.view(dataset)?.summary().head.sequence.0 {
+            let view = self.shared.store.view(dataset)?;
+            // The end of the feed may be further although every change on the way there was replaced since.
+            if !view.feed(Sequence(after.sequence), 1)?.is_empty() {
                 return Ok(());
             }
+            drop(view);
             changed.changed().await.map_err(|_| NodeError::ending())?;
         }
     }
