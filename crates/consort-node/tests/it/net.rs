@@ -285,7 +285,7 @@ async fn a_third_network_is_learned_of_from_the_second() {
     let (third, its_addr) = (a.id(), a.net.local_addr());
     let learned = c
         .until(|event| match event {
-            NetEvent::Learned { node, addr } if node == third => Some(addr),
+            NetEvent::Learned { node, addr, .. } if node == third => Some(addr),
             _ => None,
         })
         .await;
