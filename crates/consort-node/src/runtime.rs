@@ -79,7 +79,7 @@ struct FlushEnd {
 }
 
 impl FlushEnd {
-    fn is_reached(mut self) {
+    fn reach(mut self) {
         self.done = true;
     }
 }
@@ -257,8 +257,8 @@ impl Runtime {
         let causes = self.shared.causes.clone();
         let end = FlushEnd { causes, dataset, peer, done: false };
         match self.shared.folder(dataset) {
-            Some(folder) => folder.flush(move || end.is_reached()),
-            None => end.is_reached(),
+            Some(folder) => folder.flush(move || end.reach()),
+            None => end.reach(),
         }
     }
 
@@ -300,7 +300,7 @@ impl Runtime {
                         self.event(dataset, Event::Received { peer, message });
                     }
                     Err(error) => {
-                        self.disconnect(peer, &format!("it sent a broken message: {error}"))
+                        self.disconnect(peer, &format!("it sent a broken message: {error}"));
                     }
                 }
             }
