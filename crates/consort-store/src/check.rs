@@ -113,6 +113,16 @@ pub enum Finding {
         /// What is there.
         found: u64,
     },
+    /// The stored count of pending keys is wrong.
+    #[error("{dataset} has {found} pending keys, but counts {counted}")]
+    PendingCount {
+        /// The dataset.
+        dataset: DatasetId,
+        /// What is stored.
+        counted: u64,
+        /// What is there.
+        found: u64,
+    },
     /// A row says that a chunk is where no pack is.
     #[error("a chunk should be at {offset} of pack {pack}, which is not there or shorter")]
     NoSuchPlace {
@@ -187,6 +197,7 @@ struct Dataset {
     feed: u64,
     fingerprints: u64,
     records: u64,
+    pending: u64,
 }
 
 impl<P: FnMut(CheckProgress)> Check<P> {
@@ -261,7 +272,8 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             }
         }
         let digest = Digest::default();
-        let dataset = Dataset { id, row, replica, digest, feed: 0, fingerprints: 0, records: 0 };
+        let (feed, fingerprints, records, pending) = (0, 0, 0, 0);
+        let dataset = Dataset { id, row, replica, digest, feed, fingerprints, records, pending };
         self.datasets.insert(row.number, dataset);
         Ok(())
     }
@@ -334,6 +346,7 @@ impl<P: FnMut(CheckProgress)> Check<P> {
         self.rows(Table::Pending, |check, row, value| {
             layout::name_of(row)?;
             let dataset = owner(&mut check.datasets, Table::Pending, layout::number_of(row)?)?;
+            dataset.pending += 1;
             dataset.within(Table::Pending, Sequence(layout::decode_varint(value)?))
         })
     }
@@ -359,10 +372,13 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             if dataset.digest != dataset.replica.digest {
                 findings.push(Finding::Digest { dataset: id });
             }
-            let counted = dataset.replica.records;
-            if dataset.records != counted && dataset.row.state != layout::State::Unlinking {
-                let found = dataset.records;
+            let (counted, found) = (dataset.replica.records, dataset.records);
+            if found != counted {
                 findings.push(Finding::RecordCount { dataset: id, counted, found });
+            }
+            let (counted, found) = (dataset.replica.pending, dataset.pending);
+            if found != counted {
+                findings.push(Finding::PendingCount { dataset: id, counted, found });
             }
         }
         findings.into_iter().for_each(|finding| self.found(finding));

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use consort_core::model::Clock;
 use consort_core::store::apply::{Application, Batch};
-use consort_core::store::{Applied, LocalWrite, Sequence, StoreError, Stored, Written};
-use consort_core::{AuthorId, ChunkHash, DatasetId, Entry, Key, WallTime};
+use consort_core::store::{Applied, LocalWrite, Sequence, StoreError, Stored, Summary, Written};
+use consort_core::{AuthorId, ChunkHash, DatasetId, Dot, Entry, Key, WallTime};
 
 use crate::edit::{Edit, Outcome};
 use crate::layout::{self, DatasetRow, Identity, Number, ReplicaRow, Site, State, Table};
@@ -72,8 +72,15 @@ struct Work<'v> {
     /// Records that were put (true) or removed, and how many there are now.
     records: BTreeMap<Key, bool>,
     record_count: u64,
-    /// Pending rows as they will be.
-    pending: BTreeMap<Key, Option<Sequence>>,
+    /// Pending rows that were looked at or changed.
+    pending: BTreeMap<Key, Pending>,
+}
+
+/// A pending row: as it is on disk, and as it will be.
+#[derive(Clone, Copy, Default)]
+struct Pending {
+    before: Option<Sequence>,
+    after: Option<Sequence>,
 }
 
 /// A transaction's effect beyond its dataset's rows.
@@ -241,9 +248,9 @@ impl<'v> Work<'v> {
         let Transaction { body, records, settled, places, gone, .. } = transaction;
         // All that can fail comes first, so that a transaction that fails has changed nothing.
         let had = self.recorded(&records)?;
-        let was_pending = self.pending_before(&settled)?;
+        self.read_pending(&body, &settled)?;
         let number = self.view.number();
-        let mut keys = Vec::new();
+        let mut own = Vec::new();
         let applied = match body {
             Body::Nothing => self.local(Vec::new(), WallTime(0), &mut writer)?,
             Body::Remote { peer, commit, cursor } => {
@@ -255,20 +262,26 @@ impl<'v> Work<'v> {
                 applied
             }
             Body::Local { writes, now } => {
-                keys.extend(writes.iter().map(|write| write.key.clone()));
+                own = shown(&records, &writes);
                 self.local(writes, now, &mut writer)?
             }
         };
         if self.linked {
-            self.mark(&applied.added, &shown(&records, &keys, &applied.written));
+            let dot = |write: &usize| match applied.written[*write] {
+                Written::New(dot) => Some(dot),
+                Written::Same(_) | Written::Nothing => None,
+            };
+            let mut shown: Vec<Dot> = own.iter().filter_map(dot).collect();
+            shown.sort_unstable();
+            self.mark(&applied.added, &shown);
         }
         for (change, had) in records.into_iter().zip(had) {
             self.record(change, had, &applied.written, writer.rows);
         }
-        for ((key, sequence), before) in settled.into_iter().zip(was_pending) {
-            let pending = self.pending.get(&key).copied().unwrap_or(before);
-            if pending.is_some_and(|pending| pending <= sequence) {
-                self.pending.insert(key, None);
+        for (key, sequence) in &settled {
+            let pending = self.pending.get_mut(key).expect("it was looked at above");
+            if pending.after.is_some_and(|pending| pending <= *sequence) {
+                pending.after = None;
             }
         }
         writer.places(places, gone);
@@ -284,12 +297,31 @@ impl<'v> Work<'v> {
         records.iter().map(has).collect()
     }
 
-    /// The keys' pending rows on disk.
-    fn pending_before(
-        &self,
-        settled: &[(Key, Sequence)],
-    ) -> Result<Vec<Option<Sequence>>, StoreError> {
-        settled.iter().map(|(key, _)| self.view.pending_of(key)).collect()
+    /// Reads the pending rows that marking and settling will change.
+    fn read_pending(&mut self, body: &Body, settled: &[(Key, Sequence)]) -> Result<(), StoreError> {
+        settled.iter().try_for_each(|(key, _)| self.look_at_pending(key))?;
+        if !self.linked {
+            return Ok(());
+        }
+        let mut look = |key: &Key| {
+            // A key that nobody wrote was never pending.
+            if self.application.knows(key)? { self.look_at_pending(key) } else { Ok(()) }
+        };
+        match body {
+            Body::Nothing => Ok(()),
+            Body::Remote { commit, .. } => {
+                commit.entries.iter().try_for_each(|entry| look(&entry.key))
+            }
+            Body::Local { writes, .. } => writes.iter().try_for_each(|write| look(&write.key)),
+        }
+    }
+
+    fn look_at_pending(&mut self, key: &Key) -> Result<(), StoreError> {
+        if !self.pending.contains_key(key) {
+            let before = self.view.pending_of(key)?;
+            self.pending.insert(key.clone(), Pending { before, after: before });
+        }
+        Ok(())
     }
 
     fn local(
@@ -301,14 +333,15 @@ impl<'v> Work<'v> {
         self.application.local(writes, writer.author, writer.clock, now)
     }
 
-    /// Marks what changed, unless the directory shows it already.
-    fn mark(&mut self, added: &[(Entry, Sequence)], shown: &BTreeMap<&Key, Written>) {
+    /// Marks what changed, unless the directory shows it already: the versions with the dots `shown`, in order.
+    fn mark(&mut self, added: &[(Entry, Sequence)], shown: &[Dot]) {
         for (entry, sequence) in added {
             let dot = entry.version.dot;
             let alone = |siblings: &[Stored]| siblings.len() == 1 && siblings[0].version.dot == dot;
-            let is_shown = shown.get(&entry.key) == Some(&Written::New(dot));
+            let is_shown = shown.binary_search(&dot).is_ok();
             if !(is_shown && alone(self.application.touched(&entry.key))) {
-                self.pending.insert(entry.key.clone(), Some(*sequence));
+                let pending = self.pending.entry(entry.key.clone()).or_default();
+                pending.after = Some(*sequence);
             }
         }
     }
@@ -348,17 +381,29 @@ impl<'v> Work<'v> {
 
     fn finish(self, rows: &mut Rows) {
         let number = self.view.number();
-        for (key, sequence) in &self.pending {
+        let mut pending_count = self.view.pending_count();
+        for (key, Pending { before, after }) in &self.pending {
+            if before == after {
+                continue;
+            }
             let row = layout::name_key(number, key);
-            match sequence {
+            match after {
                 Some(sequence) => {
+                    pending_count += u64::from(before.is_none());
                     rows.put(Table::Pending, row, layout::encode_varint(sequence.0));
                 }
-                None => rows.remove(Table::Pending, row),
+                None => {
+                    pending_count = pending_count.saturating_sub(1);
+                    rows.remove(Table::Pending, row);
+                }
             }
         }
+        let batch = self.application.finish();
+        let Summary { digest, head } = batch.summary;
         let records = self.record_count;
-        put_batch(number, self.application.finish(), records, rows);
+        let replica = ReplicaRow { digest, head: head.sequence, records, pending: pending_count };
+        rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(&replica));
+        put_batch(number, &batch, rows);
     }
 }
 
@@ -381,15 +426,15 @@ impl Writer<'_> {
     }
 }
 
-/// Writes what commits changed in a dataset.
-fn put_batch(number: Number, batch: Batch, records: u64, rows: &mut Rows) {
+/// Writes what commits changed in a dataset's versions.
+fn put_batch(number: Number, batch: &Batch, rows: &mut Rows) {
     for removed in &batch.removed {
         rows.remove(Table::Feed, layout::feed_key(number, removed.sequence));
         rows.remove(Table::Fingerprints, layout::fingerprint_key(number, removed.fingerprint));
     }
     for added in &batch.added {
         let sequence = added.sequence;
-        let place = layout::encode_feed(sequence, added.commit_end, added.via, &added.entry.key);
+        let place = layout::encode_feed(sequence, added.commit_end, added.via, &added.key);
         rows.put(Table::Feed, layout::feed_key(number, sequence), place);
         let key = layout::fingerprint_key(number, added.fingerprint);
         rows.put(Table::Fingerprints, key, layout::encode_varint(sequence.0));
@@ -398,22 +443,15 @@ fn put_batch(number: Number, batch: Batch, records: u64, rows: &mut Rows) {
         let key = layout::name_key(number, key);
         rows.put(Table::Versions, key, layout::encode_siblings(siblings));
     }
-    let replica =
-        ReplicaRow { digest: batch.summary.digest, head: batch.summary.head.sequence, records };
-    rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(&replica));
 }
 
-/// For each key whose own path is recorded to show one of the transaction's writes: what became of that write.
-fn shown<'r>(
-    records: &'r [RecordChange],
-    keys: &[Key],
-    written: &[Written],
-) -> BTreeMap<&'r Key, Written> {
+/// The writes that the directory shows by itself: those whose own path is recorded to show them.
+fn shown(records: &[RecordChange], writes: &[LocalWrite]) -> Vec<usize> {
     let shown = records.iter().filter_map(|change| match change {
         RecordChange::Put { path, record, version: Basis::Write(write) }
-            if record.key.is_none() && keys[*write] == *path =>
+            if record.key.is_none() && writes[*write].key == *path =>
         {
-            Some((path, written[*write]))
+            Some(*write)
         }
         _ => None,
     });

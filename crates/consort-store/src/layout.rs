@@ -88,6 +88,7 @@ pub(crate) struct ReplicaRow {
     pub(crate) digest: Digest,
     pub(crate) head: Sequence,
     pub(crate) records: u64,
+    pub(crate) pending: u64,
 }
 
 /// The row of the store's identity.
@@ -467,6 +468,7 @@ pub(crate) fn encode_replica(row: &ReplicaRow) -> Vec<u8> {
     to.varint(row.digest.count);
     to.varint(row.head.0);
     to.varint(row.records);
+    to.varint(row.pending);
     bytes
 }
 
@@ -475,8 +477,9 @@ pub(crate) fn decode_replica(bytes: &[u8]) -> Result<ReplicaRow, DecodeError> {
     let mut from = Reader::new(bytes);
     let digest = Digest { sum: from.u128("digest")?, count: from.varint("digest")? };
     let head = Sequence(from.varint("head")?);
-    let row = ReplicaRow { digest, head, records: from.varint("count of records")? };
-    from.finish().map(|()| row)
+    let records = from.varint("count of records")?;
+    let pending = from.varint("count of pending keys")?;
+    from.finish().map(|()| ReplicaRow { digest, head, records, pending })
 }
 
 /// The value of a cursor's row.

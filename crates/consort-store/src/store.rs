@@ -585,6 +585,18 @@ mod tests {
         assert!(store.is_linked(DATASET.id).expect("is there"));
         let view = store.view(DATASET.id).expect("views");
         assert_eq!(view.pending(None, 9).expect("reads").len(), 2);
+        assert_eq!(view.pending_count(), 2);
+        assert!(store.check(|_| {}).is_clean());
+    }
+
+    #[test]
+    fn linking_counts_a_key_once_that_was_marked_before_the_crash() {
+        let (directory, store) = interrupted(State::Linking);
+        store.edit(Edit::Enter { dataset: DATASET.id, state: State::Linking }).expect("enters");
+        drop(store);
+        let store = DiskStore::open(directory.path()).expect("opens");
+        assert_eq!(store.view(DATASET.id).expect("views").pending_count(), 2);
+        assert!(store.check(|_| {}).is_clean());
     }
 
     #[test]
@@ -593,6 +605,8 @@ mod tests {
         assert!(!store.is_linked(DATASET.id).expect("is there"));
         let view = store.view(DATASET.id).expect("views");
         assert_eq!(view.pending(None, 9).expect("reads").len(), 0);
+        assert_eq!(view.pending_count(), 0);
+        assert!(store.check(|_| {}).is_clean());
         assert_eq!(view.summary().digest.count, 2);
     }
 

@@ -4,7 +4,7 @@
 //! [`Batch`] of row changes that the store must apply whole. Several commits may go through one application, so that
 //! a store can make them durable together.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use crate::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS};
@@ -22,8 +22,10 @@ use crate::time::WallTime;
 /// A version that became current.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Added {
+    /// The key.
+    pub key: Key,
     /// The version.
-    pub entry: Entry,
+    pub dot: Dot,
     /// The length of its canonical encoding in bytes.
     pub bytes: usize,
     /// Its fingerprint.
@@ -56,10 +58,21 @@ pub struct Batch {
     pub added: Vec<Added>,
     /// Rows to remove; none of them is among those to write.
     pub removed: Vec<Removed>,
-    /// The current versions of every key that changed, as they are after it, ordered by dot.
-    pub keys: BTreeMap<Key, Vec<Stored>>,
+    /// The keys that changed, in order, each with its current versions as they are after it, ordered by dot.
+    pub keys: Vec<(Key, Vec<Stored>)>,
     /// The replica after it.
     pub summary: Summary,
+}
+
+/// A key that was looked at.
+#[derive(Debug)]
+struct Touched {
+    /// Its current versions, ordered by dot.
+    siblings: Vec<Stored>,
+    /// Whether the view has any.
+    known: bool,
+    /// Whether a commit changed them.
+    changed: bool,
 }
 
 /// Commits on their way into a replica.
@@ -68,23 +81,31 @@ pub struct Application<'v, V> {
     view: &'v V,
     fingerprint_key: FingerprintKey,
     summary: Summary,
-    /// The current versions of every key that was touched.
-    touched: BTreeMap<Key, Vec<Stored>>,
+    /// Every key that was looked at.
+    touched: BTreeMap<Key, Touched>,
     added: Vec<Added>,
     removed: Vec<Removed>,
+    /// The canonical bytes of one entry after the other.
+    canonical: Vec<u8>,
 }
 
 impl<'v, V: View> Application<'v, V> {
     /// Begins on top of `view`.
     pub fn new(view: &'v V, fingerprint_key: FingerprintKey) -> Self {
         let summary = view.summary();
-        let (added, removed) = (Vec::new(), Vec::new());
-        Self { view, fingerprint_key, summary, touched: BTreeMap::new(), added, removed }
+        let (added, removed, canonical) = (Vec::new(), Vec::new(), Vec::with_capacity(256));
+        let touched = BTreeMap::new();
+        Self { view, fingerprint_key, summary, touched, added, removed, canonical }
     }
 
     /// The current versions of a key that an earlier commit touched, ordered by dot.
     pub fn touched(&self, key: &Key) -> &[Stored] {
-        self.touched.get(key).map_or(&[], Vec::as_slice)
+        self.touched.get(key).map_or(&[], |touched| &touched.siblings)
+    }
+
+    /// Whether the view has versions of a key: whether it was written before all of these commits.
+    pub fn knows(&mut self, key: &Key) -> Result<bool, StoreError> {
+        self.touch(key).map(|touched| touched.known)
     }
 
     /// Merges versions that a peer sent, as one commit. If it fails, nothing has changed.
@@ -121,8 +142,6 @@ impl<'v, V: View> Application<'v, V> {
 
     /// The row changes of all commits. A version that one commit added and a later one replaced leaves none.
     pub fn finish(mut self) -> Batch {
-        let changed: BTreeSet<&Key> = self.added.iter().map(|added| &added.entry.key).collect();
-        self.touched.retain(|key, _| changed.contains(key));
         let removed_before_written: Vec<Sequence> = {
             let first = self.added.first().map(|added| added.sequence);
             let within = |removed: &&Removed| first.is_some_and(|first| first <= removed.sequence);
@@ -134,14 +153,16 @@ impl<'v, V: View> Application<'v, V> {
             self.added.retain(|added| passing.binary_search(&added.sequence).is_err());
             self.removed.retain(|removed| passing.binary_search(&removed.sequence).is_err());
         }
-        let Self { added, removed, touched: keys, summary, .. } = self;
+        let Self { added, removed, touched, summary, .. } = self;
+        let changed = touched.into_iter().filter(|(_, touched)| touched.changed);
+        let keys = changed.map(|(key, touched)| (key, touched.siblings)).collect();
         Batch { added, removed, keys, summary }
     }
 
     /// Reads all that a commit will look at before it changes anything, since only reading can fail.
     fn read<'k>(&mut self, keys: impl Iterator<Item = &'k Key>) -> Result<(), StoreError> {
         for key in keys {
-            self.siblings(key)?;
+            self.touch(key)?;
         }
         Ok(())
     }
@@ -149,7 +170,6 @@ impl<'v, V: View> Application<'v, V> {
     /// Refuses what would be written and then read by nobody.
     fn check(&mut self, write: &LocalWrite) -> Result<(), StoreError> {
         let siblings = self.siblings(&write.key)?;
-        let siblings: Vec<Version> = siblings.iter().map(|stored| stored.version.clone()).collect();
         let replaced = merge::replaced_by_writer(&siblings, &write.saw);
         let refused = |reason| StoreError::Refused { key: write.key.clone(), reason };
         write.check(merge::seen_by_successor(&siblings, &replaced)).map_err(refused)
@@ -164,8 +184,7 @@ impl<'v, V: View> Application<'v, V> {
         applied: &mut Applied,
     ) -> Result<Written, StoreError> {
         let LocalWrite { key, saw, content, attributes } = write;
-        let siblings: Vec<Version> =
-            self.siblings(&key)?.iter().map(|stored| stored.version.clone()).collect();
+        let siblings = self.siblings(&key)?;
         let mut replaced = merge::replaced_by_writer(&siblings, &saw);
         let seen = merge::seen_by_successor(&siblings, &replaced);
         for sibling in &siblings {
@@ -206,20 +225,21 @@ impl<'v, V: View> Application<'v, V> {
         via: Option<NodeId>,
         applied: &mut Applied,
     ) -> Result<(), StoreError> {
-        let held = self.siblings(&entry.key)?;
-        let versions: Vec<Version> = held.iter().map(|stored| stored.version.clone()).collect();
-        let Merged::Added { replaced } = merge::merge(&versions, &entry.version) else {
+        let held = self.touch(&entry.key)?.siblings.iter().map(|stored| &stored.version);
+        let Merged::Added { replaced } = merge::merge(held, &entry.version) else {
             applied.stale += 1;
             return Ok(());
         };
-        let mut canonical = Vec::with_capacity(256);
-        canonical::encode_entry(&entry, &mut canonical);
-        let fingerprint = Fingerprint::of_canonical(&canonical, &self.fingerprint_key);
+        self.canonical.clear();
+        canonical::encode_entry(&entry, &mut self.canonical);
+        let fingerprint = Fingerprint::of_canonical(&self.canonical, &self.fingerprint_key);
         let sequence = Sequence(self.summary.head.sequence.0 + 1);
         self.summary.head.sequence = sequence;
         self.summary.digest.add(fingerprint);
 
-        let held = self.touched.get_mut(&entry.key).expect("reading the siblings put them there");
+        let touched = self.touched.get_mut(&entry.key).expect("it was looked at just now");
+        touched.changed = true;
+        let held = &mut touched.siblings;
         let mut gone = Vec::with_capacity(replaced.len());
         for place in replaced.into_iter().rev() {
             gone.push(held.remove(place));
@@ -234,9 +254,10 @@ impl<'v, V: View> Application<'v, V> {
             let key = replaced.key;
             self.removed.push(Removed { key, dot, sequence: stored.sequence, fingerprint });
         }
-        applied.added.push((entry.clone(), sequence));
-        let bytes = canonical.len();
-        self.added.push(Added { entry, bytes, fingerprint, sequence, commit_end: sequence, via });
+        let (key, dot, bytes) = (entry.key.clone(), entry.version.dot, self.canonical.len());
+        let commit_end = sequence;
+        self.added.push(Added { key, dot, bytes, fingerprint, sequence, commit_end, via });
+        applied.added.push((entry, sequence));
         Ok(())
     }
 
@@ -264,10 +285,18 @@ impl<'v, V: View> Application<'v, V> {
         applied.summary = self.summary;
     }
 
-    fn siblings(&mut self, key: &Key) -> Result<&Vec<Stored>, StoreError> {
+    /// The current versions of a key.
+    fn siblings(&mut self, key: &Key) -> Result<Vec<Version>, StoreError> {
+        let siblings = &self.touch(key)?.siblings;
+        Ok(siblings.iter().map(|stored| stored.version.clone()).collect())
+    }
+
+    /// Looks at a key, on disk only once.
+    fn touch(&mut self, key: &Key) -> Result<&Touched, StoreError> {
         if !self.touched.contains_key(key) {
             let siblings = self.view.siblings(key)?;
-            self.touched.insert(key.clone(), siblings);
+            let touched = Touched { known: !siblings.is_empty(), changed: false, siblings };
+            self.touched.insert(key.clone(), touched);
         }
         Ok(&self.touched[key])
     }

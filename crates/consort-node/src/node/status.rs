@@ -6,7 +6,7 @@ use consort_core::protocol::link::Phase;
 use consort_core::protocol::replica::LinkReport;
 use consort_core::store::View;
 use consort_core::{DatasetId, NodeId};
-use consort_store::{DiskStore, DiskView};
+use consort_store::DiskStore;
 
 use crate::cluster::DatasetFact;
 use crate::error::NodeError;
@@ -18,9 +18,6 @@ use crate::runtime::Cause;
 
 use super::{Node, REVOKED, blocking};
 
-/// Pending entries are counted up to here; it is a status, not an account.
-const MAX_PENDING_COUNTED: u64 = 100_000;
-const PENDING_PAGE: usize = 4096;
 /// The shortest time between two calls of a status that is watched.
 const STATUS_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
 
@@ -65,7 +62,7 @@ impl Node {
         let store = self.shared.store.clone();
         let (summary, pending) = blocking(move || {
             let view = store.view(dataset)?;
-            Ok((view.summary(), count_pending(&view)?))
+            Ok((view.summary(), view.pending_count()))
         })
         .await?;
         let folder = self.shared.folder(dataset);
@@ -251,17 +248,6 @@ impl Node {
 
 fn is_quiet(link: &LinkReport) -> bool {
     link.phase == Phase::Live && link.behind == 0 && link.lacks == 0
-}
-
-fn count_pending(view: &DiskView) -> Result<u64, NodeError> {
-    let (mut count, mut after) = (0, None);
-    while count < MAX_PENDING_COUNTED {
-        let page = view.pending(after.as_ref(), PENDING_PAGE)?;
-        let Some((last, _)) = page.last() else { break };
-        count += page.len() as u64;
-        after = Some(last.clone());
-    }
-    Ok(count)
 }
 
 fn ok(what: String) -> Finding {

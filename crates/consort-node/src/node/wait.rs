@@ -22,6 +22,8 @@ const CONNECT_GRACE: Duration = Duration::from_secs(3);
 const SETTLE: Duration = Duration::from_millis(5);
 /// How often a wait looks, even if nothing told it to.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How often a wait looks which key it waits for. That costs more than counting them.
+const NAME_AGAIN: Duration = Duration::from_secs(2);
 
 impl Node {
     /// Returns when this node holds everything that its reachable peers hold, and its directory shows it. Changes
@@ -117,12 +119,28 @@ impl Node {
         missing: &mut String,
     ) -> Result<(), NodeError> {
         let mut changed = self.shared.watch();
+        let (mut first, mut name_again) = (None, Instant::now());
         while self.shared.folder(dataset).is_some() {
             changed.borrow_and_update();
             let store = self.shared.store.clone();
-            let pending = blocking(move || Ok(store.view(dataset)?.pending(None, 1)?)).await?;
-            let Some((key, _)) = pending.first() else { break };
-            *missing = format!("{key} and perhaps more is not in the directory yet");
+            let name = name_again <= Instant::now();
+            let (pending, key) = blocking(move || {
+                let view = store.view(dataset)?;
+                let key = if name { view.pending(None, 1)?.pop() } else { None };
+                Ok((view.pending_count(), key))
+            })
+            .await?;
+            if pending == 0 {
+                break;
+            }
+            if name {
+                first = key.map(|(key, _)| key);
+                name_again = Instant::now() + NAME_AGAIN;
+            }
+            *missing = format!("{pending} changes are not in the directory yet");
+            if let Some(key) = &first {
+                missing.push_str(&format!(", among them that of {key}"));
+            }
             if let Some(reason) = self.trouble(dataset) {
                 missing.push_str(&format!(" ({reason})"));
             }

@@ -29,6 +29,7 @@ fn remote(names: &[&str], time: u64) -> Transaction {
 fn pending(store: &DiskStore) -> Vec<(String, u64)> {
     let view = store.view(DATASET).expect("views");
     let rows = view.pending(None, usize::MAX).expect("reads");
+    assert_eq!(view.pending_count(), rows.len() as u64);
     rows.into_iter().map(|(key, sequence)| (key.to_string(), sequence.0)).collect()
 }
 
