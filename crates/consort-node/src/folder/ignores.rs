@@ -8,6 +8,8 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use consort_core::DatasetId;
+use consort_store::DiskStore;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use crate::folder::{Meta, PRIVATE_DIR, Root};
@@ -17,7 +19,7 @@ pub(super) const IGNORE_FILE: &str = ".consortignore";
 
 /// The largest file of patterns, in bytes. It arrives from peers like any other file, and each
 /// pattern becomes part of an automaton: this bounds what they can make us build.
-const MAX_IGNORE_FILE_BYTES: u64 = 64 * 1024;
+pub(super) const MAX_IGNORE_FILE_BYTES: u64 = 64 * 1024;
 
 /// The patterns of one linked directory. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -28,6 +30,8 @@ pub struct Ignores {
 #[derive(Debug)]
 struct Loaded {
     patterns: Gitignore,
+    /// The hash of the text; none for no patterns.
+    hash: Option<Vec<u8>>,
     problems: Vec<PatternProblem>,
     file: Option<Meta>,
 }
@@ -89,7 +93,22 @@ impl Ignores {
             }
         }
         let patterns = builder.build().map_err(LoadIgnoresError::TooComplex)?;
-        Ok(Self { inner: Arc::new(Loaded { patterns, problems, file }) })
+        let hash = (!text.is_empty()).then(|| blake3::hash(text).as_bytes().to_vec());
+        Ok(Self { inner: Arc::new(Loaded { patterns, hash, problems, file }) })
+    }
+
+    /// Notes that the directory shows what it has to with these patterns.
+    pub(super) fn remember(&self, store: &DiskStore, dataset: DatasetId) {
+        if !self.are_remembered(store, dataset)
+            && let Err(error) = store.set_setting(&setting(dataset), self.inner.hash.clone())
+        {
+            tracing::warn!(%error, "the patterns are not remembered, and will be gone by again");
+        }
+    }
+
+    /// Whether these are the patterns that were remembered last. If not, keys may have to appear that are not pending.
+    pub(super) fn are_remembered(&self, store: &DiskStore, dataset: DatasetId) -> bool {
+        store.setting(&setting(dataset)).is_ok_and(|hash| hash == self.inner.hash)
     }
 
     /// The lines that are not patterns.
@@ -124,6 +143,13 @@ impl Ignores {
         let name = key.rsplit('/').next().unwrap_or(key);
         name == PRIVATE_DIR || self.inner.patterns.matched(key, is_dir).is_ignore()
     }
+}
+
+/// The setting that holds the hash of the patterns that a directory was last brought in line with.
+fn setting(dataset: DatasetId) -> String {
+    let mut name = "ignores-".to_owned();
+    dataset.0.iter().for_each(|byte| name.push_str(&format!("{byte:02x}")));
+    name
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use consort_core::content::chunker::Chunker;
@@ -59,12 +61,14 @@ pub(super) enum IndexError {
 /// Threads that read files of one linked directory.
 #[derive(Debug)]
 pub(super) struct Indexer {
-    jobs: Sender<(Key, Meta)>,
+    jobs: Option<Sender<(Key, Meta)>>,
     results: Receiver<Indexed>,
+    stopped: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Indexer {
-    /// Starts `workers` threads. They end when the indexer is dropped.
+    /// Starts `workers` threads. They end when the indexer is dropped, which waits for them.
     pub(super) fn start(
         root: &Arc<Root>,
         store: &DiskStore,
@@ -73,49 +77,76 @@ impl Indexer {
     ) -> io::Result<Self> {
         let (jobs, queue) = bounded::<(Key, Meta)>(MAX_QUEUED_FILES);
         let (done, results) = bounded(2 * MAX_QUEUED_FILES);
+        let (stopped, threads) = (Arc::new(AtomicBool::new(false)), Vec::new());
+        let mut indexer = Self { jobs: Some(jobs), results, stopped, threads };
         for number in 0..workers {
             let (queue, done) = (queue.clone(), done.clone());
             let (root, store) = (Arc::clone(root), store.clone());
-            std::thread::Builder::new().name(format!("index-{number}")).spawn(move || {
+            let stopped = Arc::clone(&indexer.stopped);
+            let name = format!("index-{number}");
+            let thread = std::thread::Builder::new().name(name).spawn(move || {
                 let mut buffer = Vec::new();
                 for (path, meta) in queue {
-                    let indexed = index(&root, &store, dataset, path, meta, &mut buffer);
-                    if done.send(indexed).is_err() {
+                    let reading =
+                        Reading { root: &root, store: &store, dataset, stopped: &stopped };
+                    let indexed = index(&reading, path, meta, &mut buffer);
+                    if stopped.load(Ordering::Relaxed) || done.send(indexed).is_err() {
                         break;
                     }
                 }
             })?;
+            indexer.threads.push(thread);
         }
-        Ok(Self { jobs, results })
+        Ok(indexer)
     }
 
     /// Hands over an entry. Waits if many are queued already, so the caller keeps the number below
     /// [`MAX_QUEUED_FILES`] and takes [`results`](Self::results) in between.
     pub(super) fn submit(&self, path: Key, meta: Meta) {
         // The workers live as long as this does.
-        let _ = self.jobs.send((path, meta));
+        let _ = self.jobs.as_ref().map(|jobs| jobs.send((path, meta)));
     }
 
     /// What was read, in no particular order.
     pub(super) fn results(&self) -> &Receiver<Indexed> {
         &self.results
     }
+
+    /// Set when the indexer is dropped.
+    pub(super) fn stopped(&self) -> &AtomicBool {
+        &self.stopped
+    }
+}
+
+impl Drop for Indexer {
+    fn drop(&mut self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        self.jobs = None;
+        self.results = crossbeam_channel::never();
+        for thread in self.threads.drain(..) {
+            // A panic there was reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Where entries are read, and where that leaves its traces.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reading<'r> {
+    pub(super) root: &'r Root,
+    pub(super) store: &'r DiskStore,
+    pub(super) dataset: DatasetId,
+    /// Nobody waits for what is read any more.
+    pub(super) stopped: &'r AtomicBool,
 }
 
 /// Reads one entry.
-pub(super) fn index(
-    root: &Root,
-    store: &DiskStore,
-    dataset: DatasetId,
-    path: Key,
-    meta: Meta,
-    buffer: &mut Vec<u8>,
-) -> Indexed {
+pub(super) fn index(reading: &Reading<'_>, path: Key, meta: Meta, buffer: &mut Vec<u8>) -> Indexed {
     let racy = is_racy(&meta);
     let mut places = Vec::new();
     let outcome = match meta.kind {
-        EntryKind::File => read_file(root, store, dataset, &path, &meta, buffer, &mut places),
-        EntryKind::Symlink => read_symlink(root, &path, &meta),
+        EntryKind::File => read_file(reading, &path, &meta, buffer, &mut places),
+        EntryKind::Symlink => read_symlink(reading.root, &path, &meta),
         EntryKind::Directory => Ok(Content::Inline(Box::default())),
         EntryKind::Other => Err(IndexError::Unstable),
     };
@@ -129,14 +160,13 @@ fn is_racy(meta: &Meta) -> bool {
 }
 
 fn read_file(
-    root: &Root,
-    store: &DiskStore,
-    dataset: DatasetId,
+    reading: &Reading<'_>,
     path: &Key,
     meta: &Meta,
     buffer: &mut Vec<u8>,
     places: &mut Vec<(ChunkHash, Place)>,
 ) -> Result<Content, IndexError> {
+    let &Reading { root, store, dataset, stopped } = reading;
     let (mut file, before) = root.open_file(path).map_err(unreadable)?;
     if !before.same_file_state(meta) {
         return Err(IndexError::Unstable);
@@ -155,6 +185,9 @@ fn read_file(
     buffer.resize(READ_BYTES, 0);
     let mut held = 0;
     while !at_end || held != 0 {
+        if stopped.load(Ordering::Relaxed) {
+            return Err(IndexError::Unstable);
+        }
         while !at_end && held < READ_BYTES {
             match file.read(&mut buffer[held..]) {
                 Ok(0) => at_end = true,

@@ -2,9 +2,10 @@
 //! thread that keeps an engine running while the directory is there.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use consort_core::DatasetId;
 use consort_store::DiskStore;
@@ -49,12 +50,15 @@ impl std::fmt::Debug for LinkContext {
     }
 }
 
+/// What is called when a flush is done.
+pub(super) type OnFlushed = Box<dyn FnOnce() + Send>;
+
 /// What is said to an engine.
 pub(super) enum Input {
     /// Something is pending, or can be had now.
     Wake,
     /// Take in everything that was changed so far, then call this.
-    Flush(Box<dyn FnOnce() + Send>),
+    Flush(OnFlushed),
     /// Let the deletions go that are held back.
     AllowMassDelete,
     /// End.
@@ -65,6 +69,7 @@ pub(super) enum Input {
 #[derive(Debug)]
 pub struct Folder {
     inputs: Sender<Input>,
+    woken: Arc<AtomicBool>,
     progress: Arc<Progress>,
     id: RootId,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -79,24 +84,27 @@ impl Folder {
         let root = Arc::new(Root::open(&context.dir)?);
         let id = root.id();
         let progress = Arc::new(Progress::default());
-        // Wakes are given one per event by the node's loop, so what waits here is bounded by what waits there.
-        let (inputs, inbox) = unbounded();
-        let supervisor = Supervisor { context, id, progress: Arc::clone(&progress), inputs: inbox };
+        // One wake at a time, and as many flushes as there are callers who wait for one.
+        let (inputs, receiver) = unbounded();
+        let woken = Arc::new(AtomicBool::new(false));
+        let inbox = Inbox { receiver, woken: Arc::clone(&woken) };
+        let supervisor = Supervisor { context, id, progress: Arc::clone(&progress), inbox };
         let thread = std::thread::Builder::new()
             .name("folder".into())
             .spawn(move || supervisor.run(root))
             .map_err(|source| OpenRootError::Io { path: PathBuf::new(), source })?;
-        Ok(Self { inputs, progress, id, thread: Mutex::new(Some(thread)) })
+        Ok(Self { inputs, woken, progress, id, thread: Mutex::new(Some(thread)) })
     }
 
     /// Something is pending, or can be had now.
     pub fn wake(&self) {
-        if self.inputs.is_empty() {
+        if !self.woken.swap(true, Ordering::AcqRel) {
             let _ = self.inputs.send(Input::Wake);
         }
     }
 
-    /// Calls `done` when everything that was changed in the directory before this call is durable in the store.
+    /// Calls `done` when everything that was changed in the directory before this call is durable in the store. While
+    /// the directory is away, that has to wait until it is back. When the link ends before, `done` is dropped.
     pub fn flush(&self, done: impl FnOnce() + Send + 'static) {
         let _ = self.inputs.send(Input::Flush(Box::new(done)));
     }
@@ -133,23 +141,39 @@ impl Drop for Folder {
     }
 }
 
+/// What is said to an engine, from its side.
+#[derive(Clone)]
+pub(super) struct Inbox {
+    /// Whoever takes a wake out calls [`on_wake`](Self::on_wake).
+    pub(super) receiver: Receiver<Input>,
+    woken: Arc<AtomicBool>,
+}
+
+impl Inbox {
+    /// A wake was taken out; from now on another one is news.
+    pub(super) fn on_wake(&self) {
+        self.woken.store(false, Ordering::Release);
+    }
+}
+
 struct Supervisor {
     context: LinkContext,
     id: RootId,
     progress: Arc<Progress>,
-    inputs: Receiver<Input>,
+    inbox: Inbox,
 }
 
 impl Supervisor {
     fn run(self, root: Arc<Root>) {
         let mut root = Some(root);
-        let mut everything = false;
+        // Those who wait for a flush wait on while no engine runs.
+        let mut flushes = Vec::new();
         loop {
             let held = match root.take().map_or_else(|| self.reopen(), Ok) {
                 Ok(held) => held,
                 Err(reason) => {
                     self.progress.set_trouble("directory", Some(Trouble::Paused(reason)));
-                    if self.pause() { continue } else { break }
+                    if self.pause(&mut flushes) { continue } else { break }
                 }
             };
             self.progress.set_trouble("directory", None);
@@ -157,8 +181,8 @@ impl Supervisor {
                 Ok(ignores) => ignores,
                 Err(error) => {
                     self.on_ignores_error(&error);
-                    root = Some(held);
-                    if self.pause() { continue } else { break }
+                    root = held.is_present().then_some(held);
+                    if self.pause(&mut flushes) { continue } else { break }
                 }
             };
             self.progress.set_trouble("ignores", None);
@@ -168,16 +192,22 @@ impl Supervisor {
                 Arc::clone(&held),
                 ignores,
                 Arc::clone(&self.progress),
-                &self.inputs,
+                &self.inbox,
+                std::mem::take(&mut flushes),
             );
             let exit = match engine {
-                Ok(engine) => engine.run(everything),
+                Ok(engine) => {
+                    self.progress.set_trouble("threads", None);
+                    let (exit, left) = engine.run();
+                    flushes = left;
+                    exit
+                }
                 Err(error) => {
-                    self.progress.fail(format!("threads cannot be started: {error}"));
-                    if self.pause() { Exit::RootGone } else { Exit::Stopped }
+                    let text = format!("threads cannot be started: {error}");
+                    self.progress.set_trouble("threads", Some(Trouble::Paused(text)));
+                    if self.pause(&mut flushes) { Exit::RootGone } else { Exit::Stopped }
                 }
             };
-            everything = exit == Exit::IgnoresChanged;
             self.context.contents.local().roots().remove(self.context.dataset);
             match exit {
                 Exit::Stopped => break,
@@ -185,7 +215,6 @@ impl Supervisor {
                 Exit::RootGone => {}
             }
         }
-        self.context.contents.local().roots().remove(self.context.dataset);
     }
 
     fn reopen(&self) -> Result<Arc<Root>, String> {
@@ -207,11 +236,17 @@ impl Supervisor {
     }
 
     /// Waits a little. False if the engine shall end.
-    fn pause(&self) -> bool {
-        match self.inputs.recv_timeout(LOOK_AGAIN_AFTER) {
-            Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => false,
-            // Somebody who waits for a flush waits on: it is not done while the directory is away.
-            Ok(_) | Err(RecvTimeoutError::Timeout) => true,
+    fn pause(&self, flushes: &mut Vec<OnFlushed>) -> bool {
+        let end = Instant::now() + LOOK_AGAIN_AFTER;
+        loop {
+            match self.inbox.receiver.recv_deadline(end) {
+                Ok(Input::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) => return true,
+                Ok(Input::Flush(done)) => flushes.push(done),
+                Ok(Input::Wake) => self.inbox.on_wake(),
+                // What was deleted is not known before the directory is back.
+                Ok(Input::AllowMassDelete) => {}
+            }
         }
     }
 }

@@ -33,7 +33,13 @@ pub(super) fn project<'v>(key: &Key, siblings: &'v [Version], displaced: bool) -
     let losers = merge::losers(siblings);
     // A directory has no bytes that somebody could want back.
     let losers = losers.into_iter().filter(|loser| loser.attributes.kind != Kind::Directory);
-    let mut shown: Vec<Shown<'v>> = losers.take(MAX_CONFLICT_COPIES).filter_map(beside).collect();
+    let mut shown: Vec<Shown<'v>> = Vec::new();
+    for loser in losers.take(MAX_CONFLICT_COPIES).filter_map(beside) {
+        // Authors are told apart by a part of their names only.
+        if shown.iter().all(|other| other.path != loser.path) {
+            shown.push(loser);
+        }
+    }
     if displaced && winner.attributes.kind != Kind::Directory {
         shown.extend(beside(winner));
     } else {
@@ -80,6 +86,21 @@ pub(super) fn conflict_prefix(key: &Key) -> String {
         None => String::new(),
     };
     key.parent().map_or_else(|| name.clone(), |parent| format!("{parent}/{name}"))
+}
+
+/// The key whose conflict copy a path would be by its name, if that was not cut.
+pub(super) fn copied_key(path: &Key) -> Option<Key> {
+    let (stem, rest) = path.name().rsplit_once(CONFLICT_MARK)?;
+    let rest = rest.get(8 + 1 + 19..)?;
+    let counter = rest.strip_prefix('-').map_or("", |rest| rest.split('.').next().unwrap_or(""));
+    let extension = if counter.is_empty() { rest } else { &rest[1 + counter.len()..] };
+    let is_extension = extension.is_empty() || extension.starts_with('.');
+    if !is_extension || !counter.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let name = format!("{stem}{extension}");
+    let key = path.parent().map_or_else(|| name.clone(), |parent| format!("{parent}/{name}"));
+    Key::new(key).ok()
 }
 
 /// The longest mark without an extension: eight digits of an author, a time, a counter.
@@ -139,6 +160,21 @@ mod tests {
         let mark = ".conflict-01010101-19700101T000000.000";
         assert_eq!(path("Makefile"), Some(format!("Makefile{mark}")));
         assert_eq!(path(".hidden"), Some(format!(".hidden{mark}")));
+    }
+
+    #[test]
+    fn a_conflict_copy_is_known_by_its_name() {
+        for (key_text, counter) in
+            [("d/a.txt", 0), ("Makefile", 7), (".hidden", 0), ("x.tar.gz", 1)]
+        {
+            let mut dot = version(0xaa, 1_795_400_130_123, 1).dot;
+            dot.time = Timestamp(dot.time.0 + counter);
+            let path = conflict_path(&key(key_text), dot).expect("it is short");
+            assert_eq!(copied_key(&path), Some(key(key_text)), "{path}");
+        }
+        for other in ["a.txt", "a.conflict-", "a.conflict-aaaaaaaa-20261123T021530.123x"] {
+            assert_eq!(copied_key(&key(other)), None);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! An entry is only replaced if it is what its record says, and if its bytes are not the only ones of a version that
 //! somebody may want back.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use consort_core::model::merge;
@@ -13,10 +13,10 @@ use consort_core::store::{StoreError, View};
 use consort_core::{Content, Dot, Key, Kind, Version};
 use consort_store::{Basis, Body, DiskView, Place, Record, RecordChange, Transaction};
 
-use super::apply::{Op, Work};
+use super::apply::{Op, Outcome, Work};
 use super::engine::{Engine, record_of, recorded_meta};
 use super::project::conflict_prefix;
-use super::{Expected, PlaceError, Placed, RemovedDirectory, Staged};
+use super::{Expected, PlaceError, Placed, RemovedDirectory, Root, Staged};
 
 /// Places of chunks in one transaction.
 const PLACES_PER_TRANSACTION: usize = 4096;
@@ -28,7 +28,8 @@ const PAGE: usize = 256;
 /// What a batch has changed in the directory and not recorded yet.
 #[derive(Debug, Default)]
 struct Changes {
-    records: Vec<RecordChange>,
+    /// What to record, by path; nothing, if nothing stands there any more.
+    records: BTreeMap<Key, Option<Record>>,
     /// Keys whose directories have to be synced.
     synced: Vec<String>,
     /// What is at its path now, and which files' chunks have to be entered as being there.
@@ -36,12 +37,9 @@ struct Changes {
     files: Vec<(Key, Content)>,
 }
 
-/// Why an operation was not done.
+/// An operation was not done, and is to be tried again later.
 enum Skipped {
-    /// Try again later.
     Later,
-    /// It cannot be done here, and trying again does not help.
-    Never,
     Store(StoreError),
 }
 
@@ -56,44 +54,54 @@ impl Engine<'_> {
     pub(super) fn put_in_place(&mut self, batch: Vec<Work>) -> Result<(), StoreError> {
         let keys: Vec<Key> = batch.iter().map(|work| work.key.clone()).collect();
         let (batch, staged) = take_staged(batch);
+        let mut outcome = Outcome { keys, changed: false, left: false };
         if let Err(error) = self.root.sync_staged(&staged) {
-            self.progress.report_place_error(&PlaceError::from(error));
-            self.stager.done(keys, true);
-            return Ok(());
+            return Ok(self.on_batch_error(outcome, error.into()));
         }
         let view = self.view()?;
         let mut staged = staged.into_iter();
         let mut changes = Changes::default();
         let mut settled = Vec::new();
-        let mut left = false;
         for work in batch {
-            let mut done = true;
+            let newest = view.siblings(&work.key)?.iter().map(|stored| stored.sequence).max();
+            // It was worked out from what is not so any more: what was wanted then may undo what somebody did since.
+            let outdated = newest.unwrap_or_default() != work.newest;
+            let mut done = !outdated;
             for op in work.ops {
                 let file = matches!(op, Op::Place { .. }).then(|| staged.next()).flatten();
+                if outdated {
+                    continue;
+                }
                 match self.put(&view, &work.key, op, file, &mut changes) {
-                    Ok(()) | Err(Skipped::Never) => {}
+                    Ok(()) => outcome.changed = true,
                     Err(Skipped::Later) => done = false,
                     Err(Skipped::Store(error)) => return Err(error),
                 }
             }
-            left |= !done;
+            outcome.changed |= outdated;
+            outcome.left |= !done && !outdated;
             if done && work.complete {
+                outcome.changed = true;
+                self.progress.set_problem(&work.key, None);
                 settled.push((work.key, work.sequence));
             }
         }
         let synced = changes.synced.iter().map(String::as_str);
         if let Err(error) = self.root.sync_entries(synced) {
-            self.progress.report_place_error(&PlaceError::from(error));
-            self.stager.done(keys, true);
-            return Ok(());
+            return Ok(self.on_batch_error(outcome, error.into()));
         }
         self.record(changes, settled)?;
-        if !left {
-            self.progress.set_trouble("disk", None);
-        }
-        self.stager.done(keys, left);
+        self.stager.done(outcome);
         (self.context.on_applied)();
         Ok(())
+    }
+
+    /// Nothing of a batch is recorded. What of it was put in place is found by looking.
+    fn on_batch_error(&mut self, outcome: Outcome, error: PlaceError) {
+        tracing::warn!(%error, "a batch is not put in place");
+        self.progress.report_place_error(&error);
+        self.stager.done(Outcome { changed: false, left: true, ..outcome });
+        self.rescan();
     }
 
     fn put(
@@ -104,75 +112,70 @@ impl Engine<'_> {
         staged: Option<Staged>,
         changes: &mut Changes,
     ) -> Result<(), Skipped> {
-        let path = match &op {
-            Op::Place { path, .. }
-            | Op::Symlink { path, .. }
-            | Op::Directory { path, .. }
-            | Op::Attributes { path, .. }
-            | Op::Remove { path } => path.clone(),
-        };
+        let path = op.path().clone();
+        let record = changes.record(view, &path)?;
+        if matches!(op, Op::Look { .. }) || record.as_ref().is_some_and(|record| record.racy) {
+            self.look_again(&path);
+            return Err(Skipped::Later);
+        }
         if self.is_unsettled(&path) {
             return Err(Skipped::Later);
         }
-        let record = view.record(&path)?;
+        let shows = record.as_ref().map(|record| record.key.as_ref().unwrap_or(&path) == key);
         let outcome = match op {
-            Op::Remove { .. } => match record {
-                Some(record) => self.remove(&path, &record, view, changes),
-                None => Ok(()),
-            },
+            // Something of another key stands there by now.
+            Op::Remove { .. } if shows != Some(true) => return Ok(()),
+            _ if path != *key && shows == Some(false) => return Err(Skipped::Later),
+            Op::Look { .. } => return Err(Skipped::Later),
+            Op::Remove { .. } => {
+                record.map_or(Ok(()), |record| self.remove(&path, &record, view, changes))
+            }
             Op::Place { version, .. } => {
                 let Some(staged) = staged else { return Err(Skipped::Later) };
-                self.replace(
-                    view,
-                    key,
-                    &path,
-                    record.as_ref(),
-                    &version,
-                    changes,
-                    |engine, expected| engine.root.place_file(staged, &path, expected),
-                )
+                let put =
+                    Put { view, key, path: &path, record: record.as_ref(), version: &version };
+                self.replace(&put, changes, |root, expected| {
+                    root.place_file(staged, &path, expected)
+                })
             }
             Op::Symlink { version, .. } => {
-                let Content::Inline(target) = &version.content else { return Err(Skipped::Never) };
-                let Ok(target) = std::str::from_utf8(target).map(str::to_owned) else {
-                    let text = "the target of this symlink is not UTF-8".to_owned();
-                    self.progress.set_problem(&path, Some(text));
-                    return Err(Skipped::Never);
+                let target = match &version.content {
+                    Content::Inline(target) => target.clone(),
+                    _ => Box::default(),
                 };
                 let modified = version.attributes.modified_ns;
-                self.replace(
-                    view,
-                    key,
-                    &path,
-                    record.as_ref(),
-                    &version,
-                    changes,
-                    |engine, expected| {
-                        engine.root.place_symlink(target.as_ref(), &path, expected, modified)
-                    },
-                )
+                let put =
+                    Put { view, key, path: &path, record: record.as_ref(), version: &version };
+                self.replace(&put, changes, |root, expected| {
+                    root.place_symlink(&target, &path, expected, modified)
+                })
             }
             Op::Directory { version, .. } => {
-                self.make_directory(view, key, &path, record.as_ref(), &version, changes)
+                let put =
+                    Put { view, key, path: &path, record: record.as_ref(), version: &version };
+                self.make_directory(&put, changes)
             }
             Op::Attributes { version, .. } => {
                 let Some(record) = record else { return Err(Skipped::Later) };
                 self.set_attributes(key, &path, &record, &version, changes)
             }
         };
-        outcome.map_err(|error| self.on_failure(&path, error))
+        match outcome {
+            Ok(()) => {
+                self.progress.set_problem(&path, None);
+                Ok(())
+            }
+            Err(error) => Err(self.on_failure(&path, error)),
+        }
     }
 
     fn replace(
         &mut self,
-        view: &DiskView,
-        key: &Key,
-        path: &Key,
-        record: Option<&Record>,
-        version: &Version,
+        put: &Put<'_>,
         changes: &mut Changes,
-        place: impl FnOnce(&Self, Expected) -> Result<Placed, PlaceError>,
+        place: impl FnOnce(&Root, Expected) -> Result<Placed, PlaceError>,
     ) -> Result<(), Failure> {
+        let &Put { view, key, path, record, version } = put;
         let expected = match record {
             None => Expected::Absent,
             Some(record) if record.kind == Kind::Directory => {
@@ -187,15 +190,15 @@ impl Engine<'_> {
                 Expected::Present(recorded_meta(record))
             }
         };
-        let placed = place(self, expected)?;
-        changes.note_created(&placed.created);
+        let placed = place(&self.root, expected)?;
+        self.note_created(view, &placed.created, changes)?;
         changes.synced.push(path.to_string());
         changes.placed.insert(version.dot);
         let was_copy = record.is_some_and(|record| record.key.is_some());
         let mut record = record_of(&placed.meta, &version.content, false);
         record.key = (path != key).then(|| key.clone());
-        if record.key.is_some() && !was_copy {
-            self.progress.count_conflict(true);
+        if record.key.is_some() != was_copy {
+            self.progress.count_conflict(!was_copy);
         }
         changes.put(path, record, version.dot);
         if version.attributes.kind == Kind::File {
@@ -204,32 +207,63 @@ impl Engine<'_> {
         Ok(())
     }
 
-    fn make_directory(
-        &mut self,
-        view: &DiskView,
-        key: &Key,
-        path: &Key,
-        record: Option<&Record>,
-        version: &Version,
-        changes: &mut Changes,
-    ) -> Result<(), Failure> {
-        if let Some(record) = record
-            && record.kind != Kind::Directory
-        {
+    fn make_directory(&mut self, put: &Put<'_>, changes: &mut Changes) -> Result<(), Failure> {
+        let &Put { view, key, path, record, version } = put;
+        let before = record.filter(|record| record.kind == Kind::Directory);
+        if let Some(record) = record.filter(|record| record.kind != Kind::Directory) {
             self.keep_bytes(view, path, record, None, changes)?;
             self.root.remove_file(path, &recorded_meta(record))?;
+            if record.key.is_some() {
+                self.progress.count_conflict(false);
+            }
+            changes.synced.push(path.to_string());
+            changes.remove(path);
         }
         let mode = u32::from(version.attributes.mode);
         let mut placed = self.root.place_directory(path, mode)?;
+        let made = placed.created.iter().any(|created| created == path.as_str());
         if placed.meta.mode != mode {
+            // Somebody else's mode, unless it is the one that is recorded, or nobody's.
+            let known = before.is_some_and(|r| r.implicit || u32::from(r.mode) == placed.meta.mode);
+            if !made && !known {
+                return Err(PlaceError::Changed.into());
+            }
             placed.meta = self.root.set_attributes(path, &placed.meta, mode, 0)?;
         }
-        let above = placed.created.iter().filter(|created| *created != path.as_str());
-        changes.note_created(&above.cloned().collect::<Vec<_>>());
+        placed.created.retain(|created| created != path.as_str());
+        self.note_created(view, &placed.created, changes)?;
         changes.synced.push(path.to_string());
         let mut record = record_of(&placed.meta, &version.content, false);
         record.key = (path != key).then(|| key.clone());
         changes.put(path, record, version.dot);
+        Ok(())
+    }
+
+    /// Directories that were made on the way to an entry exist only because of it, unless they are entries themselves.
+    fn note_created(
+        &self,
+        view: &DiskView,
+        created: &[String],
+        changes: &mut Changes,
+    ) -> Result<(), Failure> {
+        for path in created {
+            changes.synced.push(path.clone());
+            let Ok(path) = Key::new(path.as_str()) else { continue };
+            let siblings: Vec<Version> =
+                view.siblings(&path)?.into_iter().map(|stored| stored.version).collect();
+            let is_directory =
+                |w: &&Version| !w.is_deleted() && w.attributes.kind == Kind::Directory;
+            let winner = merge::winner(&siblings).filter(is_directory);
+            let Some(mut meta) = self.root.stat(&path).map_err(PlaceError::from)? else { continue };
+            if let Some(winner) = winner {
+                let mode = u32::from(winner.attributes.mode);
+                meta = self.root.set_attributes(&path, &meta, mode, 0)?;
+            }
+            let content = Content::Inline(Box::default());
+            let mut record = record_of(&meta, &content, false);
+            record.implicit = winner.is_none();
+            changes.put(&path, record, winner.map(|winner| winner.dot).unwrap_or_default());
+        }
         Ok(())
     }
 
@@ -283,11 +317,7 @@ impl Engine<'_> {
         // Directories that only existed for what was in them go with the last of it.
         for above in path.ancestors() {
             let above = Key::new(above).expect("a part of a key is a key");
-            let implicit = match changes.latest(&above) {
-                Some(RecordChange::Put { record, .. }) => record.implicit,
-                Some(RecordChange::Remove { .. }) => false,
-                None => view.record(&above)?.is_some_and(|record| record.implicit),
-            };
+            let implicit = changes.record(view, &above)?.is_some_and(|record| record.implicit);
             if !implicit
                 || !matches!(self.root.remove_directory(&above)?, RemovedDirectory::Removed)
             {
@@ -325,6 +355,8 @@ impl Engine<'_> {
             let Some(bytes) = bytes else { return Err(Failure::Later) };
             self.context.store.pack(&bytes)?;
         }
+        // They have to be on stable storage before their only other place goes.
+        self.context.store.commit(Transaction::new(self.context.dataset, Body::Nothing))?;
         Ok(())
     }
 
@@ -343,10 +375,6 @@ impl Engine<'_> {
                 }
             }
             PlaceError::DiskFull => self.progress.report_place_error(&error),
-            PlaceError::Unrepresentable(_) => {
-                self.progress.set_problem(path, Some(error.to_string()));
-                return Skipped::Never;
-            }
             _ => self.progress.set_problem(path, Some(error.to_string())),
         }
         Skipped::Later
@@ -360,7 +388,12 @@ impl Engine<'_> {
     ) -> Result<(), StoreError> {
         let dataset = self.context.dataset;
         let mut transaction = Transaction::new(dataset, Body::Nothing);
-        (transaction.records, transaction.settled) = (changes.records, settled);
+        transaction.settled = settled;
+        let records = changes.records.into_iter().map(|(path, record)| match record {
+            Some(record) => RecordChange::Put { version: Basis::Dot(record.dot), path, record },
+            None => RecordChange::Remove { path },
+        });
+        transaction.records = records.collect();
         for (path, content) in changes.files {
             let chunks = self.context.contents.chunks_of(&content, MANIFEST_TIMEOUT);
             // The manifest was read when the file was staged; should a node be gone since, only places are missing.
@@ -381,43 +414,30 @@ impl Engine<'_> {
 
 impl Changes {
     fn put(&mut self, path: &Key, record: Record, dot: Dot) {
-        let (path, version) = (path.clone(), Basis::Dot(dot));
-        self.records.push(RecordChange::Put { path, record: Record { dot, ..record }, version });
+        self.records.insert(path.clone(), Some(Record { dot, ..record }));
     }
 
     fn remove(&mut self, path: &Key) {
-        self.records.push(RecordChange::Remove { path: path.clone() });
+        self.records.insert(path.clone(), None);
     }
 
-    /// Directories that were made on the way to an entry exist only because of it.
-    fn note_created(&mut self, created: &[String]) {
-        for path in created {
-            self.synced.push(path.clone());
-            let Ok(path) = Key::new(path.as_str()) else { continue };
-            let record = Record {
-                dot: Dot::default(),
-                key: None,
-                kind: Kind::Directory,
-                size: 0,
-                mode: 0o755,
-                modified_ns: 0,
-                changed_ns: 0,
-                inode: 0,
-                content: Content::Inline(Box::default()).id(),
-                implicit: true,
-                racy: false,
-            };
-            self.put(&path, record, Dot::default());
+    /// What stands at a path, as far as is known.
+    fn record(&self, view: &DiskView, path: &Key) -> Result<Option<Record>, StoreError> {
+        match self.records.get(path) {
+            Some(record) => Ok(record.clone()),
+            None => view.record(path),
         }
     }
+}
 
-    fn latest(&self, path: &Key) -> Option<&RecordChange> {
-        self.records.iter().rev().find(|change| match change {
-            RecordChange::Put { path: changed, .. } | RecordChange::Remove { path: changed } => {
-                changed == path
-            }
-        })
-    }
+/// A version that goes to a path, and what is recorded to be there.
+#[derive(Clone, Copy)]
+struct Put<'p> {
+    view: &'p DiskView,
+    key: &'p Key,
+    path: &'p Key,
+    record: Option<&'p Record>,
+    version: &'p Version,
 }
 
 /// Why something could not be put in place.

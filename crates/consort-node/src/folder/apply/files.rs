@@ -1,0 +1,337 @@
+//! Getting the content of files into staging: chunk by chunk, from this machine or from peers, many files at a time.
+//! Which files, and what becomes of them, is decided in `apply.rs`.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use consort_core::{ChunkHash, ChunkRef, Content, Key, Version};
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::content::{Chunks, Contents, Fetched};
+use crate::folder::status::Progress;
+use crate::folder::{PlaceError, Root, Staged, Staging};
+
+/// Chunks that are wanted from peers at a time, for one directory, and their bytes. This bounds the memory of a
+/// transfer; it covers 100 ms at 5 Gbit/s.
+const MAX_WANTED_CHUNKS: usize = 4096;
+const MAX_WANTED_BYTES: u64 = 64 << 20;
+/// Places that wanted chunks go to: a chunk that repeats is wanted once and written often.
+const MAX_TAKERS: usize = 64 * 1024;
+/// Files that are open for writing. More would only wait for their chunks.
+const MAX_OPEN_FILES: usize = 512;
+/// How long a manifest node may take to be fetched, and how long after one in the same pass could not be.
+const MANIFEST_TIMEOUT: Duration = Duration::from_secs(5);
+const MANIFEST_TIMEOUT_AFTER_ONE: Duration = Duration::from_millis(50);
+
+/// A file that is staged, or could not be.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// As given to [`Files::begin`].
+    pub(super) job: u64,
+    pub(super) slot: usize,
+    pub(super) path: Key,
+    pub(super) version: Arc<Version>,
+    /// The file; or that it cannot be had now, and whether that is because the disk is full.
+    pub(super) staged: Result<Staged, bool>,
+}
+
+/// The files that are being staged.
+#[derive(Debug)]
+pub(super) struct Files {
+    root: Arc<Root>,
+    contents: Arc<Contents>,
+    progress: Arc<Progress>,
+    sink: Sender<Fetched>,
+    /// Which files want a chunk, and where it goes.
+    wanted: HashMap<ChunkHash, (ChunkRef, Vec<(u64, u64)>)>,
+    wanted_bytes: u64,
+    takers: usize,
+    files: HashMap<u64, File>,
+    open: usize,
+    next_id: u64,
+    /// The files whose chunks are being looked for, the first first.
+    searching: VecDeque<u64>,
+    ended: Vec<Ended>,
+    manifest_timeout: Duration,
+    missing: bool,
+}
+
+#[derive(Debug)]
+struct File {
+    job: u64,
+    slot: usize,
+    path: Key,
+    version: Arc<Version>,
+    staging: Option<Staging>,
+    /// The chunks that were not looked for yet.
+    chunks: Option<Chunks>,
+    /// Chunks that are wanted and have not arrived.
+    outstanding: usize,
+    /// It has bytes from peers, which would have to be fetched again if it was given up.
+    fetched: bool,
+    /// A chunk cannot be had now: no more are looked for before one comes.
+    stalled: bool,
+}
+
+impl Files {
+    /// None yet. What the fetcher sends arrives at the receiver, and belongs to [`on_fetched`](Self::on_fetched).
+    pub(super) fn new(
+        root: Arc<Root>,
+        contents: Arc<Contents>,
+        progress: Arc<Progress>,
+    ) -> (Self, Receiver<Fetched>) {
+        // Half of it is for news of what nobody has.
+        let (sink, fetched) = bounded(2 * MAX_WANTED_CHUNKS + 2);
+        let files = Self {
+            root,
+            contents,
+            progress,
+            sink,
+            wanted: HashMap::new(),
+            wanted_bytes: 0,
+            takers: 0,
+            files: HashMap::new(),
+            open: 0,
+            next_id: 0,
+            searching: VecDeque::new(),
+            ended: Vec::new(),
+            manifest_timeout: MANIFEST_TIMEOUT,
+            missing: false,
+        };
+        (files, fetched)
+    }
+
+    /// Whatever could not be had may be there now.
+    pub(super) fn begin_pass(&mut self) {
+        self.manifest_timeout = MANIFEST_TIMEOUT;
+        self.missing = self.files.values().any(|file| file.stalled);
+    }
+
+    /// Whether something could not be had since [`begin_pass`](Self::begin_pass).
+    pub(super) fn are_missing(&self) -> bool {
+        self.missing
+    }
+
+    /// Whether no more files should be begun now.
+    pub(super) fn is_full(&self) -> bool {
+        self.wants_enough() || MAX_OPEN_FILES <= self.open || !self.searching.is_empty()
+    }
+
+    /// Begins with a file. It will be among the [ended](Self::take_ended), unless it is canceled.
+    pub(super) fn begin(&mut self, job: u64, slot: usize, path: Key, version: Arc<Version>) {
+        let chunks = Some(self.contents.chunks_of(&version.content, self.manifest_timeout));
+        let (staging, outstanding, fetched, stalled) = (None, 0, false, false);
+        let file =
+            File { job, slot, path, version, staging, chunks, outstanding, fetched, stalled };
+        self.files.insert(self.next_id, file);
+        self.searching.push_back(self.next_id);
+        self.next_id += 1;
+    }
+
+    /// What ended since it was asked last.
+    pub(super) fn take_ended(&mut self) -> Vec<Ended> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Forgets the files of a job.
+    pub(super) fn cancel(&mut self, job: u64) {
+        let files = self.files.iter().filter(|(_, file)| file.job == job);
+        for file in files.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.remove(file);
+        }
+    }
+
+    /// Looks for the next chunk of the first file: here first, then at peers. False if there is nothing to look for,
+    /// or no room for it.
+    pub(super) fn advance(&mut self) -> bool {
+        if self.wants_enough() {
+            return false;
+        }
+        let Some(&id) = self.searching.front() else { return false };
+        let Some(file) = self.files.get_mut(&id).filter(|file| !file.stalled) else {
+            self.searching.pop_front();
+            return true;
+        };
+        match file.chunks.as_mut().and_then(Iterator::next) {
+            None => {
+                self.searching.pop_front();
+                file.chunks = None;
+                let version = Arc::clone(&file.version);
+                if let Content::Inline(bytes) = &version.content
+                    && !bytes.is_empty()
+                {
+                    self.write(id, 0, bytes);
+                }
+                self.end_if_complete(id);
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%error, "a manifest cannot be had");
+                self.manifest_timeout = MANIFEST_TIMEOUT_AFTER_ONE;
+                self.missing = true;
+                self.fail(id, false);
+            }
+            Some(Ok((offset, chunk))) => match self.contents.local().read(&chunk) {
+                Ok(Some(bytes)) => self.write(id, offset, &bytes),
+                Ok(None) => self.want(id, chunk, offset),
+                Err(error) => {
+                    tracing::warn!(%error, "chunks cannot be read");
+                    self.fail(id, false);
+                }
+            },
+        }
+        true
+    }
+
+    /// Takes what a fetcher has to say.
+    pub(super) fn on_fetched(&mut self, fetched: Fetched) {
+        let hash = fetched.chunk.hash;
+        match fetched.bytes {
+            Ok(bytes) => {
+                let Some((chunk, takers)) = self.wanted.remove(&hash) else { return };
+                self.wanted_bytes -= u64::from(chunk.length);
+                self.takers -= takers.len();
+                self.progress.add_received(bytes.len() as u64);
+                for (id, offset) in takers {
+                    let Some(file) = self.files.get_mut(&id) else { continue };
+                    file.outstanding -= 1;
+                    file.fetched = true;
+                    if std::mem::take(&mut file.stalled) && file.chunks.is_some() {
+                        self.searching.push_back(id);
+                    }
+                    self.write(id, offset, &bytes);
+                    self.end_if_complete(id);
+                }
+            }
+            Err(reason) => {
+                tracing::debug!(chunk = %hash, %reason, "a chunk cannot be had");
+                self.missing = true;
+                // What is wanted stays wanted, as long as it is not in the way of others.
+                let room = self.wanted.len() < MAX_WANTED_CHUNKS / 2
+                    && self.wanted_bytes < MAX_WANTED_BYTES / 2;
+                let takers = self.wanted.get(&hash).map(|(_, takers)| takers.clone());
+                for (id, _) in takers.unwrap_or_default() {
+                    match self.files.get_mut(&id) {
+                        Some(file) if file.fetched && room => file.stalled = true,
+                        _ => self.fail(id, false),
+                    }
+                }
+            }
+        }
+    }
+
+    fn wants_enough(&self) -> bool {
+        MAX_WANTED_CHUNKS <= self.wanted.len()
+            || MAX_WANTED_BYTES <= self.wanted_bytes
+            || MAX_TAKERS <= self.takers
+    }
+
+    /// Wants a chunk from peers.
+    fn want(&mut self, id: u64, chunk: ChunkRef, offset: u64) {
+        let known = self.wanted.contains_key(&chunk.hash);
+        if !known && self.contents.fetcher().want(&[chunk], &self.sink).is_err() {
+            // Others fetch so much that there is no room.
+            return self.fail(id, false);
+        }
+        if let Some(file) = self.files.get_mut(&id) {
+            file.outstanding += 1;
+        }
+        let (_, takers) = self.wanted.entry(chunk.hash).or_insert_with(|| (chunk, Vec::new()));
+        takers.push((id, offset));
+        self.takers += 1;
+        if !known {
+            self.wanted_bytes += u64::from(chunk.length);
+        }
+    }
+
+    /// Writes to a file. If that fails, the file is given up.
+    fn write(&mut self, id: u64, offset: u64, bytes: &[u8]) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let written = match &mut file.staging {
+            Some(staging) => staging.write_at(offset, bytes),
+            None => self.root.stage().and_then(|mut staging| {
+                staging.write_at(offset, bytes)?;
+                file.staging = Some(staging);
+                self.open += 1;
+                Ok(())
+            }),
+        };
+        if let Err(error) = written {
+            self.on_error(id, &error);
+        }
+    }
+
+    fn end_if_complete(&mut self, id: u64) {
+        let complete = |file: &File| file.chunks.is_none() && file.outstanding == 0;
+        if !self.files.get(&id).is_some_and(complete) {
+            return;
+        }
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let staging = match file.staging.take() {
+            Some(staging) => {
+                self.open -= 1;
+                Ok(staging)
+            }
+            None => self.root.stage(),
+        };
+        let attributes = &file.version.attributes;
+        let (size, mode) = (file.version.content.size(), u32::from(attributes.mode));
+        match staging.and_then(|staging| staging.finish(size, mode, attributes.modified_ns)) {
+            Ok(staged) => self.end(id, Ok(staged)),
+            Err(error) => self.on_error(id, &error),
+        }
+    }
+
+    fn on_error(&mut self, id: u64, error: &PlaceError) {
+        self.progress.report_place_error(error);
+        if let Some(file) = self.files.get(&id) {
+            tracing::debug!(path = %file.path, %error, "a file is not staged");
+            if !matches!(error, PlaceError::DiskFull) {
+                self.progress.set_problem(&file.path, Some(error.to_string()));
+            }
+        }
+        self.fail(id, matches!(error, PlaceError::DiskFull));
+    }
+
+    /// Gives a file up.
+    fn fail(&mut self, id: u64, full: bool) {
+        self.end(id, Err(full));
+    }
+
+    fn end(&mut self, id: u64, staged: Result<Staged, bool>) {
+        if let Some(File { job, slot, path, version, .. }) = self.remove(id) {
+            self.ended.push(Ended { job, slot, path, version, staged });
+        }
+    }
+
+    /// Takes a file out, and with it what only it wanted.
+    fn remove(&mut self, id: u64) -> Option<File> {
+        let file = self.files.remove(&id)?;
+        self.open -= usize::from(file.staging.is_some());
+        self.searching.retain(|&other| other != id);
+        if file.outstanding != 0 {
+            let (mut unwanted, mut bytes, mut gone) = (Vec::new(), 0, 0);
+            self.wanted.retain(|_, (chunk, takers)| {
+                let before = takers.len();
+                takers.retain(|&(other, _)| other != id);
+                gone += before - takers.len();
+                if takers.is_empty() {
+                    bytes += u64::from(chunk.length);
+                    unwanted.push(*chunk);
+                }
+                !takers.is_empty()
+            });
+            self.wanted_bytes -= bytes;
+            self.takers -= gone;
+            self.contents.fetcher().cancel(&unwanted, &self.sink);
+        }
+        Some(file)
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let wanted: Vec<ChunkRef> = self.wanted.values().map(|(chunk, _)| *chunk).collect();
+        self.contents.fetcher().cancel(&wanted, &self.sink);
+    }
+}

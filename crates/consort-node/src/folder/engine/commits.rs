@@ -1,0 +1,231 @@
+//! From what was found to what is durable: writes and records are gathered, and handed to the store in transactions,
+//! of which a few are on their way at a time.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use consort_core::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS};
+use consort_core::store::{Applied, LocalWrite, StoreError};
+use consort_core::{ChunkHash, Content, Key, WallTime};
+use consort_store::{Basis, Body, Place, Record, RecordChange, Transaction};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use super::Engine;
+
+/// Transactions on their way to the disk.
+const MAX_OUTSTANDING: usize = 4;
+/// Room that is left in a commit for what its bytes are estimated too low.
+const COMMIT_BYTES: usize = MAX_COMMIT_BYTES / 2;
+/// Records that only say that a file is what was recorded wait for so long, or for so many others.
+const REFRESH_AFTER: Duration = Duration::from_secs(1);
+const MAX_REFRESHED: usize = MAX_COMMIT_VERSIONS;
+
+/// A transaction's number, and what became of it.
+pub(super) type Done = (u64, Result<Applied, StoreError>);
+
+/// What is gathered, and what is on its way.
+#[derive(Debug)]
+pub(super) struct Commits {
+    done: Sender<Done>,
+    pub(super) results: Receiver<Done>,
+    gathered: Gathered,
+    /// The paths that each transaction on its way is about.
+    outstanding: BTreeMap<u64, HashSet<Key>>,
+    next: u64,
+    /// Records of files that were found to be what was recorded, and since when the first one waits.
+    refreshed: BTreeMap<Key, Record>,
+    refreshed_since: Option<Instant>,
+}
+
+/// What is gathered for one transaction.
+#[derive(Debug, Default)]
+struct Gathered {
+    writes: Vec<LocalWrite>,
+    records: Vec<RecordChange>,
+    places: Vec<(ChunkHash, Place)>,
+    paths: HashSet<Key>,
+    bytes: usize,
+    /// Nothing is to be added.
+    alone: bool,
+}
+
+impl Commits {
+    pub(super) fn new() -> Self {
+        let (done, results) = unbounded();
+        let (gathered, outstanding) = (Gathered::default(), BTreeMap::new());
+        let (refreshed, refreshed_since) = (BTreeMap::new(), None);
+        Self { done, results, gathered, outstanding, next: 0, refreshed, refreshed_since }
+    }
+
+    /// Whether everything that was gathered is durable.
+    pub(super) fn are_done(&self) -> bool {
+        self.outstanding.is_empty() && self.gathered.paths.is_empty()
+    }
+
+    /// When records that were refreshed are due.
+    pub(super) fn refresh_at(&self) -> Option<Instant> {
+        self.refreshed_since.map(|since| since + REFRESH_AFTER)
+    }
+
+    fn is_touched(&self, path: &Key) -> bool {
+        self.gathered.paths.contains(path)
+            || self.refreshed.contains_key(path)
+            || self.outstanding.values().any(|paths| paths.contains(path))
+    }
+}
+
+impl Engine<'_> {
+    /// What is gathered about this path next goes alone if something of it was refused.
+    pub(super) fn gather_for(&mut self, path: &Key) -> Result<(), StoreError> {
+        self.settle_path(path)?;
+        if self.is_suspect(path) {
+            self.submit();
+            self.commits.gathered.alone = true;
+        }
+        Ok(())
+    }
+
+    /// Adds a write, and returns its place among those of the transaction. What belongs together has to be gathered
+    /// before the next [`submit_if_full`](Self::submit_if_full).
+    pub(super) fn gather_write(&mut self, write: LocalWrite) -> usize {
+        let content = match &write.content {
+            Content::Inline(bytes) => bytes.len(),
+            Content::Chunks(chunks) => chunks.len() * 36,
+            Content::Tree { nodes, .. } => nodes.len() * 48,
+            Content::Deleted => 0,
+        };
+        let gathered = &mut self.commits.gathered;
+        gathered.bytes += 256 + write.key.len() + content;
+        gathered.writes.push(write);
+        gathered.writes.len() - 1
+    }
+
+    /// Adds a record.
+    pub(super) fn gather_record(&mut self, path: Key, record: Record, version: Basis) {
+        self.commits.refreshed.remove(&path);
+        let gathered = &mut self.commits.gathered;
+        gathered.paths.insert(path.clone());
+        gathered.records.push(RecordChange::Put { path, record, version });
+    }
+
+    /// Adds that nothing stands at a path any more.
+    pub(super) fn gather_removal(&mut self, path: Key) {
+        self.commits.refreshed.remove(&path);
+        let gathered = &mut self.commits.gathered;
+        gathered.paths.insert(path.clone());
+        gathered.records.push(RecordChange::Remove { path });
+    }
+
+    /// Adds where chunks are.
+    pub(super) fn gather_places(&mut self, places: Vec<(ChunkHash, Place)>) {
+        self.commits.gathered.places.extend(places);
+    }
+
+    /// Notes that a file is what was recorded, although it looked different. That is recorded in good time.
+    pub(super) fn refresh_record(&mut self, path: Key, record: Record) {
+        self.commits.refreshed.insert(path, record);
+        self.commits.refreshed_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Records refreshed records, if it is time. With `idle`, it is.
+    pub(super) fn record_refreshed(&mut self, idle: bool) -> bool {
+        let commits = &mut self.commits;
+        let due = commits.refresh_at().is_some_and(|at| at <= Instant::now());
+        if commits.refreshed.is_empty() {
+            commits.refreshed_since = None;
+            return false;
+        }
+        if !due && !idle && commits.refreshed.len() < MAX_REFRESHED {
+            return false;
+        }
+        commits.refreshed_since = None;
+        for (path, record) in std::mem::take(&mut commits.refreshed) {
+            let basis = Basis::Dot(record.dot);
+            self.gather_record(path, record, basis);
+            self.submit_if_full();
+        }
+        self.submit()
+    }
+
+    /// Hands what is gathered to the store if it is as much as one commit can hold.
+    pub(super) fn submit_if_full(&mut self) {
+        let gathered = &self.commits.gathered;
+        // One entry may need two writes.
+        if MAX_COMMIT_VERSIONS - 2 <= gathered.writes.len()
+            || COMMIT_BYTES <= gathered.bytes
+            || MAX_COMMIT_VERSIONS <= gathered.records.len()
+            || gathered.alone
+        {
+            self.submit();
+        }
+    }
+
+    /// Hands what is gathered to the store. False if there is nothing.
+    pub(super) fn submit(&mut self) -> bool {
+        let gathered = std::mem::take(&mut self.commits.gathered);
+        let Gathered { writes, records, places, paths, .. } = gathered;
+        if writes.is_empty() && records.is_empty() && places.is_empty() {
+            return false;
+        }
+        while MAX_OUTSTANDING <= self.commits.outstanding.len() {
+            self.await_commit();
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = WallTime(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        let body = if writes.is_empty() { Body::Nothing } else { Body::Local { writes, now } };
+        let mut transaction = Transaction::new(self.context.dataset, body);
+        (transaction.records, transaction.places) = (records, places);
+        let (done, number) = (self.commits.done.clone(), self.commits.next);
+        self.commits.next += 1;
+        self.commits.outstanding.insert(number, paths);
+        self.context.store.submit(transaction, move |result| {
+            // The engine may have ended meanwhile.
+            let _ = done.send((number, result));
+        });
+        true
+    }
+
+    pub(super) fn on_committed(&mut self, (number, result): Done) -> Result<(), StoreError> {
+        let paths = self.commits.outstanding.remove(&number).unwrap_or_default();
+        let applied = match result {
+            Ok(applied) => applied,
+            Err(StoreError::Refused { key, reason }) => {
+                tracing::warn!(%key, %reason, "an entry is refused");
+                self.on_refused(paths, &format!("it cannot be written: {reason}"));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        if !applied.added.is_empty() {
+            (self.context.on_written)();
+        }
+        // Others may have waited for these records.
+        self.stager.wake();
+        Ok(())
+    }
+
+    fn await_commit(&mut self) {
+        if let Ok(done) = self.commits.results.recv()
+            && let Err(error) = self.on_committed(done)
+        {
+            self.progress.fail(error.to_string());
+        }
+    }
+
+    /// Waits until everything that was gathered is durable, so that the records say what was found.
+    pub(in crate::folder) fn settle_commits(&mut self) -> Result<(), StoreError> {
+        self.record_refreshed(true);
+        self.submit();
+        while !self.commits.outstanding.is_empty() {
+            let done =
+                self.commits.results.recv().unwrap_or_else(|_| unreachable!("we hold a sender"));
+            self.on_committed(done)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for what is on its way if it is about this path.
+    pub(super) fn settle_path(&mut self, path: &Key) -> Result<(), StoreError> {
+        if self.commits.is_touched(path) { self.settle_commits() } else { Ok(()) }
+    }
+}

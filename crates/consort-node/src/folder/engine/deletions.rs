@@ -1,0 +1,190 @@
+//! What is gone from the directory: when that is believed, and what follows from it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use consort_core::Key;
+use consort_core::model::merge::Saw;
+use consort_core::store::StoreError;
+
+use super::{Engine, Exit, deletion};
+use crate::folder::status::Trouble;
+
+/// So many deletions at a time are believed at once; of more, all have to be seen before the next is believed.
+const FEW_DELETIONS: u64 = 16;
+/// More deletions than few are believed when no other was seen for so long.
+const DELETIONS_SETTLE: Duration = Duration::from_millis(100);
+/// Deletions belong together if no more than this lies between two of them.
+const TOGETHER: Duration = Duration::from_secs(5);
+/// Deleting more than half of a directory of at least so many entries asks first.
+const MASS_DELETE_FROM: u64 = 32;
+
+/// Recorded paths that are gone and have not been dealt with.
+#[derive(Debug)]
+pub(super) struct Deletions {
+    gone: BTreeSet<Key>,
+    last: Instant,
+    /// How many records there were before the first of those that belong together.
+    before: u64,
+    /// How many of those have been believed.
+    believed: u64,
+    /// All of these may go, however many they are.
+    allowed: bool,
+    /// So many were gone when it was asked.
+    asked: Option<usize>,
+}
+
+impl Deletions {
+    pub(super) fn new() -> Self {
+        let last = Instant::now();
+        let (gone, allowed, asked) = (BTreeSet::new(), false, None);
+        Self { gone, last, before: 0, believed: 0, allowed, asked }
+    }
+
+    pub(super) fn contains(&self, path: &Key) -> bool {
+        self.gone.contains(path)
+    }
+
+    /// It is there, or was dealt with.
+    pub(super) fn forget(&mut self, path: &Key) {
+        self.gone.remove(path);
+    }
+
+    /// Lets those go that are gone now.
+    pub(super) fn allow(&mut self) {
+        (self.allowed, self.asked) = (true, None);
+    }
+
+    /// Whether nothing is left to do about them, or nothing before somebody has answered.
+    pub(super) fn are_settled(&self) -> bool {
+        self.gone.is_empty() || self.asked == Some(self.gone.len())
+    }
+
+    /// When they have settled.
+    pub(super) fn due(&self) -> Option<Instant> {
+        (!self.are_settled()).then(|| self.last + DELETIONS_SETTLE)
+    }
+
+    fn add(&mut self, path: Key, records: u64) {
+        let now = Instant::now();
+        if self.gone.is_empty() && (self.before == 0 || TOGETHER <= now.duration_since(self.last)) {
+            (self.before, self.believed) = (records, 0);
+        }
+        if self.gone.insert(path) {
+            self.last = now;
+        }
+    }
+
+    fn are_few(&self) -> bool {
+        self.believed + self.gone.len() as u64 <= FEW_DELETIONS
+    }
+}
+
+impl Engine<'_> {
+    /// Nothing stands at a path.
+    pub(super) fn on_missing(&mut self, path: Key) -> Result<(), StoreError> {
+        self.progress.set_problem(&path, None);
+        self.settle_path(&path)?;
+        let view = self.view()?;
+        let Some(record) = view.record(&path)? else { return Ok(()) };
+        if self.is_ignored(&path, record.kind == consort_core::Kind::Directory) {
+            // What is left alone is not deleted elsewhere; when it is not any more, it comes back.
+            self.gather_removal(path);
+            self.submit_if_full();
+        } else if self.is_refused(&path, None) {
+            self.progress.set_problem(&path, Some("its deletion cannot be written".to_owned()));
+        } else {
+            self.deletions.add(path, view.record_count());
+        }
+        Ok(())
+    }
+
+    /// Takes deletions in once it is clear that they are not half of a rename, and not a mistake.
+    pub(super) fn believe_deletions(&mut self) -> Result<bool, StoreError> {
+        if self.scanning || !self.scans.is_empty() || !self.indexing.is_empty() {
+            return Ok(false);
+        }
+        if self.deletions.gone.is_empty() {
+            self.deletions.allowed = false;
+            if self.deletions.asked.take().is_some() {
+                self.progress.set_trouble("deletions", None);
+            }
+            return Ok(false);
+        }
+        let settled = self.deletions.are_few()
+            || self.is_flushing()
+            || DELETIONS_SETTLE <= self.deletions.last.elapsed();
+        if !settled || self.deletions.are_settled() {
+            return Ok(false);
+        }
+        // What appears is taken in before what goes: a moved file finds its bytes at its new place.
+        self.settle_commits()?;
+        if !self.root.is_present() {
+            self.exit = Some(Exit::RootGone);
+            return Ok(true);
+        }
+        let root = Arc::clone(&self.root);
+        self.deletions.gone.retain(|path| matches!(root.stat(path), Ok(None)));
+        if self.context.read_only {
+            return self.restore_deleted();
+        }
+        if !self.deletions.allowed && self.ask_about_deletions()? {
+            return Ok(false);
+        }
+        self.progress.set_trouble("deletions", None);
+        (self.deletions.allowed, self.deletions.asked) = (false, None);
+        self.deletions.believed += self.deletions.gone.len() as u64;
+        let view = self.view()?;
+        for path in std::mem::take(&mut self.deletions.gone) {
+            let Some(record) = view.record(&path)? else { continue };
+            self.gather_for(&path)?;
+            if record.key.is_some() {
+                self.progress.count_conflict(false);
+            }
+            if !record.implicit {
+                let key = record.key.unwrap_or_else(|| path.clone());
+                self.gather_write(deletion(key, Saw::Version(record.dot)));
+            }
+            self.gather_removal(path);
+            self.submit_if_full();
+        }
+        self.submit();
+        Ok(true)
+    }
+
+    /// Asks if too much is gone at a time. Whether it did.
+    fn ask_about_deletions(&mut self) -> Result<bool, StoreError> {
+        let gone = self.deletions.gone.len();
+        let before = self.deletions.before;
+        let after = self.view()?.record_count().saturating_sub(gone as u64);
+        let count = before.saturating_sub(after);
+        if count < MASS_DELETE_FROM || before <= 2 * after || gone == 0 {
+            return Ok(false);
+        }
+        let text = format!(
+            "{count} of {before} entries were deleted here; to delete them everywhere, run `consort link {} {} \
+             --allow-mass-delete`; to get them back, unlink the directory and link it again",
+            self.context.name,
+            self.context.dir.display()
+        );
+        self.progress.set_trouble("deletions", Some(Trouble::Paused(text)));
+        self.deletions.asked = Some(gone);
+        Ok(true)
+    }
+
+    /// What was deleted in a read-only directory comes back: nothing is overwritten by that.
+    fn restore_deleted(&mut self) -> Result<bool, StoreError> {
+        let view = self.view()?;
+        let mut keys = Vec::new();
+        for path in std::mem::take(&mut self.deletions.gone) {
+            let record = view.record(&path)?;
+            keys.push(record.and_then(|record| record.key).unwrap_or_else(|| path.clone()));
+            self.gather_removal(path);
+            self.submit_if_full();
+        }
+        self.settle_commits()?;
+        self.stager.look_at(keys);
+        Ok(true)
+    }
+}

@@ -1,0 +1,452 @@
+//! Looking at single paths: when, what is found there compared with what is recorded, and what that makes of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use consort_core::model::merge::{self, Saw};
+use consort_core::store::{LocalWrite, StoreError, View};
+use consort_core::{Attributes, ChunkHash, Content, Key, Kind, Version};
+use consort_store::{Basis, DiskView, Place, Record};
+
+use super::{Engine, deletion, record_of, recorded_meta};
+use crate::folder::index::{self, IndexError, Indexed, MAX_QUEUED_FILES, Reading};
+use crate::folder::project::{conflict_path, conflict_prefix, copied_key};
+use crate::folder::{EntryKind, Meta};
+
+/// Paths that wait to be looked at. Beyond that a scan costs less.
+pub(super) const MAX_DIRTY: usize = 100_000;
+/// A file that is open for writing is looked at when it has been quiet for so long, or when it has not been for so
+/// much longer.
+pub(super) const QUIET: Duration = Duration::from_millis(200);
+const NEVER_QUIET: Duration = Duration::from_secs(5);
+/// A file that changes while it is read is tried again, after twice the time of the last try, up to this.
+const AGAIN_AT_MOST: Duration = Duration::from_secs(30);
+/// How often a file that keeps changing is tried before it is reported.
+const TRIES_BEFORE_REPORT: u32 = 6;
+/// How soon a file whose times would not show a change is read again.
+const RACY_AGAIN_AFTER: Duration = Duration::from_millis(30);
+/// Files up to this size are read at once if nothing else is to do: a change of them is on its way sooner.
+const READ_AT_ONCE: u64 = 256 << 10;
+/// Refused paths that are remembered.
+const MAX_REFUSED: usize = 1000;
+/// Conflict copies that are read from the store at once.
+const PAGE: usize = 256;
+
+/// A path that is to be looked at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dirty {
+    pub(super) due: Instant,
+    since: Instant,
+    /// How often it changed while it was read.
+    tries: u32,
+    /// The round of flushes in which it was looked at last, or marked first.
+    round: u64,
+    /// It was taken in; only another change that its times would not show is looked for.
+    again: bool,
+}
+
+impl Dirty {
+    /// Whether those who wait for a flush in this round can do without it: it changed since, or could not be read.
+    pub(super) fn is_known(&self, round: u64) -> bool {
+        self.again || self.round == round
+    }
+}
+
+/// A path that a worker reads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Indexing {
+    tries: u32,
+    round: u64,
+    /// It changed since.
+    again: bool,
+}
+
+/// Paths whose writes the store does not take.
+#[derive(Debug, Default)]
+pub(super) struct Refused {
+    /// To be written one by one, so that it shows which is to blame.
+    suspects: BTreeSet<Key>,
+    /// What stood there (nothing, if it was deleted), and why it is not taken.
+    paths: BTreeMap<Key, (Option<Meta>, String)>,
+}
+
+impl Engine<'_> {
+    /// Notes that a path is to be looked at, soon or when it was quiet for `delay`.
+    pub(super) fn mark(&mut self, key: &str, delay: Duration) {
+        let Ok(key) = Key::new(key) else { return };
+        if MAX_DIRTY <= self.dirty.len() {
+            self.dirty.clear();
+            self.rescan();
+            return;
+        }
+        let now = Instant::now();
+        let before = self.dirty.get(&key).filter(|dirty| !dirty.again).copied();
+        let since = before.map_or(now, |dirty| dirty.since);
+        let tries = before.map_or(0, |dirty| dirty.tries);
+        let round = before.map_or(self.round, |dirty| dirty.round);
+        // What changed while it was read is given a moment.
+        let delay = if tries == 0 { delay } else { QUIET };
+        let due = (now + delay).min(since + NEVER_QUIET);
+        let due = before.filter(|dirty| dirty.tries != 0).map_or(due, |dirty| due.min(dirty.due));
+        self.dirty.insert(key, Dirty { due, since, tries, round, again: false });
+    }
+
+    /// Looks at a path soon, since it is not what it was taken for.
+    pub(in crate::folder) fn look_again(&mut self, path: &Key) {
+        self.mark(path, Duration::ZERO);
+    }
+
+    /// Whether a path changed and was not taken in yet.
+    pub(in crate::folder) fn is_unsettled(&self, path: &Key) -> bool {
+        self.dirty.contains_key(path)
+            || self.indexing.contains_key(path)
+            || self.deletions.contains(path)
+    }
+
+    /// Looks at the paths whose time has come. While somebody waits, that is now.
+    pub(super) fn look_at_dirty(&mut self) -> Result<bool, StoreError> {
+        let now = Instant::now();
+        let flushing = self.is_flushing();
+        let round = self.round;
+        let due = |dirty: &Dirty| dirty.due <= now || (flushing && !dirty.is_known(round));
+        let paths: Vec<(Key, u32)> = self
+            .dirty
+            .iter()
+            .filter(|(_, dirty)| due(dirty))
+            .map(|(path, dirty)| (path.clone(), dirty.tries))
+            .take(MAX_QUEUED_FILES)
+            .collect();
+        let alone = paths.len() == 1 && self.indexing.is_empty();
+        let busy = !paths.is_empty();
+        for (path, tries) in paths {
+            self.dirty.remove(&path);
+            if let Some(indexing) = self.indexing.get_mut(&path) {
+                indexing.again = true;
+                continue;
+            }
+            self.settle_path(&path)?;
+            match self.root.stat(&path) {
+                Ok(Some(meta)) if !self.is_ignored(&path, meta.kind == EntryKind::Directory) => {
+                    let record = self.view()?.record(&path)?;
+                    self.compare(path, meta, record, alone, tries)?;
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => self.on_missing(path)?,
+                Err(error) => self.progress.set_problem(&path, Some(error.to_string())),
+            }
+        }
+        Ok(busy)
+    }
+
+    /// Compares what stands at a path with what is recorded of it.
+    pub(super) fn compare(
+        &mut self,
+        path: Key,
+        meta: Meta,
+        record: Option<Record>,
+        alone: bool,
+        tries: u32,
+    ) -> Result<(), StoreError> {
+        self.deletions.forget(&path);
+        if let Some(record) = &record {
+            let implicit = record.implicit && meta.kind == EntryKind::Directory;
+            let same = meta.same_file_state(&recorded_meta(record));
+            if implicit || (same && !record.racy) {
+                self.progress.set_problem(&path, None);
+                return Ok(());
+            }
+        }
+        if self.context.read_only && record.is_none() {
+            self.report_foreign(&path);
+            return Ok(());
+        }
+        if self.is_refused(&path, Some(&meta)) {
+            return Ok(());
+        }
+        match meta.kind {
+            EntryKind::Other => {
+                let text = "it is not a file, directory or symlink; it is left alone";
+                self.progress.set_problem(&path, Some(text.to_owned()));
+                Ok(())
+            }
+            EntryKind::Directory => {
+                let content = Content::Inline(Box::default());
+                self.take_in(path, meta, content, Vec::new(), false)
+            }
+            EntryKind::File | EntryKind::Symlink if alone && meta.size <= READ_AT_ONCE => {
+                let mut buffer = std::mem::take(&mut self.buffer);
+                let reading = Reading {
+                    root: &self.root,
+                    store: &self.context.store,
+                    dataset: self.context.dataset,
+                    stopped: self.indexer.stopped(),
+                };
+                let indexed = index::index(&reading, path, meta, &mut buffer);
+                self.buffer = buffer;
+                self.on_read(indexed, tries, self.round)
+            }
+            EntryKind::File | EntryKind::Symlink => {
+                while MAX_QUEUED_FILES <= self.indexing.len() {
+                    let Ok(indexed) = self.indexer.results().recv() else { return Ok(()) };
+                    self.on_indexed(indexed)?;
+                }
+                if let Some(indexing) = self.indexing.get_mut(&path) {
+                    indexing.again = true;
+                    return Ok(());
+                }
+                let indexing = Indexing { tries, round: self.round, again: false };
+                self.indexing.insert(path.clone(), indexing);
+                self.indexer.submit(path, meta);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes what a worker has read.
+    pub(super) fn on_indexed(&mut self, indexed: Indexed) -> Result<(), StoreError> {
+        let Some(Indexing { tries, round, again }) = self.indexing.remove(&indexed.path) else {
+            return Ok(());
+        };
+        if again {
+            // It has changed since, so this is not what is there.
+            self.try_again(indexed.path, tries, round);
+            return Ok(());
+        }
+        self.on_read(indexed, tries, round)
+    }
+
+    fn on_read(&mut self, indexed: Indexed, tries: u32, round: u64) -> Result<(), StoreError> {
+        let Indexed { path, meta, outcome, places, racy } = indexed;
+        match outcome {
+            Ok(content) => {
+                self.progress.set_problem(&path, None);
+                // What was put in place since it was read is not what was read.
+                match self.root.stat(&path) {
+                    Ok(Some(now)) if now.same_file_state(&meta) => {}
+                    _ => {
+                        self.try_again(path, tries, round);
+                        return Ok(());
+                    }
+                }
+                if racy {
+                    let since = Instant::now();
+                    let due = since + RACY_AGAIN_AFTER;
+                    let again = Dirty { due, since, tries: 0, round, again: true };
+                    self.dirty.entry(path.clone()).or_insert(again);
+                }
+                return self.take_in(path, meta, content, places, racy);
+            }
+            Err(IndexError::Unstable) => self.try_again(path, tries, round),
+            Err(IndexError::Unfit(reason)) => self.progress.set_problem(&path, Some(reason)),
+            Err(IndexError::Unreadable(error)) => {
+                let text = format!("it cannot be read ({error}); check its permissions");
+                self.progress.set_problem(&path, Some(text));
+            }
+            Err(IndexError::Store(error)) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Looks again at a path that changed while it was read, in this round of flushes.
+    fn try_again(&mut self, path: Key, tries: u32, round: u64) {
+        if tries == TRIES_BEFORE_REPORT {
+            let text = "it keeps changing; it is taken in when it has come to rest";
+            self.progress.set_problem(&path, Some(text.to_owned()));
+        }
+        let since = Instant::now();
+        let due = since + (QUIET * (1 << tries.min(8))).min(AGAIN_AT_MOST);
+        self.dirty.insert(path, Dirty { due, since, tries: tries + 1, round, again: false });
+    }
+
+    /// Makes what was found at a path a write, or only a newer record if it is what was recorded.
+    fn take_in(
+        &mut self,
+        path: Key,
+        meta: Meta,
+        content: Content,
+        places: Vec<(ChunkHash, Place)>,
+        racy: bool,
+    ) -> Result<(), StoreError> {
+        self.gather_for(&path)?;
+        let view = self.view()?;
+        let before = view.record(&path)?;
+        let mut found = record_of(&meta, &content, racy);
+        if let Some(before) = &before
+            && before.content == found.content
+            && before.kind == found.kind
+            && before.mode == found.mode
+            && before.modified_ns == found.modified_ns
+            && !before.implicit
+        {
+            // Whoever looked for its bytes while they were not there has forgotten the place.
+            if !before.racy || before.inode != found.inode {
+                self.gather_places(places);
+            }
+            let record = Record { dot: before.dot, key: before.key.clone(), ..found };
+            if record != *before {
+                self.refresh_record(path, record);
+            }
+            return Ok(());
+        }
+        if self.context.read_only {
+            self.report_foreign(&path);
+            return Ok(());
+        }
+        let attributes = Attributes {
+            kind: found.kind,
+            mode: found.mode,
+            modified_ns: if found.kind == Kind::Directory { 0 } else { found.modified_ns },
+            ..Attributes::default()
+        };
+        let attributes = with_declared(&view, &path, before.as_ref(), &found, attributes)?;
+        let mut saw = Saw::Nothing;
+        match &before {
+            None => {
+                if let Some((key, dot)) = copy_of(&view, &path, &content, &attributes)? {
+                    found.key = Some(key);
+                    self.gather_record(path, found, Basis::Dot(dot));
+                    self.gather_places(places);
+                    self.progress.count_conflict(true);
+                    self.submit_if_full();
+                    return Ok(());
+                }
+            }
+            // A conflict copy that was edited is a file of its own from now on, and the loser is dealt with.
+            Some(Record { key: Some(key), dot, .. }) => {
+                let (key, saw) = (key.clone(), Saw::Version(*dot));
+                self.gather_write(deletion(key, saw));
+                self.progress.count_conflict(false);
+            }
+            Some(record) if record.implicit => {}
+            // The file of a version that was put in place and not recorded, since something broke in between.
+            Some(record) if is_unrecorded(&view, &path, record, &content, &attributes)? => {}
+            Some(record) => saw = Saw::Version(record.dot),
+        }
+        let write = self.gather_write(LocalWrite { key: path.clone(), saw, content, attributes });
+        self.gather_record(path, found, Basis::Write(write));
+        self.gather_places(places);
+        self.submit_if_full();
+        Ok(())
+    }
+
+    /// What is found in a read-only directory and was not put there.
+    fn report_foreign(&self, path: &Key) {
+        let text = "it is not what was received, and the link is read-only: it is neither sent nor replaced; \
+                    move it away, and what was received takes its place";
+        self.progress.set_problem(path, Some(text.to_owned()));
+    }
+
+    // ---- What the store does not take ----
+
+    /// Finds out which of these paths is to blame for a transaction that was refused, and does the others again.
+    pub(super) fn on_refused(&mut self, paths: impl IntoIterator<Item = Key>, reason: &str) {
+        let paths: Vec<Key> = paths.into_iter().collect();
+        if let [path] = &paths[..] {
+            let found = self.root.stat(path).ok().flatten();
+            self.refused.suspects.remove(path);
+            if self.refused.paths.len() < MAX_REFUSED {
+                self.refused.paths.insert(path.clone(), (found, reason.to_owned()));
+            }
+            self.progress.set_problem(path, Some(reason.to_owned()));
+            return;
+        }
+        for path in paths {
+            self.look_again(&path);
+            self.refused.suspects.insert(path);
+        }
+    }
+
+    /// Whether what stands at a path was refused.
+    pub(super) fn is_refused(&mut self, path: &Key, found: Option<&Meta>) -> bool {
+        let Some((before, reason)) = self.refused.paths.get(path) else { return false };
+        let same = match (before, found) {
+            (None, None) => true,
+            (Some(before), Some(found)) => found.same_file_state(before),
+            _ => false,
+        };
+        if same {
+            self.progress.set_problem(path, Some(reason.clone()));
+        } else {
+            self.refused.paths.remove(path);
+        }
+        same
+    }
+
+    /// Whether what is gathered is about a path that has to be written alone.
+    pub(super) fn is_suspect(&mut self, path: &Key) -> bool {
+        self.refused.suspects.remove(path)
+    }
+}
+
+/// What a file's writer said about its bytes still holds while they are the same.
+fn with_declared(
+    view: &DiskView,
+    path: &Key,
+    before: Option<&Record>,
+    found: &Record,
+    attributes: Attributes,
+) -> Result<Attributes, StoreError> {
+    let Some(before) = before.filter(|before| {
+        before.key.is_none() && before.content == found.content && before.kind == found.kind
+    }) else {
+        return Ok(attributes);
+    };
+    let siblings = view.siblings(path)?;
+    let shown = siblings.into_iter().find(|stored| stored.version.dot == before.dot);
+    Ok(shown.map_or(attributes.clone(), |shown| {
+        let Attributes { kind, mode, modified_ns, .. } = attributes;
+        Attributes { kind, mode, modified_ns, ..shown.version.attributes }
+    }))
+}
+
+/// Whether what is found at a path is a current version that no path is recorded to show: then it was put in place,
+/// and the node ended before that was recorded. What the record says was there is not replaced by it.
+fn is_unrecorded(
+    view: &DiskView,
+    path: &Key,
+    record: &Record,
+    content: &Content,
+    attributes: &Attributes,
+) -> Result<bool, StoreError> {
+    let siblings: Vec<Version> = view.siblings(path)?.into_iter().map(|s| s.version).collect();
+    let found = |version: &&Version| {
+        version.dot != record.dot
+            && version.content.same_bytes(content)
+            && version.attributes.kind == attributes.kind
+            && version.attributes.mode == attributes.mode
+            && version.attributes.modified_ns == attributes.modified_ns
+    };
+    let Some(version) = merge::winner(&siblings).filter(found) else { return Ok(false) };
+    let mut after = None;
+    loop {
+        let page = view.records(&conflict_prefix(path), after.as_ref(), PAGE)?;
+        let Some((last, _)) = page.last() else { return Ok(true) };
+        after = Some(last.clone());
+        if page.iter().any(|(_, record)| record.dot == version.dot) {
+            return Ok(false);
+        }
+    }
+}
+
+/// The loser that a file without a record is the copy of: it was put in place and not recorded, or the directory was
+/// linked before.
+fn copy_of(
+    view: &DiskView,
+    path: &Key,
+    content: &Content,
+    attributes: &Attributes,
+) -> Result<Option<(Key, consort_core::Dot)>, StoreError> {
+    let Some(key) = copied_key(path) else { return Ok(None) };
+    if !view.siblings(path)?.is_empty() {
+        return Ok(None);
+    }
+    let siblings: Vec<Version> = view.siblings(&key)?.into_iter().map(|s| s.version).collect();
+    let is_copy = |version: &&Version| {
+        conflict_path(&key, version.dot).as_ref() == Some(path)
+            && version.content.same_bytes(content)
+            && version.attributes.kind == attributes.kind
+            && version.attributes.mode == attributes.mode
+    };
+    let found = siblings.iter().find(is_copy).map(|version| version.dot);
+    Ok(found.map(|dot| (key, dot)))
+}

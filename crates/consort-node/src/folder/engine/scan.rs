@@ -1,0 +1,153 @@
+//! Looking at everything: the directory and the records side by side, in key order.
+
+use std::sync::Arc;
+
+use consort_core::Key;
+use consort_core::store::StoreError;
+use consort_store::{DiskStore, Record};
+
+use super::{Engine, Exit};
+use crate::folder::ignores::IGNORE_FILE;
+use crate::folder::link::LinkContext;
+use crate::folder::{Walk, WalkEntry, WalkProblem, WalkProblemKind};
+
+/// Entries of a scan between two looks at everything else.
+const SCAN_SLICE: usize = 512;
+/// Records that are read from the store at once.
+const RECORDS_PAGE: usize = 1024;
+
+impl Engine<'_> {
+    /// Goes through the directory, or what is at and beneath `start`, side by side with the records.
+    pub(super) fn scan(&mut self, start: Option<&Key>) -> Result<(), StoreError> {
+        if !self.root.is_present() {
+            self.exit = Some(Exit::RootGone);
+            return Ok(());
+        }
+        self.scanning = true;
+        if start.is_none() {
+            self.progress.set_scanning(true);
+            self.progress.clear_problems();
+            for problem in self.ignores.problems() {
+                let text = format!("line {} is not a pattern: {}", problem.line, problem.message);
+                self.progress.set_problem(IGNORE_FILE, Some(text));
+            }
+        }
+        let (root, ignores) = (Arc::clone(&self.root), self.ignores.clone());
+        let mut records = Records::new(start);
+        let mut unknown: Vec<String> = Vec::new();
+        let mut walked = 0;
+        for entry in Walk::new(&root, &ignores, start.map(Key::as_str)) {
+            match entry {
+                Ok(WalkEntry { key, meta }) => {
+                    let Ok(key) = Key::new(key) else { continue };
+                    let record = self.missing_before(&mut records, Some(&key), &unknown)?;
+                    self.compare(key, meta, record, false, 0)?;
+                }
+                Err(problem) => self.on_walk_problem(problem, &mut unknown),
+            }
+            walked += 1;
+            if walked % SCAN_SLICE == 0 {
+                self.progress.add_scanned(SCAN_SLICE as u64);
+                self.serve(false)?;
+                if self.exit.is_some() {
+                    break;
+                }
+            }
+        }
+        if self.exit.is_none() {
+            self.missing_before(&mut records, None, &unknown)?;
+        }
+        self.progress.add_scanned((walked % SCAN_SLICE) as u64);
+        self.scanning = false;
+        if start.is_none() && self.exit.is_none() {
+            self.progress.set_scanning(false);
+            self.progress.set_conflicts(records.conflicts);
+            self.progress.set_trouble("overflow", None);
+        }
+        Ok(())
+    }
+
+    /// Passes the records before `key` (all, if none): what they name was not found. Returns the record of `key`.
+    fn missing_before(
+        &mut self,
+        records: &mut Records,
+        key: Option<&Key>,
+        unknown: &[String],
+    ) -> Result<Option<Record>, StoreError> {
+        loop {
+            let Some((path, record)) = records.next_upto(&self.context.store, self.context, key)?
+            else {
+                return Ok(None);
+            };
+            if key == Some(&path) {
+                return Ok(Some(record));
+            }
+            let is_unknown = unknown.iter().any(|top| {
+                top.is_empty()
+                    || path.as_str() == top
+                    || path.strip_prefix(top.as_str()).is_some_and(|rest| rest.starts_with('/'))
+            });
+            // It may have appeared after the walk had passed it.
+            if !is_unknown && matches!(self.root.stat(&path), Ok(None)) {
+                self.on_missing(path)?;
+            }
+        }
+    }
+
+    fn on_walk_problem(&mut self, problem: WalkProblem, unknown: &mut Vec<String>) {
+        if matches!(problem.kind, WalkProblemKind::Unreadable(_) | WalkProblemKind::OtherDevice) {
+            unknown.push(problem.path.clone());
+        }
+        self.progress.set_problem(&problem.path, Some(problem.kind.to_string()));
+    }
+}
+
+/// The records in key order, page by page, as of when each page is read.
+struct Records {
+    prefix: String,
+    /// The record of the start itself comes before those beneath it.
+    first: Option<Key>,
+    after: Option<Key>,
+    page: std::vec::IntoIter<(Key, Record)>,
+    next: Option<(Key, Record)>,
+    ended: bool,
+    /// Conflict copies among those that were passed.
+    conflicts: u64,
+}
+
+impl Records {
+    fn new(start: Option<&Key>) -> Self {
+        let prefix = start.map_or_else(String::new, |start| format!("{start}/"));
+        let (after, next, page) = (None, None, Vec::new().into_iter());
+        Self { prefix, first: start.cloned(), after, page, next, ended: false, conflicts: 0 }
+    }
+
+    /// The next record if it is not after `limit`.
+    fn next_upto(
+        &mut self,
+        store: &DiskStore,
+        context: &LinkContext,
+        limit: Option<&Key>,
+    ) -> Result<Option<(Key, Record)>, StoreError> {
+        if let Some(first) = self.first.take()
+            && let Some(record) = store.view(context.dataset)?.record(&first)?
+        {
+            self.next = Some((first, record));
+        }
+        if self.next.is_none() {
+            self.next = self.page.next();
+        }
+        if self.next.is_none() && !self.ended {
+            let view = store.view(context.dataset)?;
+            let page = view.records(&self.prefix, self.after.as_ref(), RECORDS_PAGE)?;
+            self.ended = page.len() < RECORDS_PAGE;
+            self.after = page.last().map(|(path, _)| path.clone()).or(self.after.take());
+            self.page = page.into_iter();
+            self.next = self.page.next();
+        }
+        let within = |(path, _): &mut (Key, Record)| limit.is_none_or(|limit| &*path <= limit);
+        let next = self.next.take_if(within);
+        self.conflicts += u64::from(next.as_ref().is_some_and(|(_, record)| record.key.is_some()));
+        Ok(next)
+    }
+}

@@ -1,0 +1,269 @@
+//! Random histories of one linked directory: what its user does, what others wrote, and restarts, in any order; at
+//! the end everything agrees, and nothing is gone that nobody replaced.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use consort_core::random::Random;
+use consort_core::{Attributes, Content, Kind};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use super::{Site, Stands, content_of, file_attributes, key, noise};
+
+/// So many histories run with every test; `CONSORT_SEEDS=FROM..TO` runs others.
+const SEEDS: std::ops::Range<u64> = 0..12;
+const STEPS: u64 = 60;
+
+#[test]
+fn whatever_happens_directory_and_store_agree_and_nothing_is_lost() {
+    let seeds = match std::env::var("CONSORT_SEEDS") {
+        Ok(range) => {
+            let (from, to) = range.split_once("..").expect("FROM..TO");
+            from.parse().expect("a number")..to.parse().expect("a number")
+        }
+        Err(_) => SEEDS,
+    };
+    for seed in seeds {
+        println!("seed {seed}");
+        History::new(seed).play();
+    }
+}
+
+struct History {
+    site: Site,
+    random: Random,
+    step: u64,
+    /// What the user wrote and nobody has replaced: by content, where.
+    kept: BTreeMap<[u8; 16], String>,
+}
+
+impl History {
+    fn new(seed: u64) -> Self {
+        Self { site: Site::new(), random: Random::new(seed), step: 0, kept: BTreeMap::new() }
+    }
+
+    fn play(mut self) {
+        for step in 0..STEPS {
+            self.step = step;
+            match self.below(24) {
+                0..5 => self.write(),
+                5..7 => self.append(),
+                7 | 8 => self.remove(),
+                9 | 10 => self.rename(),
+                11 => self.replace_by_directory(),
+                12 => self.chmod(),
+                13 => self.link(),
+                14..19 => self.remote(),
+                19 | 20 => self.remote_deletion(),
+                21 => self.remote_directory(),
+                22 => self.site.settle(),
+                _ if self.below(2) == 0 => self.site.flush(),
+                _ => {
+                    self.site.stop();
+                    if self.below(2) == 0 {
+                        self.write();
+                        self.remove();
+                        self.remote();
+                    }
+                    self.site.start();
+                }
+            }
+        }
+        self.site.folder().allow_mass_delete();
+        self.site.settle();
+        self.site.check();
+        let view = self.site.view();
+        let all = consort_core::store::View::scan(&view, "", None, usize::MAX).unwrap();
+        let mut held: Vec<[u8; 16]> = all
+            .iter()
+            .flat_map(|(_, held)| held.iter().map(|stored| stored.version.content.id()))
+            .collect();
+        let rescued = self.site.at(".consort/rescued");
+        for entry in fs::read_dir(rescued).into_iter().flatten() {
+            held.push(content_of(&fs::read(entry.unwrap().path()).unwrap()).id());
+        }
+        for (content, what) in &self.kept {
+            assert!(held.contains(content), "nobody replaced {what}, and it is gone");
+        }
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.random.below(bound)
+    }
+
+    fn path(&mut self) -> String {
+        let paths = ["a", "b.txt", "a/x", "a/y", "d/x", "d/e/f", "d", "d/e"];
+        // Conflict copies are files like others to the user.
+        let copies = self.site.copies();
+        let place = usize::try_from(self.below(10)).unwrap();
+        match copies.get(place.wrapping_sub(paths.len())) {
+            Some(copy) => copy.clone(),
+            None => paths[place % paths.len()].to_owned(),
+        }
+    }
+
+    fn bytes(&mut self) -> Vec<u8> {
+        let length = match self.below(4) {
+            0 => 0,
+            1 => 100_000,
+            _ => 20,
+        };
+        let number = self.below(1 << 30);
+        let mut bytes = format!("step {} of {number}", self.step).into_bytes();
+        bytes.extend(noise(length, self.step));
+        bytes
+    }
+
+    fn aside(&self) -> std::path::PathBuf {
+        self.site.home.path().join("aside/file")
+    }
+
+    /// Swaps what is aside with what stands at a path, if that can be, and forgets what was replaced.
+    fn swap_in(&mut self, path: &str) -> bool {
+        let (aside, at) = (self.aside(), self.site.at(path));
+        if fs::create_dir_all(at.parent().unwrap()).is_err() || at.is_dir() && !at.is_symlink() {
+            return false;
+        }
+        for _ in 0..10 {
+            let flags = RenameFlags::NOREPLACE;
+            if renameat_with(CWD, &aside, CWD, &at, flags).is_ok() {
+                return true;
+            }
+            if renameat_with(CWD, &aside, CWD, &at, RenameFlags::EXCHANGE).is_ok() {
+                self.forget(&aside);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What is there now was replaced, or deleted, by the user.
+    fn forget(&mut self, path: &Path) {
+        if path.is_symlink() {
+            fs::remove_file(path).unwrap();
+        } else if path.is_dir() {
+            for entry in fs::read_dir(path).unwrap() {
+                self.forget(&entry.unwrap().path());
+            }
+            fs::remove_dir(path).unwrap();
+        } else if let Ok(bytes) = fs::read(path) {
+            self.kept.remove(&content_of(&bytes).id());
+            fs::remove_file(path).unwrap();
+        }
+    }
+
+    fn put(&mut self, path: &str, bytes: &[u8]) {
+        fs::write(self.aside(), bytes).unwrap();
+        self.kept.insert(content_of(bytes).id(), format!("{path} at step {}", self.step));
+        if !self.swap_in(path) {
+            self.forget(&self.aside());
+        }
+    }
+
+    fn write(&mut self) {
+        let (path, bytes) = (self.path(), self.bytes());
+        self.put(&path, &bytes);
+    }
+
+    fn append(&mut self) {
+        let path = self.path();
+        let Ok(mut bytes) = fs::read(self.site.at(&path)) else { return };
+        bytes.extend(self.bytes());
+        self.put(&path, &bytes);
+    }
+
+    fn remove(&mut self) {
+        let path = self.path();
+        let aside = self.aside();
+        if fs::rename(self.site.at(&path), &aside).is_ok() {
+            self.forget(&aside);
+        }
+    }
+
+    fn rename(&mut self) {
+        let (from, to) = (self.path(), self.path());
+        let aside = self.aside();
+        if fs::rename(self.site.at(&from), &aside).is_err() {
+            return;
+        }
+        let moved = if aside.is_dir() && !aside.is_symlink() {
+            renameat_with(CWD, &aside, CWD, self.site.at(&to), RenameFlags::NOREPLACE).is_ok()
+        } else {
+            self.swap_in(&to)
+        };
+        if !moved {
+            self.forget(&aside);
+        }
+    }
+
+    fn replace_by_directory(&mut self) {
+        let path = self.path();
+        let aside = self.aside();
+        if fs::rename(self.site.at(&path), &aside).is_ok() {
+            self.forget(&aside);
+        }
+        let bytes = self.bytes();
+        let _ = fs::create_dir_all(self.site.at(&path));
+        self.put(&format!("{path}/x"), &bytes);
+    }
+
+    fn chmod(&mut self) {
+        let path = self.path();
+        let at = self.site.at(&path);
+        let mode = if self.below(2) == 0 { 0o755 } else { 0o700 };
+        if !at.is_symlink() {
+            let _ = fs::set_permissions(at, fs::Permissions::from_mode(mode));
+        }
+    }
+
+    fn link(&mut self) {
+        let (path, target) = (self.path(), format!("target-{}", self.step));
+        symlink(target, self.aside()).unwrap();
+        if !self.swap_in(&path) {
+            self.forget(&self.aside());
+        }
+    }
+
+    fn stands(&mut self, path: &str) -> Stands {
+        match self.below(3) {
+            0 => Stands::Beside,
+            1 => Stands::Over,
+            _ => {
+                self.forget_current(path);
+                Stands::After
+            }
+        }
+    }
+
+    /// Somebody who saw all of it replaces it.
+    fn forget_current(&mut self, path: &str) {
+        let held = consort_core::store::View::siblings(&self.site.view(), &key(path)).unwrap();
+        for stored in held {
+            self.kept.remove(&stored.version.content.id());
+        }
+    }
+
+    fn remote(&mut self) {
+        let path = self.path();
+        let (stands, bytes) = (self.stands(&path), self.bytes());
+        self.site.keep(&bytes);
+        let mode = if self.below(3) == 0 { 0o755 } else { 0o644 };
+        let attributes = Attributes { mode, ..file_attributes() };
+        self.site.remote_version(&path, stands, content_of(&bytes), attributes);
+    }
+
+    fn remote_deletion(&mut self) {
+        let path = self.path();
+        let stands = self.stands(&path);
+        self.site.remote_version(&path, stands, Content::Deleted, Attributes::default());
+    }
+
+    fn remote_directory(&mut self) {
+        let path = self.path();
+        let stands = self.stands(&path);
+        let attributes = Attributes { kind: Kind::Directory, mode: 0o755, ..Attributes::default() };
+        self.site.remote_version(&path, stands, Content::Inline(Box::default()), attributes);
+    }
+}

@@ -1,0 +1,624 @@
+//! Single situations of a linked directory, each with the end it has to come to.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use consort_core::limits::MAX_VECTOR_AUTHORS;
+use consort_core::{Attributes, AuthorId, Content, Dot, Kind, Timestamp, Version, VersionVector};
+use consort_node::folder::Trouble;
+use crossbeam_channel::bounded;
+
+use super::{Site, Stands, content_of, file_attributes, noise};
+
+fn is_paused(site: &Site) -> bool {
+    matches!(site.folder().progress().trouble(), Some(Trouble::Paused(_)))
+}
+
+#[test]
+fn what_others_wrote_appears_and_what_is_written_here_is_known() {
+    let mut site = Site::new();
+    site.remote("dir/a", Stands::After, b"a");
+    site.remote("large", Stands::After, &noise(3_000_000, 1));
+    site.remote_directory("empty");
+    let target = Content::Inline((*b"../nowhere").into());
+    let symlink = Attributes { kind: Kind::Symlink, mode: 0o777, ..Attributes::default() };
+    site.remote_version("link", Stands::After, target, symlink);
+    site.write("here/b", "b");
+    site.settle();
+    assert_eq!(site.read("dir/a").as_deref(), Some("a"));
+    assert!(site.winner("here/b").is_some() && site.winner("here").is_some());
+    site.check();
+}
+
+#[test]
+fn the_later_of_two_edits_wins_and_the_other_stands_beside_it() {
+    let mut site = Site::new();
+    site.write("f.txt", "mine");
+    site.settle();
+    site.remote("f.txt", Stands::Over, b"theirs");
+    site.settle();
+    assert_eq!(site.read("f.txt").as_deref(), Some("theirs"));
+    let copies = site.copies();
+    assert_eq!(copies.len(), 1);
+    assert_eq!(site.read(&copies[0]).as_deref(), Some("mine"));
+    site.check();
+}
+
+#[test]
+fn a_conflict_copy_that_is_deleted_is_a_conflict_no_more() {
+    let mut site = Site::new();
+    site.write("f", "mine");
+    site.settle();
+    site.remote("f", Stands::Over, b"theirs");
+    site.settle();
+    fs::remove_file(site.at(&site.copies()[0])).unwrap();
+    site.settle();
+    assert_eq!(site.live("f"), 1);
+    assert_eq!(site.read("f").as_deref(), Some("theirs"));
+    site.check();
+}
+
+#[test]
+fn a_conflict_copy_that_is_edited_is_a_file_of_its_own() {
+    let mut site = Site::new();
+    site.write("f", "mine");
+    site.settle();
+    site.remote("f", Stands::Over, b"theirs");
+    site.settle();
+    let copy = site.copies().remove(0);
+    site.write(&copy, "mine, and more");
+    site.settle();
+    assert_eq!(site.live("f"), 1);
+    assert!(site.winner(&copy).is_some());
+    assert_eq!(site.read(&copy).as_deref(), Some("mine, and more"));
+    site.check();
+}
+
+#[test]
+fn a_conflict_copy_that_is_renamed_over_the_winner_wins() {
+    let mut site = Site::new();
+    site.write("f", "mine");
+    site.settle();
+    site.remote("f", Stands::Over, b"theirs");
+    site.settle();
+    fs::rename(site.at(&site.copies()[0]), site.at("f")).unwrap();
+    site.settle();
+    assert_eq!(site.read("f").as_deref(), Some("mine"));
+    assert_eq!((site.live("f"), site.copies().len()), (1, 0));
+    site.check();
+}
+
+#[test]
+fn a_copy_that_somebody_resolved_before_it_moved_to_the_key_goes() {
+    let mut site = Site::new();
+    site.write("f", "mine");
+    site.settle();
+    site.remote("f", Stands::Over, b"theirs");
+    site.settle();
+    // The winner goes here while somebody who saw both decides.
+    site.stop();
+    fs::remove_file(site.at("f")).unwrap();
+    site.start();
+    site.flush();
+    site.remote("f", Stands::After, b"decided");
+    site.settle();
+    assert_eq!(site.read("f").as_deref(), Some("decided"));
+    assert_eq!(site.copies(), Vec::<String>::new());
+    site.check();
+}
+
+#[test]
+fn losers_beyond_those_that_are_shown_stay_readable() {
+    let mut site = Site::new();
+    site.write("f", "mine");
+    site.settle();
+    let mine = site.winner("f").unwrap();
+    for number in 0..12 {
+        site.remote("f", Stands::Over, format!("theirs {number}").as_bytes());
+    }
+    site.settle();
+    assert_eq!(site.copies().len(), 8);
+    let Content::Chunks(chunks) = &mine.content else { panic!("a file has chunks") };
+    let bytes = site.contents.local().read(&chunks[0]).unwrap();
+    assert_eq!(bytes.as_deref(), Some(&b"mine"[..]));
+    site.check();
+}
+
+#[test]
+fn a_file_makes_way_for_what_lies_beneath_it_and_comes_back() {
+    let mut site = Site::new();
+    site.write("x", "a file");
+    site.settle();
+    site.remote("x/y", Stands::After, b"beneath");
+    site.settle();
+    assert_eq!(site.read("x/y").as_deref(), Some("beneath"));
+    assert_eq!(site.copies().len(), 1);
+    site.check();
+    site.remote_deletion("x/y");
+    site.settle();
+    assert_eq!(site.read("x").as_deref(), Some("a file"));
+    site.check();
+}
+
+#[test]
+fn a_file_becomes_a_directory_and_a_file_again() {
+    let mut site = Site::new();
+    site.write("x", "a file");
+    site.settle();
+    site.remote_directory("x");
+    site.remote("x/y", Stands::After, b"beneath");
+    site.settle();
+    assert_eq!(site.read("x/y").as_deref(), Some("beneath"));
+    site.remote_deletion("x/y");
+    site.remote("x", Stands::After, b"a file again");
+    site.settle();
+    assert_eq!(site.read("x").as_deref(), Some("a file again"));
+    fs::remove_file(site.at("x")).unwrap();
+    site.write("x/z", "here");
+    site.settle();
+    assert_eq!(site.winner("x").unwrap().attributes.kind, Kind::Directory);
+    site.check();
+}
+
+#[test]
+fn what_nobody_has_now_is_asked_for_again_without_being_told() {
+    let mut site = Site::new();
+    let bytes = noise(500_000, 2);
+    site.remote_version("late", Stands::After, content_of(&bytes), file_attributes());
+    site.remote("soon", Stands::After, b"soon");
+    site.until("the other file is there", |site| site.at("soon").exists());
+    site.until("something is missing", |site| site.folder().progress().is_waiting());
+    site.keep(&bytes);
+    site.settle();
+    site.check();
+}
+
+#[test]
+fn a_removal_that_comes_to_nothing_is_tried_again() {
+    let mut site = Site::new();
+    site.write("dir/f", "old");
+    site.settle();
+    // Nobody may change the directory, not even this node (root may: then there is nothing to see).
+    fs::set_permissions(site.at("dir"), fs::Permissions::from_mode(0o555)).unwrap();
+    site.flush();
+    site.remote_deletion("dir/f");
+    site.flush();
+    fs::set_permissions(site.at("dir"), fs::Permissions::from_mode(0o755)).unwrap();
+    site.settle();
+    assert_eq!(site.read("dir/f"), None);
+    site.check();
+}
+
+#[test]
+fn a_directory_that_is_deleted_keeps_what_is_ignored_in_it() {
+    let mut site = Site::new();
+    site.write(".consortignore", "*.tmp\n");
+    site.flush();
+    site.write("dir/a", "a");
+    site.write("dir/b.tmp", "b");
+    site.settle();
+    site.remote_deletion("dir/a");
+    site.remote_deletion("dir");
+    site.settle();
+    assert_eq!((site.read("dir/a"), site.read("dir/b.tmp").as_deref()), (None, Some("b")));
+    assert!(site.winner("dir").is_none(), "the deletion has come back");
+}
+
+#[test]
+fn directories_that_were_made_for_what_is_in_them_go_with_it() {
+    let mut site = Site::new();
+    site.remote("a/b/c", Stands::After, b"c");
+    site.remote("a/b/d", Stands::After, b"d");
+    site.settle();
+    assert!(site.winner("a").is_none() && site.winner("a/b").is_none());
+    site.remote_directory("a");
+    site.settle();
+    site.check();
+    site.remote_deletion("a/b/c");
+    site.remote_deletion("a/b/d");
+    site.settle();
+    assert!(!site.at("a/b").exists() && site.at("a").is_dir());
+    site.check();
+}
+
+#[test]
+fn deleting_most_of_a_directory_asks_first_however_slowly_it_goes() {
+    let mut site = Site::new();
+    let files = 400;
+    for number in 0..files {
+        site.write(&format!("f{number:03}"), format!("{number}"));
+    }
+    site.settle();
+    for number in 0..files {
+        fs::remove_file(site.at(&format!("f{number:03}"))).unwrap();
+        if number % 10 == 0 {
+            site.flush();
+        }
+    }
+    site.until("it asks", is_paused);
+    site.flush();
+    let left = |site: &Site| {
+        (0..files).filter(|number| site.winner(&format!("f{number:03}")).is_some()).count()
+    };
+    assert!(files / 2 - 1 <= left(&site), "only {} are left", left(&site));
+    // Meanwhile life goes on.
+    site.remote("other", Stands::After, b"other");
+    site.until("others' changes arrive", |site| site.at("other").exists());
+    // Restarting is no way around it.
+    site.stop();
+    site.start();
+    site.until("it asks again", is_paused);
+    assert!(files / 2 - 1 <= left(&site));
+    site.folder().allow_mass_delete();
+    site.until("they are deleted", |site| left(site) == 0);
+    site.settle();
+    assert!(!is_paused(&site));
+}
+
+#[test]
+fn what_comes_back_ends_the_pause_after_a_mass_deletion() {
+    let site = Site::new();
+    for number in 0..100 {
+        site.write(&format!("dir/f{number}"), format!("{number}"));
+    }
+    site.settle();
+    fs::rename(site.at("dir"), site.home.path().join("aside/dir")).unwrap();
+    site.until("it asks", is_paused);
+    fs::rename(site.home.path().join("aside/dir"), site.at("dir")).unwrap();
+    site.until("it goes on", |site| !is_paused(site));
+    site.settle();
+    assert!((0..100).all(|number| site.winner(&format!("dir/f{number}")).is_some()));
+    site.check();
+}
+
+#[test]
+fn a_flush_waits_while_the_directory_is_away_and_ends_with_the_link() {
+    let mut site = Site::new();
+    site.write("f", "before");
+    site.settle();
+    fs::rename(site.at(""), site.home.path().join("away")).unwrap();
+    site.until("it is missed", is_paused);
+    let flush = |site: &Site| {
+        let (done, flushed) = bounded(1);
+        site.folder().flush(move || {
+            let _ = done.send(());
+        });
+        flushed
+    };
+    let flushed = flush(&site);
+    fs::write(site.home.path().join("away/f"), "after").unwrap();
+    fs::rename(site.home.path().join("away"), site.at("")).unwrap();
+    flushed.recv_timeout(super::BOUND).expect("it is flushed when the directory is back");
+    site.settle();
+    assert_eq!(site.winner("f").unwrap().content, content_of(b"after"));
+    site.check();
+
+    fs::rename(site.at(""), site.home.path().join("away")).unwrap();
+    site.until("it is missed", is_paused);
+    let flushed = flush(&site);
+    site.stop();
+    flushed.recv_timeout(super::BOUND).expect_err("it ends with the link");
+}
+
+#[test]
+fn a_directory_that_is_deleted_as_a_whole_deletes_nothing_elsewhere() {
+    let site = Site::new();
+    for number in 0..100 {
+        site.write(&format!("f{number}"), format!("{number}"));
+    }
+    site.settle();
+    fs::rename(site.at(""), site.home.path().join("aside/data")).unwrap();
+    fs::remove_dir_all(site.home.path().join("aside/data")).unwrap();
+    site.until("it is missed", is_paused);
+    let left = (0..100).filter(|number| site.winner(&format!("f{number}")).is_some()).count();
+    assert_eq!(left, 100);
+}
+
+#[test]
+fn patterns_that_arrive_hold_at_once_and_what_they_let_go_appears() {
+    let mut site = Site::new();
+    site.remote(".consortignore", Stands::After, b"*.log\n");
+    site.settle();
+    site.remote("a.log", Stands::After, b"theirs");
+    site.remote("a.txt", Stands::After, b"a");
+    site.settle();
+    site.write("b.log", "mine");
+    site.flush();
+    assert!(!site.at("a.log").exists() && site.winner("b.log").is_none());
+    site.remote(".consortignore", Stands::After, b"*.other\n");
+    site.until("what was ignored is there", |site| site.at("a.log").exists());
+    site.until("and known", |site| site.winner("b.log").is_some());
+    site.settle();
+    site.check();
+}
+
+#[test]
+fn patterns_that_change_while_the_node_is_down_count_when_it_is_up() {
+    let mut site = Site::new();
+    site.write(".consortignore", "*.log\n");
+    site.flush();
+    site.remote("a.log", Stands::After, b"theirs");
+    site.settle();
+    site.stop();
+    fs::remove_file(site.at(".consortignore")).unwrap();
+    site.start();
+    site.until("what was ignored is there", |site| site.at("a.log").exists());
+    site.settle();
+    site.check();
+}
+
+#[test]
+fn patterns_that_arrive_and_cannot_be_used_stop_nothing() {
+    let mut site = Site::new();
+    site.remote(".consortignore", Stands::After, &b"pattern\n".repeat(20_000));
+    site.remote("f", Stands::After, b"f");
+    site.until("the rest goes on", |site| site.at("f").exists());
+    site.flush();
+    assert!(!site.folder().progress().problems().is_empty());
+    site.remote(".consortignore", Stands::After, b"*.log\n");
+    site.settle();
+    site.check();
+}
+
+/// A version that has seen so many authors that nobody can write after it.
+fn too_well_read() -> Version {
+    let mut seen = VersionVector::new();
+    for number in 0..u32::try_from(MAX_VECTOR_AUTHORS).unwrap() {
+        let mut author = [1; 16];
+        author[..4].copy_from_slice(&number.to_be_bytes());
+        seen.advance(Dot { author: AuthorId(author), time: Timestamp(1) });
+    }
+    let dot = Dot { author: AuthorId([0xee; 16]), time: Timestamp(5 << 16) };
+    Version { dot, seen, content: content_of(b"theirs"), attributes: file_attributes() }
+}
+
+#[test]
+fn an_entry_that_cannot_be_written_does_not_hold_up_the_others() {
+    let site = Site::new();
+    site.keep(b"theirs");
+    site.commit("bad", too_well_read());
+    site.settle();
+    site.write("bad", "mine");
+    for number in 0..20 {
+        site.write(&format!("good{number}"), format!("{number}"));
+    }
+    site.flush();
+    site.until("the others are known", |site| {
+        (0..20).all(|number| site.winner(&format!("good{number}")).is_some())
+    });
+    site.until("the bad one is reported", |site| {
+        site.folder().progress().problems().iter().any(|problem| problem.starts_with("bad"))
+    });
+    assert_eq!(site.read("bad").as_deref(), Some("mine"));
+    fs::remove_file(site.at("bad")).unwrap();
+    site.write("last", "last");
+    site.flush();
+    site.until("work goes on", |site| site.winner("last").is_some());
+}
+
+#[test]
+fn a_read_only_link_reports_and_restores_and_never_sends() {
+    let mut site = Site::stopped();
+    site.read_only = true;
+    site.start();
+    site.remote("changed", Stands::After, b"theirs");
+    site.remote("deleted", Stands::After, b"theirs too");
+    site.settle();
+    site.write("changed", "mine");
+    site.write("new", "new");
+    fs::remove_file(site.at("deleted")).unwrap();
+    site.flush();
+    site.until("what was deleted is back", |site| site.at("deleted").exists());
+    assert_eq!(site.read("changed").as_deref(), Some("mine"));
+    assert_eq!(site.folder().progress().problems().len(), 2);
+    site.remote("changed", Stands::After, b"newer");
+    site.remote("new", Stands::After, b"theirs");
+    site.flush();
+    assert_eq!(site.read("changed").as_deref(), Some("mine"));
+    for path in ["changed", "new"] {
+        fs::rename(site.at(path), site.home.path().join("aside").join(path)).unwrap();
+    }
+    site.settle();
+    assert_eq!(site.read("changed").as_deref(), Some("newer"));
+    assert_eq!(site.read("new").as_deref(), Some("theirs"));
+    assert_eq!(site.siblings("changed").len(), 1);
+    site.check();
+}
+
+#[test]
+fn a_read_only_link_restores_what_was_deleted_while_the_node_was_down() {
+    let mut site = Site::stopped();
+    site.read_only = true;
+    site.start();
+    site.remote("dir/f", Stands::After, b"theirs");
+    site.settle();
+    site.stop();
+    fs::remove_dir_all(site.at("dir")).unwrap();
+    site.start();
+    site.until("it is back", |site| site.at("dir/f").exists());
+    site.settle();
+    site.check();
+}
+
+#[test]
+fn a_crash_after_the_files_were_placed_and_before_they_were_recorded_costs_nothing() {
+    let mut site = Site::new();
+    site.write("f.txt", "mine");
+    site.settle();
+    let mine = site.winner("f.txt").unwrap();
+    // What the engine would have done, but for the record.
+    site.remote("other.txt", Stands::After, b"theirs");
+    site.settle();
+    site.stop();
+    let theirs = site.remote("f.txt", Stands::Over, b"theirs");
+    let mut twin = Site::new();
+    twin.commit("f.txt", mine.clone());
+    twin.keep(b"mine");
+    twin.settle();
+    twin.commit("f.txt", theirs.clone());
+    twin.keep(b"theirs");
+    twin.settle();
+    let copy = twin.copies().remove(0);
+    fs::rename(site.at("f.txt"), site.at(&copy)).unwrap();
+    fs::rename(site.at("other.txt"), site.at("f.txt")).unwrap();
+    site.remote_deletion("other.txt");
+    site.start();
+    site.settle();
+    let mut current = site.siblings("f.txt");
+    current.retain(|version| version.dot != mine.dot && version.dot != theirs.dot);
+    assert_eq!(current, [], "no version was written");
+    assert_eq!(site.siblings("f.txt").len(), 2);
+    assert!(site.winner(&copy).is_none(), "the copy was taken for a file");
+    site.check();
+    drop(twin.folder.take());
+}
+
+#[test]
+fn conflict_copies_are_known_again_when_a_directory_is_linked_anew() {
+    let mut site = Site::new();
+    site.write("f", "mine");
+    site.settle();
+    site.remote("f", Stands::Over, b"theirs");
+    site.settle();
+    site.stop();
+    site.store.set_linked(super::DATASET, false).unwrap();
+    site.store.set_linked(super::DATASET, true).unwrap();
+    site.start();
+    site.settle();
+    assert_eq!((site.live("f"), site.copies().len()), (2, 1));
+    assert!(site.winner(&site.copies()[0]).is_none());
+    site.check();
+}
+
+#[test]
+fn a_name_that_is_too_long_is_reported_and_holds_nothing_up() {
+    let mut site = Site::new();
+    let long = "x".repeat(300);
+    site.remote(&long, Stands::After, b"long");
+    site.remote("short", Stands::After, b"short");
+    site.until("the other is there", |site| site.at("short").exists());
+    site.until("it is reported", |site| {
+        site.folder().progress().problems().iter().any(|problem| problem.starts_with(&long))
+    });
+    site.stop();
+    site.start();
+    site.flush();
+    assert!(site.is_pending(&long), "it is not in the directory, so it is not done");
+    site.until("it is reported again", |site| !site.folder().progress().problems().is_empty());
+    site.remote_deletion(&long);
+    site.settle();
+    site.check();
+}
+
+#[test]
+fn a_file_that_is_written_all_the_time_is_taken_in_now_and_then() {
+    let site = Site::new();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            use std::io::Write;
+            let mut file = fs::File::create(site.at("log")).unwrap();
+            while !ended.load(Ordering::Relaxed) {
+                file.write_all(b"another line\n").unwrap();
+                // A pause is what this is about: shorter than what counts as quiet.
+                std::thread::park_timeout(Duration::from_millis(50));
+            }
+        });
+        site.until("it is known", |site| site.winner("log").is_some());
+        ended.store(true, Ordering::Relaxed);
+    });
+    site.settle();
+    site.check();
+}
+
+#[test]
+fn a_directory_of_many_files_is_renamed_while_others_write_into_it() {
+    let mut site = Site::new();
+    for number in 0..300 {
+        site.write(&format!("old/f{number}"), format!("{number}"));
+    }
+    site.settle();
+    for number in 0..20 {
+        site.remote(&format!("old/f{number}"), Stands::After, b"theirs");
+    }
+    fs::rename(site.at("old"), site.at("new")).unwrap();
+    for number in 300..320 {
+        site.remote(&format!("old/f{number}"), Stands::After, b"theirs");
+    }
+    site.until("it was renamed", |site| {
+        site.flush();
+        if is_paused(site) {
+            site.folder().allow_mass_delete();
+        }
+        site.winner("old/f299").is_none() && site.winner("new/f299").is_some()
+    });
+    site.settle();
+    for number in 0..20 {
+        let theirs = [format!("old/f{number}"), format!("new/f{number}")];
+        let kept = theirs.iter().any(|path| site.read(path).as_deref() == Some("theirs"));
+        assert!(kept, "what others wrote to f{number} is gone");
+    }
+    site.check();
+}
+
+#[test]
+fn a_problem_is_over_when_the_entry_is_as_it_was() {
+    let mut site = Site::stopped();
+    site.read_only = true;
+    site.start();
+    site.remote("f", Stands::After, b"theirs");
+    site.settle();
+    fs::set_permissions(site.at("f"), fs::Permissions::from_mode(0o600)).unwrap();
+    site.until("it is reported", |site| !site.folder().progress().problems().is_empty());
+    let file = fs::File::options().write(true).open(site.at("f")).unwrap();
+    fs::set_permissions(site.at("f"), fs::Permissions::from_mode(0o644)).unwrap();
+    drop(file);
+    site.remote("f", Stands::After, b"newer");
+    site.settle();
+    assert_eq!(site.read("f").as_deref(), Some("newer"));
+    site.check();
+}
+
+#[test]
+fn touching_a_file_keeps_what_its_writer_said_about_it() {
+    let mut site = Site::new();
+    site.keep(b"made up");
+    let attributes = Attributes {
+        origin: consort_core::Origin::Synthetic,
+        media_type: Some("text/plain".into()),
+        ..file_attributes()
+    };
+    site.remote_version("f", Stands::After, content_of(b"made up"), attributes);
+    site.settle();
+    fs::set_permissions(site.at("f"), fs::Permissions::from_mode(0o600)).unwrap();
+    site.settle();
+    let attributes = site.winner("f").unwrap().attributes;
+    assert_eq!(attributes.mode, 0o600);
+    assert_eq!(attributes.origin, consort_core::Origin::Synthetic);
+    assert_eq!(attributes.media_type.as_deref(), Some("text/plain"));
+}
+
+#[test]
+fn bytes_that_came_back_to_their_place_can_be_read_again() {
+    let site = Site::new();
+    let bytes = noise(100_000, 3);
+    site.write("f", &bytes);
+    site.settle();
+    let Content::Chunks(chunks) = site.winner("f").unwrap().content else { panic!() };
+    let times = fs::File::open(site.at("f")).unwrap().metadata().unwrap().modified().unwrap();
+    fs::rename(site.at("f"), site.home.path().join("aside/f")).unwrap();
+    assert_eq!(site.contents.local().read(&chunks[0]).unwrap(), None);
+    // The place is forgotten by now, or will be before this is durable.
+    site.keep(b"something else");
+    fs::rename(site.home.path().join("aside/f"), site.at("f")).unwrap();
+    let file = fs::File::options().write(true).open(site.at("f")).unwrap();
+    file.set_modified(times).unwrap();
+    drop(file);
+    site.settle();
+    site.until("it can be read", |site| {
+        site.contents.local().read(&chunks[0]).unwrap().is_some() && site.winner("f").is_some()
+    });
+    assert_eq!(site.live("f"), 1);
+}
