@@ -298,6 +298,7 @@ impl<'c> Engine<'c> {
                 self.mark(&key, Duration::ZERO);
             }
             WatchEvent::Writing { key } => self.mark(&key, QUIET),
+            WatchEvent::Unfit { path, problem } => self.progress.set_problem(&path, problem),
             WatchEvent::Subtree { key } => {
                 let start = Key::new(key).ok();
                 if !self.scans.contains(&start) {
@@ -378,7 +379,7 @@ fn deletion(key: Key, saw: Saw) -> LocalWrite {
 }
 
 /// What a record says of an entry, to be compared with a look at it.
-pub(super) fn recorded_meta(record: &Record) -> Meta {
+pub(crate) fn recorded_meta(record: &Record) -> Meta {
     Meta {
         kind: match record.kind {
             Kind::File => EntryKind::File,

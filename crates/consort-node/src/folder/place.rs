@@ -303,9 +303,9 @@ impl Root {
     /// The file system failed: nothing of the batch may be placed.
     pub fn sync_staged(&self, staged: &[Staged]) -> io::Result<()> {
         let one_by_one = staged.len() <= SYNC_ONE_BY_ONE
-            && staged.iter().try_fold(true, |all, staged| {
-                Ok::<_, io::Error>(all && self.sync_one(staged)?)
-            })?;
+            && staged
+                .iter()
+                .try_fold(true, |all, staged| Ok::<_, io::Error>(all && self.sync_one(staged)?))?;
         if !one_by_one {
             syncfs(self.dir())?;
         }
