@@ -557,7 +557,7 @@ impl Thread {
             self.leave();
         }
         // What was not pending has nothing to settle.
-        if !showing && !removing && !(complete && sequence.is_some()) {
+        if !(showing || removing || (complete && sequence.is_some())) {
             return Ok(());
         }
         let sequence = sequence.unwrap_or_default();

@@ -56,7 +56,8 @@ impl Engine<'_> {
         let (batch, staged) = take_staged(batch);
         let mut outcome = Outcome { keys, changed: false, left: false };
         if let Err(error) = self.root.sync_staged(&staged) {
-            return Ok(self.on_batch_error(outcome, error.into()));
+            self.on_batch_error(outcome, error.into());
+            return Ok(());
         }
         let view = self.view()?;
         let mut staged = staged.into_iter();
@@ -88,7 +89,8 @@ impl Engine<'_> {
         }
         let synced = changes.synced.iter().map(String::as_str);
         if let Err(error) = self.root.sync_entries(synced) {
-            return Ok(self.on_batch_error(outcome, error.into()));
+            self.on_batch_error(outcome, error.into());
+            return Ok(());
         }
         self.record(changes, settled)?;
         self.stager.done(outcome);
