@@ -94,7 +94,7 @@ impl Plan {
             }
             let record =
                 if shown.path == *key { at_key.clone() } else { view.record(&shown.path)? };
-            if record.as_ref().is_none_or(|r| r.dot != shown.version.dot || r.implicit) {
+            if record.as_ref().is_none_or(|record| !shows(record, shown.version)) {
                 let version = shown.version.clone();
                 plan.shows.push(Show { path: shown.path, version, record });
             }
@@ -128,6 +128,14 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// Whether what is recorded is the version to the last attribute. A file that was found to have a version's bytes
+/// already stands for it, whatever its times are, until they are put right.
+fn shows(record: &Record, version: &Version) -> bool {
+    let attributes = &version.attributes;
+    let times = attributes.kind == Kind::Directory || record.modified_ns == attributes.modified_ns;
+    record.dot == version.dot && !record.implicit && times
 }
 
 /// Why a version cannot stand at a path, whatever else is there.

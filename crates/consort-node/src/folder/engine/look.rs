@@ -153,7 +153,7 @@ impl Engine<'_> {
             let same = meta.same_file_state(&recorded_meta(record));
             if implicit || (same && !record.racy) {
                 self.progress.set_problem(&path, None);
-                return Ok(());
+                return if implicit { self.drop_if_empty(path) } else { Ok(()) };
             }
         }
         if self.context.read_only && record.is_none() {
