@@ -189,7 +189,8 @@ pub(crate) fn failed(error: fjall::Error) -> StoreError {
             StoreError::Failed(describe(&error))
         }
         fjall::Error::Poisoned => StoreError::Failed(
-            "an earlier write failed, and nothing is written since; restart the node".to_owned(),
+            "an earlier write failed, and nothing is written since; make room on its disk if that is full, and restart the node"
+                .to_owned(),
         ),
         other => StoreError::Damaged(other.to_string()),
     }
