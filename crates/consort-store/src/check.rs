@@ -9,7 +9,9 @@ use consort_core::store::{Sequence, StoreError, Stored};
 use consort_core::{DatasetId, Digest, Entry, Fingerprint, Key};
 use thiserror::Error;
 
-use crate::layout::{self, DatasetRow, Number, PackTail, ReplicaRow, Site, Table};
+use crate::layout::{
+    self, ChunkRow, DatasetRow, Extent, Number, PackTail, ReplicaRow, Site, Table,
+};
 use crate::lsm::Moment;
 use crate::packs::Packs;
 use crate::store::Shared;
@@ -131,6 +133,9 @@ pub enum Finding {
         /// Where the chunk should begin.
         offset: u64,
     },
+    /// A place of a chunk is not found, since the chunk's own row does not say that there are more.
+    #[error("a row of `chunks` is a place that nobody finds")]
+    HiddenPlace,
     /// A packed chunk does not have its hash.
     #[error("the chunk at {offset} of pack {pack} is damaged")]
     Chunk {
@@ -422,19 +427,30 @@ impl<P: FnMut(CheckProgress)> Check<P> {
     }
 
     fn chunks(&mut self, lengths: &BTreeMap<u64, u64>) -> Result<(), StoreError> {
+        // The chunk whose further places may follow.
+        let mut with_more = None;
         self.rows(Table::Chunks, |check, row, value| {
-            let (_, site) = layout::chunk_of(row)?;
-            let (offset, length) = layout::decode_extent(value)?;
-            match site {
-                Site::Pack(pack) => {
+            let (hash, further) = layout::chunk_of(row)?;
+            let place = match further {
+                None => {
+                    let ChunkRow { place, more } = layout::decode_chunk(value)?;
+                    with_more = more.then_some(hash);
+                    place
+                }
+                Some(_) if with_more != Some(hash) => return Err(Finding::HiddenPlace.into()),
+                Some(site) => Some((site, layout::decode_extent(value)?)),
+            };
+            match place {
+                Some((Site::Pack(pack), Extent { offset, length })) => {
                     let end = offset.saturating_add(u64::from(length));
                     if lengths.get(&pack).is_none_or(|length| *length < end) {
                         return Err(Finding::NoSuchPlace { pack, offset }.into());
                     }
                 }
-                Site::File(number, _) => {
+                Some((Site::File(number, _), _)) => {
                     owner(&mut check.datasets, Table::Chunks, number)?;
                 }
+                None => {}
             }
             Ok(())
         })

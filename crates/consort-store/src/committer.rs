@@ -11,9 +11,10 @@ use consort_core::store::apply::{Application, Batch};
 use consort_core::store::{Applied, LocalWrite, Sequence, StoreError, Stored, Summary, Written};
 use consort_core::{AuthorId, ChunkHash, DatasetId, Dot, Entry, Key, WallTime};
 
+use crate::chunks::Chunks;
 use crate::edit::{Edit, Outcome};
-use crate::layout::{self, DatasetRow, Identity, Number, ReplicaRow, Site, State, Table};
-use crate::lsm::Rows;
+use crate::layout::{self, DatasetRow, Extent, Identity, Number, ReplicaRow, Site, State, Table};
+use crate::lsm::{Moment, Rows};
 use crate::packs::Synced;
 use crate::store::{Shared, draw_identity};
 use crate::transaction::{Basis, Body, Place, RecordChange, Transaction};
@@ -84,8 +85,9 @@ struct Pending {
 }
 
 /// A transaction's effect beyond its dataset's rows.
-struct Writer<'w> {
+struct Writer<'w, 'm> {
     rows: &'w mut Rows,
+    chunks: &'w mut Chunks<'m>,
     author: AuthorId,
     clock: &'w mut Clock,
     datasets: &'w BTreeMap<DatasetId, DatasetRow>,
@@ -112,8 +114,9 @@ impl Committer<'_> {
     fn edit(&mut self, edit: Edit) -> Result<Outcome, StoreError> {
         let mut rows = Rows::default();
         let moment = self.shared.tables.moment();
-        let outcome = edit.apply(&moment, &mut rows)?;
-        self.write(rows)?;
+        let mut chunks = Chunks::new(&moment);
+        let outcome = edit.apply(&moment, &mut chunks, &mut rows)?;
+        self.write(chunks, rows)?;
         if let Some((id, row)) = outcome.dataset {
             let mut datasets = self.shared.datasets_mut();
             match row {
@@ -133,9 +136,11 @@ impl Committer<'_> {
             given.push(transaction);
         }
         let (mut clock, mut identity) = (self.clock, self.shared.identity());
+        let moment = self.shared.tables.moment();
+        let mut chunks = Chunks::new(&moment);
         let written = self
-            .prepare(given, &mut clock, &mut identity, &mut outcomes)
-            .and_then(|rows| self.write(rows));
+            .prepare(given, &moment, &mut chunks, (&mut clock, &mut identity), &mut outcomes)
+            .and_then(|rows| self.write(chunks, rows));
         match written {
             Ok(()) => {
                 self.clock = clock;
@@ -155,12 +160,12 @@ impl Committer<'_> {
     fn prepare(
         &self,
         transactions: Vec<Transaction>,
-        clock: &mut Clock,
-        identity: &mut Identity,
+        moment: &Moment,
+        chunks: &mut Chunks<'_>,
+        (clock, identity): (&mut Clock, &mut Identity),
         outcomes: &mut Vec<Result<Applied, StoreError>>,
     ) -> Result<Rows, StoreError> {
         let datasets = self.shared.datasets().clone();
-        let moment = self.shared.tables.moment();
         let mut views = BTreeMap::new();
         for transaction in &transactions {
             let id = transaction.dataset;
@@ -185,7 +190,7 @@ impl Committer<'_> {
                 rows.put(Table::Node, layout::IDENTITY, layout::encode_identity(identity));
             }
             let author = identity.author;
-            let writer = Writer { rows: &mut rows, author, clock, datasets: &datasets };
+            let writer = Writer { rows: &mut rows, chunks, author, clock, datasets: &datasets };
             outcomes.push(work.apply(transaction, writer));
         }
         for work in works.into_values() {
@@ -198,11 +203,11 @@ impl Committer<'_> {
     }
 
     /// Makes packs and then rows durable.
-    fn write(&mut self, mut rows: Rows) -> Result<(), StoreError> {
+    fn write(&mut self, mut chunks: Chunks<'_>, mut rows: Rows) -> Result<(), StoreError> {
         let write = || {
             let synced = self.shared.packs.sync()?;
             if let Some(synced) = &synced {
-                index(synced, &mut rows);
+                index(synced, &mut chunks, &mut rows)?;
             }
             rows.commit(&self.shared.tables)?;
             if let Some(synced) = &synced {
@@ -220,12 +225,18 @@ impl Committer<'_> {
 }
 
 /// Writes the rows of chunks that became durable.
-pub(crate) fn index(synced: &Synced, rows: &mut Rows) {
-    for (hash, extent) in &synced.chunks {
-        let key = layout::chunk_key(*hash, &Site::Pack(extent.pack));
-        rows.put(Table::Chunks, key, layout::encode_extent(extent.offset, extent.length));
+pub(crate) fn index(
+    synced: &Synced,
+    chunks: &mut Chunks<'_>,
+    rows: &mut Rows,
+) -> Result<(), StoreError> {
+    for (hash, packed) in &synced.chunks {
+        chunks.look(*hash)?;
+        let extent = Extent { offset: packed.offset, length: packed.length };
+        chunks.put(*hash, Site::Pack(packed.pack), extent, rows);
     }
     rows.put(Table::Node, layout::PACK_TAIL, layout::encode_pack_tail(synced.tail));
+    Ok(())
 }
 
 impl<'v> Work<'v> {
@@ -243,12 +254,13 @@ impl<'v> Work<'v> {
     fn apply(
         &mut self,
         transaction: Transaction,
-        mut writer: Writer<'_>,
+        mut writer: Writer<'_, '_>,
     ) -> Result<Applied, StoreError> {
         let Transaction { body, records, settled, places, gone, .. } = transaction;
         // All that can fail comes first, so that a transaction that fails has changed nothing.
         let had = self.recorded(&records)?;
         self.read_pending(&body, &settled)?;
+        places.iter().chain(&gone).try_for_each(|(hash, _)| writer.chunks.look(*hash))?;
         let number = self.view.number();
         let mut own = Vec::new();
         let applied = match body {
@@ -328,7 +340,7 @@ impl<'v> Work<'v> {
         &mut self,
         writes: Vec<LocalWrite>,
         now: WallTime,
-        writer: &mut Writer<'_>,
+        writer: &mut Writer<'_, '_>,
     ) -> Result<Applied, StoreError> {
         self.application.local(writes, writer.author, writer.clock, now)
     }
@@ -407,20 +419,19 @@ impl<'v> Work<'v> {
     }
 }
 
-impl Writer<'_> {
+impl Writer<'_, '_> {
     fn places(&mut self, places: Vec<(ChunkHash, Place)>, gone: Vec<(ChunkHash, Place)>) {
         let number_of = |id| Some(self.datasets.get(&id)?.number);
         for (hash, place) in gone {
             if let Some(site) = layout::site_of(&place, number_of) {
-                self.rows.remove(Table::Chunks, layout::chunk_key(hash, &site));
+                self.chunks.remove(hash, &site, self.rows);
             }
         }
         for (hash, place) in places {
             let (Place::InFile { offset, length, .. } | Place::Packed { offset, length, .. }) =
                 place;
             if let Some(site) = layout::site_of(&place, number_of) {
-                let extent = layout::encode_extent(offset, length);
-                self.rows.put(Table::Chunks, layout::chunk_key(hash, &site), extent);
+                self.chunks.put(hash, site, Extent { offset, length }, self.rows);
             }
         }
     }

@@ -5,7 +5,8 @@
 use consort_core::store::{DatasetParameters, StoreError};
 use consort_core::{DatasetId, Key};
 
-use crate::layout::{self, DatasetRow, Number, ReplicaRow, Site, State, Table};
+use crate::chunks::Chunks;
+use crate::layout::{self, DatasetRow, Number, ReplicaRow, State, Table};
 use crate::lsm::{Moment, Rows, damaged};
 use crate::view::{decoded, replica_row};
 
@@ -42,7 +43,12 @@ pub(crate) struct Outcome {
 
 impl Edit {
     /// Adds the changes to `rows`.
-    pub(crate) fn apply(self, moment: &Moment, rows: &mut Rows) -> Result<Outcome, StoreError> {
+    pub(crate) fn apply(
+        self,
+        moment: &Moment,
+        chunks: &mut Chunks<'_>,
+        rows: &mut Rows,
+    ) -> Result<Outcome, StoreError> {
         match self {
             Self::Nothing => {}
             Self::Setting { name, value } => {
@@ -55,6 +61,12 @@ impl Edit {
             Self::Open(parameters) => return open(parameters, moment, rows),
             Self::Enter { dataset, state } => return enter(dataset, state, moment, rows),
             Self::Mark { number, from } => return mark(number, from, moment, rows),
+            Self::Clear { number, table: Table::Chunks, from } => {
+                // Chunks are ordered by hash, so those of one dataset have to be looked for.
+                return step(Table::Chunks, &[], from, moment, |row, value| {
+                    chunks.clear(number, row, value, rows)
+                });
+            }
             Self::Clear { number, table, from } => {
                 return clear(number, table, from, moment, rows);
             }
@@ -147,19 +159,13 @@ fn clear(
     rows: &mut Rows,
 ) -> Result<Outcome, StoreError> {
     let prefix = match table {
-        Table::Chunks => Vec::new(),
         Table::Node => layout::cursors_prefix(number),
         _ => layout::prefix(number).to_vec(),
     };
     let mut removed = 0;
     let outcome = step(table, &prefix, from, moment, |row, _| {
-        // Chunks are ordered by hash, so those of one dataset have to be looked for.
-        let goes = table != Table::Chunks
-            || matches!(layout::chunk_of(row), Ok((_, Site::File(of, _))) if of == number);
-        if goes {
-            rows.remove(table, row);
-            removed += 1;
-        }
+        rows.remove(table, row);
+        removed += 1;
         Ok(())
     })?;
     let mut replica = replica_row(moment, number)?;
