@@ -96,6 +96,14 @@ impl Engine<'_> {
         self.mark(path, Duration::ZERO);
     }
 
+    /// Whether what stands at a path is what its record says.
+    pub(super) fn is_as_recorded(&self, path: &str) -> bool {
+        let (Ok(path), Ok(view)) = (Key::new(path), self.view()) else { return false };
+        let Ok(Some(record)) = view.record(&path) else { return false };
+        let found = self.root.stat(&path).ok().flatten();
+        !record.racy && found.is_some_and(|meta| meta.same_file_state(&recorded_meta(&record)))
+    }
+
     /// Whether a path changed and was not taken in yet.
     pub(in crate::folder) fn is_unsettled(&self, path: &Key) -> bool {
         self.dirty.contains_key(path)
