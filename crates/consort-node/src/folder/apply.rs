@@ -29,6 +29,7 @@ pub(super) use self::plan::Plan;
 use self::files::Files;
 use self::plan::Show;
 use super::engine::recorded_meta;
+use super::project::copied_key;
 use super::status::Progress;
 use super::{EntryKind, Ignores, Root, Staged};
 use crate::content::{Contents, Fetched};
@@ -75,6 +76,8 @@ pub(super) enum Op {
     Remove { path: Key },
     /// What is there is not what is recorded, so nothing can be done before it was looked at.
     Look { path: Key },
+    /// A directory is there that has to be emptied first.
+    Wait { path: Key },
 }
 
 impl Op {
@@ -85,7 +88,8 @@ impl Op {
             | Self::Directory { path, .. }
             | Self::Attributes { path, .. }
             | Self::Remove { path }
-            | Self::Look { path } => path,
+            | Self::Look { path }
+            | Self::Wait { path } => path,
         }
     }
 }
@@ -258,6 +262,17 @@ enum Half {
     Removing,
     /// Whatever comes first, since nothing else makes it come up.
     Both,
+}
+
+/// What stands where something is to be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum There {
+    /// What is recorded, and it can be replaced.
+    Free,
+    /// A directory that is not empty, where none is wanted.
+    Occupied,
+    /// Something else than what is recorded.
+    Unknown,
 }
 
 #[derive(Debug)]
@@ -537,7 +552,7 @@ impl Thread {
             }
         }
         let plan = Plan::of(view, &key, &self.ignores)?;
-        let above = self.look_above(view, &key)?;
+        let around = self.look_above(view, &key)? & self.look_beside(view, &key)?;
         if let Some((path, reason)) = &plan.impossible {
             self.progress.set_problem(path, Some(reason.clone()));
             self.left = true;
@@ -547,7 +562,7 @@ impl Thread {
         } else if let Some(pass) = &mut self.pass {
             pass.idle = false;
         }
-        let possible = above && plan.impossible.is_none();
+        let possible = around && plan.impossible.is_none();
         let Plan { newest, shows, removals, .. } = plan;
         let showing = half != Half::Removing && !shows.is_empty();
         let removing = half != Half::Showing && !showing && !removals.is_empty();
@@ -557,7 +572,8 @@ impl Thread {
             self.leave();
         }
         // What was not pending has nothing to settle.
-        if !(showing || removing || (complete && sequence.is_some())) {
+        let settles = complete && sequence.is_some();
+        if !(showing || removing || settles) {
             return Ok(());
         }
         let sequence = sequence.unwrap_or_default();
@@ -599,19 +615,32 @@ impl Thread {
             if !merge::winner(&siblings).is_some_and(is_file) {
                 continue;
             }
-            if self.active.contains_key(&above) {
-                well = false;
-            } else if !Plan::of(view, &above, &self.ignores)?.is_empty() {
-                well = false;
-                if self.unlisted.insert(above.clone()) {
-                    self.extra.push(above);
-                }
-            }
+            well &= self.is_well(view, above)?;
         }
         if let Some(pass) = &mut self.pass {
             pass.looked_above = Some((parent.to_owned(), well));
         }
         Ok(well)
+    }
+
+    /// A conflict copy makes way for a live key of its name, and comes back when that is gone. Whether all is well
+    /// with the key whose copy this one would be by its name.
+    fn look_beside(&mut self, view: &DiskView, key: &Key) -> Result<bool, StoreError> {
+        copied_key(key).map_or(Ok(true), |copied| self.is_well(view, copied))
+    }
+
+    /// Whether nothing is to do for a key that nothing says is pending. If something is, it is done.
+    fn is_well(&mut self, view: &DiskView, key: Key) -> Result<bool, StoreError> {
+        if self.active.contains_key(&key) {
+            return Ok(false);
+        }
+        if Plan::of(view, &key, &self.ignores)?.is_empty() {
+            return Ok(true);
+        }
+        if self.unlisted.insert(key.clone()) {
+            self.extra.push(key);
+        }
+        Ok(false)
     }
 
     /// Adds what a path needs to a job. Nothing is staged for a path at which it could not be put in place.
@@ -623,10 +652,11 @@ impl Thread {
         show: Show,
     ) -> Result<(), StoreError> {
         let same_bytes = show.same_bytes();
-        let blocked = self.is_blocked(view, &show)?;
+        let there = self.look(view, &show)?;
         let (path, version) = (show.path, Arc::new(show.version));
         let op = match version.attributes.kind {
-            _ if blocked => Op::Look { path },
+            _ if there == There::Unknown => Op::Look { path },
+            _ if there == There::Occupied => Op::Wait { path },
             Kind::Directory => Op::Directory { path, version },
             Kind::Symlink => Op::Symlink { path, version },
             Kind::File if same_bytes => Op::Attributes { path, version },
@@ -641,24 +671,31 @@ impl Thread {
         Ok(())
     }
 
-    /// Whether something else stands at a path than what is recorded, or a directory that has to be emptied first.
-    fn is_blocked(&self, view: &DiskView, show: &Show) -> Result<bool, StoreError> {
+    /// What stands where something is to be shown, compared with what is recorded.
+    fn look(&self, view: &DiskView, show: &Show) -> Result<There, StoreError> {
         let wants_directory = show.version.attributes.kind == Kind::Directory;
-        let Ok(found) = self.root.stat(&show.path) else { return Ok(true) };
-        Ok(match (&show.record, found) {
-            (None, None) => false,
-            (None, Some(meta)) => !(wants_directory && meta.kind == EntryKind::Directory),
-            (Some(record), None) => record.kind != Kind::Directory,
+        let Ok(found) = self.root.stat(&show.path) else { return Ok(There::Unknown) };
+        let known = match (&show.record, &found) {
+            (None, None) => true,
+            (None, Some(meta)) => wants_directory && meta.kind == EntryKind::Directory,
+            (Some(record), None) => record.kind == Kind::Directory,
             (Some(record), Some(meta)) if record.kind == Kind::Directory => {
-                meta.kind != EntryKind::Directory
-                    || (!wants_directory
-                        && (!view.records(&format!("{}/", show.path), None, 1)?.is_empty()
-                            || !self.root.list(&show.path).is_ok_and(|names| names.is_empty())))
+                meta.kind == EntryKind::Directory
             }
             (Some(record), Some(meta)) => {
-                record.racy || !meta.same_file_state(&recorded_meta(record))
+                !record.racy && meta.same_file_state(&recorded_meta(record))
             }
-        })
+        };
+        if !known {
+            return Ok(There::Unknown);
+        }
+        let is_directory = found.is_some_and(|meta| meta.kind == EntryKind::Directory);
+        let beneath = format!("{}/", show.path);
+        let occupied = is_directory
+            && !wants_directory
+            && (!view.records(&beneath, None, 1)?.is_empty()
+                || !self.root.list(&show.path).is_ok_and(|names| names.is_empty()));
+        Ok(if occupied { There::Occupied } else { There::Free })
     }
 
     /// Takes over what came of files. False if nothing did.

@@ -65,7 +65,7 @@ pub(super) struct Engine<'c> {
     inbox: &'c Inbox,
     commits: Commits,
     dirty: BTreeMap<Key, Dirty>,
-    /// Counts the flushes: what was looked at before the current one began has to be looked at again.
+    /// Counts the flushes, from 1: what had changed before the last one began is what it waits for.
     round: u64,
     /// Being read by a worker.
     indexing: HashMap<Key, Indexing>,
@@ -126,7 +126,7 @@ impl<'c> Engine<'c> {
             inbox,
             commits: Commits::new(),
             dirty: BTreeMap::new(),
-            round: 0,
+            round: 1,
             indexing: HashMap::new(),
             refused: Refused::default(),
             deletions: Deletions::new(),

@@ -34,6 +34,10 @@ struct Changes {
     synced: Vec<String>,
     /// What is at its path now, and which files' chunks have to be entered as being there.
     placed: HashSet<Dot>,
+    /// Directories that can be made, or are there, as they are recorded.
+    above: HashSet<String>,
+    /// What is to be looked at afterwards: until then it would stand in the way of the rest of the batch.
+    looks: Vec<Key>,
     files: Vec<(Key, Content)>,
 }
 
@@ -92,7 +96,9 @@ impl Engine<'_> {
             self.on_batch_error(outcome, error.into());
             return Ok(());
         }
+        let looks = std::mem::take(&mut changes.looks);
         self.record(changes, settled)?;
+        looks.iter().for_each(|path| self.look_again(path));
         self.stager.done(outcome);
         (self.context.on_applied)();
         Ok(())
@@ -117,10 +123,10 @@ impl Engine<'_> {
         let path = op.path().clone();
         let record = changes.record(view, &path)?;
         if matches!(op, Op::Look { .. }) || record.as_ref().is_some_and(|record| record.racy) {
-            self.look_again(&path);
+            changes.looks.push(path);
             return Err(Skipped::Later);
         }
-        if self.is_unsettled(&path) {
+        if self.is_unsettled(&path) || !self.is_known_above(view, &path, changes)? {
             return Err(Skipped::Later);
         }
         let shows = record.as_ref().map(|record| record.key.as_ref().unwrap_or(&path) == key);
@@ -128,7 +134,7 @@ impl Engine<'_> {
             // Something of another key stands there by now.
             Op::Remove { .. } if shows != Some(true) => return Ok(()),
             _ if path != *key && shows == Some(false) => return Err(Skipped::Later),
-            Op::Look { .. } => return Err(Skipped::Later),
+            Op::Look { .. } | Op::Wait { .. } => return Err(Skipped::Later),
             Op::Remove { .. } => {
                 record.map_or(Ok(()), |record| self.remove(&path, &record, view, changes))
             }
@@ -167,8 +173,40 @@ impl Engine<'_> {
                 self.progress.set_problem(&path, None);
                 Ok(())
             }
-            Err(error) => Err(self.on_failure(&path, error)),
+            Err(error) => Err(self.on_failure(&path, error, changes)),
         }
+    }
+
+    /// Whether what stands above a path is what is recorded, so that making directories there hides no change: where
+    /// a file was, or a directory that somebody took away, there is something to be taken in first.
+    fn is_known_above(
+        &self,
+        view: &DiskView,
+        path: &Key,
+        changes: &mut Changes,
+    ) -> Result<bool, StoreError> {
+        let Some(parent) = path.parent() else { return Ok(true) };
+        if changes.above.contains(parent) {
+            return Ok(true);
+        }
+        for above in path.ancestors() {
+            let above = Key::new(above).expect("a part of a key is a key");
+            if self.is_unsettled(&above) {
+                return Ok(false);
+            }
+            let Some(record) = changes.record(view, &above)? else { continue };
+            let found = self.root.stat(&above).ok().flatten();
+            if record.kind == Kind::Directory && (record.implicit || found.is_some()) {
+                continue;
+            }
+            // A file that is as it is recorded goes when its key's turn comes.
+            if !found.is_some_and(|found| found.same_file_state(&recorded_meta(&record))) {
+                changes.looks.push(above);
+            }
+            return Ok(false);
+        }
+        changes.above.insert(parent.to_owned());
+        Ok(true)
     }
 
     fn replace(
@@ -362,7 +400,7 @@ impl Engine<'_> {
         Ok(())
     }
 
-    fn on_failure(&mut self, path: &Key, failure: Failure) -> Skipped {
+    fn on_failure(&self, path: &Key, failure: Failure, changes: &mut Changes) -> Skipped {
         let error = match failure {
             Failure::Store(error) => return Skipped::Store(error),
             Failure::Later => return Skipped::Later,
@@ -370,11 +408,9 @@ impl Engine<'_> {
         };
         tracing::debug!(%path, %error, "an entry is not put in place");
         match &error {
-            PlaceError::Changed => self.look_again(path),
+            PlaceError::Changed => changes.looks.push(path.clone()),
             PlaceError::Blocked { at } => {
-                if let Ok(at) = Key::new(at.as_str()) {
-                    self.look_again(&at);
-                }
+                changes.looks.extend(Key::new(at.as_str()));
             }
             PlaceError::DiskFull => self.progress.report_place_error(&error),
             _ => self.progress.set_problem(path, Some(error.to_string())),

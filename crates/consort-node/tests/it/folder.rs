@@ -44,6 +44,8 @@ struct Site {
     applied: (Sender<()>, Receiver<()>),
     /// The time of the next version of others.
     next_time: u64,
+    /// The contents that the last version of others replaced.
+    replaced: Vec<Content>,
 }
 
 /// How a version of others stands to what is there.
@@ -78,7 +80,8 @@ impl Site {
         let contents = Arc::new(Contents::new(local, lonely_fetcher()));
         let (read_only, next_time) = (false, 1);
         let (folder, applied) = (None, unbounded());
-        Self { home, store, contents, folder, read_only, applied, next_time }
+        let replaced = Vec::new();
+        Self { home, store, contents, folder, read_only, applied, next_time, replaced }
     }
 
     fn start(&mut self) {
@@ -154,7 +157,13 @@ impl Site {
                 let pending = self.view().pending(None, 10).unwrap();
                 let problems = self.folder.as_ref().map(|folder| folder.progress().problems());
                 let trouble = self.folder.as_ref().map(|folder| folder.progress().trouble());
-                panic!("not so: {what}; pending {pending:?}, {problems:?}, {trouble:?}");
+                for (path, _) in self.view().scan("", None, 1000).unwrap() {
+                    let record = self.view().record(&path).unwrap();
+                    eprintln!("{path}: {:?}, {record:?}", self.siblings(&path));
+                }
+                eprintln!("waiting: {}", self.folder().progress().is_waiting());
+                let there: Vec<String> = tree(&self.at("")).into_keys().collect();
+                panic!("not so: {what}; pending {pending:?}, {problems:?}, {trouble:?}, {there:?}");
             }
             let _ = self.applied.1.recv_timeout(Duration::from_millis(10));
         }
@@ -208,12 +217,14 @@ impl Site {
         let mut seen = VersionVector::new();
         let mut time = Timestamp::at(WallTime(1_700_000_000_000 + self.next_time)).0;
         self.next_time += 1;
+        self.replaced.clear();
         for version in self.siblings(path) {
             if stands != Stands::Beside {
                 time = time.max(version.dot.time.0 + 1);
             }
             if stands == Stands::After {
                 seen.union(&version.closure());
+                self.replaced.push(version.content);
             }
         }
         // An author that wrote nothing else, so that its versions have seen no other of its own.
@@ -294,7 +305,7 @@ impl Site {
                 let mark = format!(".conflict-{}-", dot.author.short());
                 copied.contains(dot) || !shown_keys.iter().any(|key| key.contains(&mark))
             });
-            assert_eq!(copied, expected, "the conflict copies of {key}");
+            assert_eq!(copied, expected, "the conflict copies of {key}: {siblings:?} in {found:?}");
             for (path, record) in copies {
                 shown.insert(path.clone());
                 let version = siblings.iter().find(|version| version.dot == record.dot).unwrap();
@@ -337,7 +348,9 @@ fn assert_shows(path: &str, version: &Version, disk: &OnDisk, implicit: bool) {
             assert_eq!(Content::Inline(disk.bytes.clone().into()), version.content, "{path}");
         }
         Kind::File => {
-            assert!(content_of(&disk.bytes).same_bytes(&version.content), "the bytes of {path}");
+            let bytes = String::from_utf8_lossy(&disk.bytes[..disk.bytes.len().min(40)]);
+            let same = content_of(&disk.bytes).same_bytes(&version.content);
+            assert!(same, "the bytes of {path}: {bytes} instead of {version:?}");
             assert_eq!(disk.mode, version.attributes.mode, "the mode of {path}");
             assert_eq!(disk.modified_ns, version.attributes.modified_ns, "the time of {path}");
         }
@@ -349,10 +362,12 @@ fn tree(top: &Path) -> BTreeMap<String, OnDisk> {
     let mut found = BTreeMap::new();
     let mut directories = vec![top.to_owned()];
     while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).unwrap() {
+        // While an engine runs, anything may be gone by the time it is looked at.
+        let Ok(entries) = fs::read_dir(directory) else { continue };
+        for entry in entries {
             let path = entry.unwrap().path();
             let name = path.strip_prefix(top).unwrap().to_str().unwrap().to_owned();
-            let meta = fs::symlink_metadata(&path).unwrap();
+            let Ok(meta) = fs::symlink_metadata(&path) else { continue };
             if name == ".consort" {
                 continue;
             }
@@ -360,10 +375,11 @@ fn tree(top: &Path) -> BTreeMap<String, OnDisk> {
                 directories.push(path);
                 (Kind::Directory, Vec::new())
             } else if meta.is_symlink() {
-                let target = fs::read_link(&path).unwrap();
+                let Ok(target) = fs::read_link(&path) else { continue };
                 (Kind::Symlink, target.to_str().unwrap().as_bytes().to_vec())
             } else {
-                (Kind::File, fs::read(&path).unwrap())
+                let Ok(bytes) = fs::read(&path) else { continue };
+                (Kind::File, bytes)
             };
             let mode = u16::try_from(meta.permissions().mode() & 0o777).unwrap();
             let modified_ns = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();

@@ -62,6 +62,16 @@ impl Commits {
         self.outstanding.is_empty() && self.gathered.paths.is_empty()
     }
 
+    /// What the store shows now, if nothing is on its way to it; for [`are_as_of`](Self::are_as_of).
+    pub(super) fn as_of(&self) -> Option<u64> {
+        self.are_done().then_some(self.next)
+    }
+
+    /// Whether nothing was changed since.
+    pub(super) fn are_as_of(&self, as_of: Option<u64>) -> bool {
+        as_of.is_some() && as_of == self.as_of()
+    }
+
     /// When records that were refreshed are due.
     pub(super) fn refresh_at(&self) -> Option<Instant> {
         self.refreshed_since.map(|since| since + REFRESH_AFTER)

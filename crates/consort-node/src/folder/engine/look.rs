@@ -39,22 +39,39 @@ pub(super) struct Dirty {
     since: Instant,
     /// How often it changed while it was read.
     tries: u32,
-    /// The round of flushes in which it was looked at last, or marked first.
+    /// The round of flushes in which it was found to have changed first.
     round: u64,
     /// It was taken in; only another change that its times would not show is looked for.
     again: bool,
 }
 
 impl Dirty {
-    /// Whether those who wait for a flush in this round can do without it: it changed since, or could not be read.
+    /// Whether those who wait for a flush in this round do not wait for it: it changed since, or does not come to rest.
     pub(super) fn is_known(&self, round: u64) -> bool {
-        self.again || self.round == round
+        self.again || self.round == round || TRIES_BEFORE_REPORT <= self.tries
     }
+}
+
+/// Why and how a path is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    /// Nothing else is to be looked at.
+    pub(super) alone: bool,
+    /// How often it changed while it was read.
+    pub(super) tries: u32,
+    /// The round of flushes in which it was found to have changed first.
+    pub(super) round: u64,
+}
+
+impl Look {
+    /// A scan comes by. Everybody waits for what it finds.
+    pub(super) const SCAN: Self = Self { alone: false, tries: 0, round: 0 };
 }
 
 /// A path that a worker reads.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Indexing {
+    meta: Meta,
     tries: u32,
     round: u64,
     /// It changed since.
@@ -82,7 +99,9 @@ impl Engine<'_> {
         let now = Instant::now();
         let before = self.dirty.get(&key).filter(|dirty| !dirty.again).copied();
         let since = before.map_or(now, |dirty| dirty.since);
-        let tries = before.map_or(0, |dirty| dirty.tries);
+        // What was written to the end deserves another look, however often it changed before.
+        let most = if delay.is_zero() { TRIES_BEFORE_REPORT - 1 } else { u32::MAX };
+        let tries = before.map_or(0, |dirty| dirty.tries.min(most));
         let round = before.map_or(self.round, |dirty| dirty.round);
         // What changed while it was read is given a moment.
         let delay = if tries == 0 { delay } else { QUIET };
@@ -117,26 +136,27 @@ impl Engine<'_> {
         let flushing = self.is_flushing();
         let round = self.round;
         let due = |dirty: &Dirty| dirty.due <= now || (flushing && !dirty.is_known(round));
-        let paths: Vec<(Key, u32)> = self
+        let paths: Vec<(Key, Dirty)> = self
             .dirty
             .iter()
             .filter(|(_, dirty)| due(dirty))
-            .map(|(path, dirty)| (path.clone(), dirty.tries))
+            .map(|(path, dirty)| (path.clone(), *dirty))
             .take(MAX_QUEUED_FILES)
             .collect();
         let alone = paths.len() == 1 && self.indexing.is_empty();
         let busy = !paths.is_empty();
-        for (path, tries) in paths {
+        for (path, Dirty { tries, round, .. }) in paths {
             self.dirty.remove(&path);
             if let Some(indexing) = self.indexing.get_mut(&path) {
                 indexing.again = true;
+                indexing.round = indexing.round.min(round);
                 continue;
             }
             self.settle_path(&path)?;
             match self.root.stat(&path) {
                 Ok(Some(meta)) if !self.is_ignored(&path, meta.kind == EntryKind::Directory) => {
                     let record = self.view()?.record(&path)?;
-                    self.compare(path, meta, record, alone, tries)?;
+                    self.compare(path, meta, record, Look { alone, tries, round })?;
                 }
                 Ok(Some(_)) => {}
                 Ok(None) => self.on_missing(path)?,
@@ -152,9 +172,9 @@ impl Engine<'_> {
         path: Key,
         meta: Meta,
         record: Option<Record>,
-        alone: bool,
-        tries: u32,
+        look: Look,
     ) -> Result<(), StoreError> {
+        let Look { alone, tries, round } = look;
         self.deletions.forget(&path);
         if let Some(record) = &record {
             let implicit = record.implicit && meta.kind == EntryKind::Directory;
@@ -191,7 +211,7 @@ impl Engine<'_> {
                 };
                 let indexed = index::index(&reading, path, meta, &mut buffer);
                 self.buffer = buffer;
-                self.on_read(indexed, tries, self.round)
+                self.on_read(indexed, tries, round)
             }
             EntryKind::File | EntryKind::Symlink => {
                 while MAX_QUEUED_FILES <= self.indexing.len() {
@@ -199,10 +219,11 @@ impl Engine<'_> {
                     self.on_indexed(indexed)?;
                 }
                 if let Some(indexing) = self.indexing.get_mut(&path) {
-                    indexing.again = true;
+                    indexing.again |= !meta.same_file_state(&indexing.meta);
+                    indexing.round = indexing.round.min(round);
                     return Ok(());
                 }
-                let indexing = Indexing { tries, round: self.round, again: false };
+                let indexing = Indexing { meta, tries, round, again: false };
                 self.indexing.insert(path.clone(), indexing);
                 self.indexer.submit(path, meta);
                 Ok(())
@@ -212,7 +233,7 @@ impl Engine<'_> {
 
     /// Takes what a worker has read.
     pub(super) fn on_indexed(&mut self, indexed: Indexed) -> Result<(), StoreError> {
-        let Some(Indexing { tries, round, again }) = self.indexing.remove(&indexed.path) else {
+        let Some(Indexing { tries, round, again, .. }) = self.indexing.remove(&indexed.path) else {
             return Ok(());
         };
         if again {
@@ -255,9 +276,9 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Looks again at a path that changed while it was read, in this round of flushes.
+    /// Looks again at a path that changed while it was read.
     fn try_again(&mut self, path: Key, tries: u32, round: u64) {
-        if tries == TRIES_BEFORE_REPORT {
+        if tries + 1 == TRIES_BEFORE_REPORT {
             let text = "it keeps changing; it is taken in when it has come to rest";
             self.progress.set_problem(&path, Some(text.to_owned()));
         }
@@ -327,7 +348,9 @@ impl Engine<'_> {
             }
             Some(record) if record.implicit => {}
             // The file of a version that was put in place and not recorded, since something broke in between.
-            Some(record) if is_unrecorded(&view, &path, record, &content, &attributes)? => {}
+            Some(record)
+                if is_unrecorded(&view, &path, record, &content, &attributes)?
+                    && self.is_kept(&view, &path, record)? => {}
             Some(record) => saw = Saw::Version(record.dot),
         }
         let write = self.gather_write(LocalWrite { key: path.clone(), saw, content, attributes });
@@ -342,6 +365,29 @@ impl Engine<'_> {
         let text = "it is not what was received, and the link is read-only: it is neither sent nor replaced; \
                     move it away, and what was received takes its place";
         self.progress.set_problem(path, Some(text.to_owned()));
+    }
+
+    /// Whether the bytes of the version that a path is recorded to show are still to be had, although something else
+    /// stands there.
+    fn is_kept(&self, view: &DiskView, path: &Key, record: &Record) -> Result<bool, StoreError> {
+        let siblings = view.siblings(path)?;
+        let Some(shown) = siblings.iter().find(|stored| stored.version.dot == record.dot) else {
+            return Ok(true);
+        };
+        let content = &shown.version.content;
+        let copy = conflict_path(path, record.dot).map(|copy| self.root.stat(&copy));
+        if let Some(Ok(Some(meta))) = copy
+            && meta.size == content.size()
+        {
+            return Ok(true);
+        }
+        for chunk in self.context.contents.chunks_of(content, Duration::ZERO) {
+            match chunk {
+                Ok((_, chunk)) if self.context.contents.local().read(&chunk)?.is_some() => {}
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     // ---- What the store does not take ----

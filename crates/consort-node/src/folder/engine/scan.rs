@@ -6,6 +6,7 @@ use consort_core::Key;
 use consort_core::store::StoreError;
 use consort_store::{DiskStore, Record};
 
+use super::look::Look;
 use super::{Engine, Exit};
 use crate::folder::ignores::IGNORE_FILE;
 use crate::folder::link::LinkContext;
@@ -40,8 +41,13 @@ impl Engine<'_> {
             match entry {
                 Ok(WalkEntry { key, meta }) => {
                     let Ok(key) = Key::new(key) else { continue };
-                    let record = self.missing_before(&mut records, Some(&key), &unknown)?;
-                    self.compare(key, meta, record, false, 0)?;
+                    let mut record = self.missing_before(&mut records, Some(&key), &unknown)?;
+                    // The page that it stands on may be older than what was taken in since.
+                    if record.is_some() && !self.commits.are_as_of(records.as_of) {
+                        self.settle_path(&key)?;
+                        record = self.view()?.record(&key)?;
+                    }
+                    self.compare(key, meta, record, Look::SCAN)?;
                 }
                 Err(problem) => self.on_walk_problem(problem, &mut unknown),
             }
@@ -75,8 +81,9 @@ impl Engine<'_> {
         unknown: &[String],
     ) -> Result<Option<Record>, StoreError> {
         loop {
-            let Some((path, record)) = records.next_upto(&self.context.store, self.context, key)?
-            else {
+            let as_of = self.commits.as_of();
+            let next = records.next_upto(&self.context.store, self.context, key, as_of)?;
+            let Some((path, record)) = next else {
                 return Ok(None);
             };
             if key == Some(&path) {
@@ -111,6 +118,8 @@ struct Records {
     page: std::vec::IntoIter<(Key, Record)>,
     next: Option<(Key, Record)>,
     ended: bool,
+    /// Which commits were done when the page was read.
+    as_of: Option<u64>,
     /// Conflict copies among those that were passed.
     conflicts: u64,
 }
@@ -119,7 +128,8 @@ impl Records {
     fn new(start: Option<&Key>) -> Self {
         let prefix = start.map_or_else(String::new, |start| format!("{start}/"));
         let (after, next, page) = (None, None, Vec::new().into_iter());
-        Self { prefix, first: start.cloned(), after, page, next, ended: false, conflicts: 0 }
+        let (ended, as_of, conflicts) = (false, None, 0);
+        Self { prefix, first: start.cloned(), after, page, next, ended, as_of, conflicts }
     }
 
     /// The next record if it is not after `limit`.
@@ -128,6 +138,7 @@ impl Records {
         store: &DiskStore,
         context: &LinkContext,
         limit: Option<&Key>,
+        as_of: Option<u64>,
     ) -> Result<Option<(Key, Record)>, StoreError> {
         if let Some(first) = self.first.take()
             && let Some(record) = store.view(context.dataset)?.record(&first)?
@@ -140,6 +151,7 @@ impl Records {
         if self.next.is_none() && !self.ended {
             let view = store.view(context.dataset)?;
             let page = view.records(&self.prefix, self.after.as_ref(), RECORDS_PAGE)?;
+            self.as_of = as_of;
             self.ended = page.len() < RECORDS_PAGE;
             self.after = page.last().map(|(path, _)| path.clone()).or(self.after.take());
             self.page = page.into_iter();

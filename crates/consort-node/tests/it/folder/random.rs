@@ -10,7 +10,7 @@ use consort_core::random::Random;
 use consort_core::{Attributes, Content, Kind};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::{Site, Stands, content_of, file_attributes, key, noise};
+use super::{Site, Stands, content_of, file_attributes, noise};
 
 /// So many histories run with every test; `CONSORT_SEEDS=FROM..TO` runs others.
 const SEEDS: std::ops::Range<u64> = 0..12;
@@ -85,6 +85,11 @@ impl History {
             held.push(content_of(&fs::read(entry.unwrap().path()).unwrap()).id());
         }
         for (content, what) in &self.kept {
+            if !held.contains(content) {
+                for (path, held) in &all {
+                    eprintln!("{path}: {held:?}, {:?}", view.record(path).unwrap());
+                }
+            }
             assert!(held.contains(content), "nobody replaced {what}, and it is gone");
         }
     }
@@ -226,44 +231,35 @@ impl History {
         }
     }
 
-    fn stands(&mut self, path: &str) -> Stands {
-        match self.below(3) {
-            0 => Stands::Beside,
-            1 => Stands::Over,
-            _ => {
-                self.forget_current(path);
-                Stands::After
-            }
-        }
+    fn stands(&mut self) -> Stands {
+        [Stands::Beside, Stands::Over, Stands::After][usize::try_from(self.below(3)).unwrap()]
     }
 
-    /// Somebody who saw all of it replaces it.
-    fn forget_current(&mut self, path: &str) {
-        let held = consort_core::store::View::siblings(&self.site.view(), &key(path)).unwrap();
-        for stored in held {
-            self.kept.remove(&stored.version.content.id());
+    fn remote_version(&mut self, path: &str, content: Content, attributes: Attributes) {
+        let stands = self.stands();
+        self.site.remote_version(path, stands, content, attributes);
+        for content in &self.site.replaced {
+            self.kept.remove(&content.id());
         }
     }
 
     fn remote(&mut self) {
         let path = self.path();
-        let (stands, bytes) = (self.stands(&path), self.bytes());
+        let bytes = self.bytes();
         self.site.keep(&bytes);
         let mode = if self.below(3) == 0 { 0o755 } else { 0o644 };
         let attributes = Attributes { mode, ..file_attributes() };
-        self.site.remote_version(&path, stands, content_of(&bytes), attributes);
+        self.remote_version(&path, content_of(&bytes), attributes);
     }
 
     fn remote_deletion(&mut self) {
         let path = self.path();
-        let stands = self.stands(&path);
-        self.site.remote_version(&path, stands, Content::Deleted, Attributes::default());
+        self.remote_version(&path, Content::Deleted, Attributes::default());
     }
 
     fn remote_directory(&mut self) {
         let path = self.path();
-        let stands = self.stands(&path);
         let attributes = Attributes { kind: Kind::Directory, mode: 0o755, ..Attributes::default() };
-        self.site.remote_version(&path, stands, Content::Inline(Box::default()), attributes);
+        self.remote_version(&path, Content::Inline(Box::default()), attributes);
     }
 }

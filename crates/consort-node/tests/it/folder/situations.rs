@@ -110,6 +110,24 @@ fn a_copy_that_somebody_resolved_before_it_moved_to_the_key_goes() {
 }
 
 #[test]
+fn a_conflict_copy_makes_way_for_a_key_of_its_name_and_comes_back() {
+    let mut site = Site::new();
+    site.write("f", "mine");
+    site.settle();
+    site.remote("f", Stands::Over, b"theirs");
+    site.settle();
+    let copy = site.copies().remove(0);
+    site.remote(&copy, Stands::After, b"a file of that name");
+    site.settle();
+    assert_eq!(site.read(&copy).as_deref(), Some("a file of that name"));
+    site.check();
+    site.remote_deletion(&copy);
+    site.settle();
+    assert_eq!(site.read(&copy).as_deref(), Some("mine"));
+    site.check();
+}
+
+#[test]
 fn losers_beyond_those_that_are_shown_stay_readable() {
     let mut site = Site::new();
     site.write("f", "mine");
