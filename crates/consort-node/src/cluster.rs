@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use consort_core::encoding::{DecodeError, Reader, Writer};
 use consort_core::model::merge;
 use consort_core::store::{DatasetParameters, StoreError, View};
-use consort_core::{Content, DatasetId, FingerprintKey, Key, NodeId};
+use consort_core::{Content, DatasetId, Dot, FingerprintKey, Key, NodeId, Version};
 
 use crate::net::Role;
 
@@ -36,8 +36,11 @@ pub(crate) struct MemberFact {
 /// A dataset of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DatasetFact {
-    /// Its name, `[a-z0-9-]{3,63}`.
+    /// Its name, `[a-z0-9-]{3,63}`. Of two that were made with one name at the same time, the loser gets a longer one.
     pub(crate) name: String,
+    /// Where the fact is, and which version of it this is.
+    pub(crate) key: Key,
+    pub(crate) dot: Dot,
     /// Its identity and the secret of its fingerprints.
     pub(crate) parameters: DatasetParameters,
     /// When it was created, in milliseconds since 1970-01-01 UTC.
@@ -51,6 +54,9 @@ pub(crate) struct Facts {
     pub(crate) members: Vec<MemberFact>,
     /// Ordered by name.
     pub(crate) datasets: Vec<DatasetFact>,
+    /// There are facts that cannot be understood, perhaps because a later version wrote them: a dataset that is not
+    /// among those above may still be one.
+    pub(crate) incomplete: bool,
 }
 
 impl Facts {
@@ -60,24 +66,47 @@ impl Facts {
         let mut after: Option<Key> = None;
         loop {
             let page = view.scan("", after.as_ref(), PAGE)?;
-            let Some((last, _)) = page.last() else { return Ok(facts) };
+            let Some((last, _)) = page.last() else {
+                facts.datasets.sort_by(|a, b| a.name.cmp(&b.name));
+                return Ok(facts);
+            };
             after = Some(last.clone());
             for (key, held) in page {
                 let versions: Vec<_> = held.into_iter().map(|stored| stored.version).collect();
-                let Some(winner) = merge::winner(&versions) else { continue };
-                let Content::Inline(bytes) = &winner.content else { continue };
-                if let Err(error) = facts.add(&key, bytes) {
+                if let Err(error) = facts.add(&key, &versions) {
                     tracing::warn!(%key, %error, "a fact of the cluster cannot be understood");
+                    facts.incomplete = true;
                 }
             }
         }
     }
 
-    fn add(&mut self, key: &Key, bytes: &[u8]) -> Result<(), DecodeError> {
+    fn add(&mut self, key: &Key, versions: &[Version]) -> Result<(), DecodeError> {
+        let inline = |version: &Version| match &version.content {
+            Content::Inline(bytes) => Some(bytes.clone()),
+            _ => None,
+        };
+        let Some(winner) = merge::winner(versions) else { return Ok(()) };
         if let Some(node) = key.strip_prefix(MEMBERS).and_then(|node| node.parse().ok()) {
-            self.members.push(decode_member(node, bytes)?);
+            let Some(bytes) = inline(winner) else { return Ok(()) };
+            let mut member = decode_member(node, &bytes)?;
+            // Whatever was said at the same time, a revocation holds.
+            for version in versions {
+                if let Some(bytes) = inline(version) {
+                    member.revoked |= decode_member(node, &bytes)?.revoked;
+                }
+            }
+            self.members.push(member);
         } else if let Some(name) = key.strip_prefix(DATASETS) {
-            self.datasets.push(decode_dataset(name, bytes)?);
+            // Each of several that were made at the same time may hold what was acknowledged.
+            for version in versions {
+                let Some(bytes) = inline(version) else { continue };
+                let mut dataset = decode_dataset(name, key, version.dot, &bytes)?;
+                if version.dot != winner.dot {
+                    dataset.name = name_of_loser(name, dataset.parameters.id);
+                }
+                self.datasets.push(dataset);
+            }
         }
         Ok(())
     }
@@ -147,18 +176,30 @@ fn decode_member(node: NodeId, bytes: &[u8]) -> Result<MemberFact, DecodeError> 
     Ok(MemberFact { node, name, role, revoked, addresses })
 }
 
+/// The name of a dataset that lost its own to another: still a valid one, and the same on every node.
+fn name_of_loser(name: &str, id: DatasetId) -> String {
+    let [a, b, c, d, ..] = id.0;
+    let short = &name[..name.len().min(MAX_NAME_BYTES - 9)];
+    format!("{short}-{a:02x}{b:02x}{c:02x}{d:02x}")
+}
+
 /// The value of a dataset's fact.
-pub(crate) fn encode_dataset(dataset: &DatasetFact) -> Content {
+pub(crate) fn encode_dataset(parameters: DatasetParameters, created_ms: u64) -> Content {
     let mut bytes = Vec::new();
     let mut to = Writer(&mut bytes);
     to.u8(FORMAT);
-    to.raw(&dataset.parameters.id.0);
-    to.raw(&dataset.parameters.fingerprint_key.0);
-    to.u64(dataset.created_ms);
+    to.raw(&parameters.id.0);
+    to.raw(&parameters.fingerprint_key.0);
+    to.u64(created_ms);
     Content::Inline(bytes.into())
 }
 
-fn decode_dataset(name: &str, bytes: &[u8]) -> Result<DatasetFact, DecodeError> {
+fn decode_dataset(
+    name: &str,
+    key: &Key,
+    dot: Dot,
+    bytes: &[u8],
+) -> Result<DatasetFact, DecodeError> {
     if !valid_dataset_name(name) {
         return Err(DecodeError::Invalid { what: "name" });
     }
@@ -167,7 +208,8 @@ fn decode_dataset(name: &str, bytes: &[u8]) -> Result<DatasetFact, DecodeError> 
     let id = DatasetId(from.array("dataset")?);
     let fingerprint_key = FingerprintKey(from.array("fingerprint key")?);
     let parameters = DatasetParameters { id, fingerprint_key };
-    Ok(DatasetFact { name: name.to_owned(), parameters, created_ms: from.u64("time")? })
+    let created_ms = from.u64("time")?;
+    Ok(DatasetFact { name: name.to_owned(), key: key.clone(), dot, parameters, created_ms })
 }
 
 fn read_format(from: &mut Reader<'_>) -> Result<(), DecodeError> {
@@ -211,6 +253,8 @@ pub(crate) fn decode_addresses(from: &mut Reader<'_>) -> Result<Vec<SocketAddr>,
 
 #[cfg(test)]
 mod tests {
+    use consort_core::{Attributes, AuthorId, VersionVector};
+
     use super::*;
 
     #[test]
@@ -229,19 +273,56 @@ mod tests {
         assert_eq!(decode_member(member.node, &bytes), Ok(member));
 
         let parameters = cluster_dataset(&[1; 32]);
-        let dataset = DatasetFact { name: "photos".into(), parameters, created_ms: 7 };
-        let Content::Inline(bytes) = encode_dataset(&dataset) else { panic!("it is inline") };
-        assert_eq!(decode_dataset("photos", &bytes), Ok(dataset));
+        let (key, dot) = (dataset_key("photos"), Dot::default());
+        let Content::Inline(bytes) = encode_dataset(parameters, 7) else { panic!("it is inline") };
+        let name = "photos".to_owned();
+        let dataset = DatasetFact { name, key: key.clone(), dot, parameters, created_ms: 7 };
+        assert_eq!(decode_dataset("photos", &key, dot, &bytes), Ok(dataset.clone()));
+        // What a later version adds does no harm.
+        let longer: Vec<u8> = bytes.iter().copied().chain([1, 2, 3]).collect();
+        assert_eq!(decode_dataset("photos", &key, dot, &longer), Ok(dataset));
+        assert!(decode_dataset("photos", &key, dot, &[9]).is_err());
+    }
+
+    /// Versions of one key that do not know of each other.
+    fn concurrent(key: &Key, contents: Vec<Content>) -> Facts {
+        let version = |(n, content)| Version {
+            dot: Dot { author: AuthorId([n; 16]), ..Dot::default() },
+            seen: VersionVector::default(),
+            content,
+            attributes: Attributes::default(),
+        };
+        let versions: Vec<Version> = (1..).zip(contents).map(version).collect();
+        let mut facts = Facts::default();
+        facts.add(key, &versions).expect("they are understood");
+        facts
     }
 
     #[test]
-    fn what_a_later_version_adds_does_no_harm() {
-        let parameters = cluster_dataset(&[1; 32]);
-        let dataset = DatasetFact { name: "photos".into(), parameters, created_ms: 7 };
-        let Content::Inline(bytes) = encode_dataset(&dataset) else { panic!("it is inline") };
-        let longer: Vec<u8> = bytes.iter().copied().chain([1, 2, 3]).collect();
-        assert_eq!(decode_dataset("photos", &longer), Ok(dataset));
-        assert!(decode_dataset("photos", &[9]).is_err());
+    fn datasets_that_were_made_with_one_name_at_the_same_time_are_both_there() {
+        let name = "x".repeat(63);
+        let made = [1, 2].map(|n| encode_dataset(cluster_dataset(&[n; 32]), u64::from(n))).to_vec();
+        let facts = concurrent(&dataset_key(&name), made);
+        assert_eq!(facts.datasets.len(), 2);
+        assert!(facts.dataset(&name).is_some());
+        assert!(facts.datasets.iter().all(|dataset| valid_dataset_name(&dataset.name)));
+        assert_ne!(facts.datasets[0].name, facts.datasets[1].name);
+    }
+
+    #[test]
+    fn a_revocation_holds_against_whatever_was_said_at_the_same_time() {
+        let node = NodeId([5; 16]);
+        let member = |revoked| MemberFact {
+            node,
+            name: "b".into(),
+            role: Role::Writer,
+            revoked,
+            addresses: Vec::new(),
+        };
+        for order in [[true, false], [false, true]] {
+            let said = order.map(|revoked| encode_member(&member(revoked))).to_vec();
+            assert!(concurrent(&member_key(node), said).members[0].revoked);
+        }
     }
 
     #[test]

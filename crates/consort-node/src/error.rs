@@ -92,9 +92,12 @@ impl From<JoinError> for NodeError {
     fn from(error: JoinError) -> Self {
         match error {
             JoinError::Identity(error) => error.into(),
-            JoinError::Refused(JoinRefusal::Expired | JoinRefusal::Used | JoinRefusal::Unknown) => {
-                Self::not_allowed(error.to_string())
-            }
+            JoinError::Refused(
+                JoinRefusal::Expired
+                | JoinRefusal::Used
+                | JoinRefusal::Unknown
+                | JoinRefusal::Revoked,
+            ) => Self::not_allowed(error.to_string()),
             JoinError::Refused(JoinRefusal::NameTaken) => {
                 Self::new(ErrorKind::Conflict, error.to_string())
             }

@@ -34,6 +34,7 @@ mod status;
 mod walk;
 mod watch;
 
+pub(crate) use engine::recorded_meta;
 pub use ignores::{Ignores, LoadIgnoresError, PatternProblem};
 pub use link::{Folder, LinkContext};
 pub use place::{Expected, PlaceError, Placed, RemovedDirectory, Staged, Staging};

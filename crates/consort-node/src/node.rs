@@ -6,7 +6,7 @@ mod members;
 mod status;
 mod wait;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -36,6 +36,13 @@ pub const DEFAULT_PORT: u16 = 7440;
 
 /// Events of the network that may wait for the loop. While they do, peers are not read from.
 const MAX_NETWORK_EVENTS: usize = 64;
+
+/// What the user of a node is told that is a member no more.
+pub(crate) const REVOKED: &str =
+    "this node's membership was revoked: ask for a new ticket, and join with a new --home";
+
+/// The most addresses that others are told of this node.
+const MAX_REACHABLE: usize = 8;
 
 /// How long a node that ends waits for those who still read its store.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
@@ -86,6 +93,10 @@ pub async fn join(
         .map_err(|error: net::ticket::ParseTicketError| NodeError::usage(error.to_string()))?;
     make_home(home)?;
     let name = name.map_or_else(host_name, str::to_owned);
+    if !Identity::is_there(&home.join("identity")) {
+        // A store that is of no use has to show before the ticket is used up.
+        drop(DiskStore::open(&home.join("store"))?);
+    }
     let joined = net::join(&ticket, &home.join("identity"), &name, listen).await?;
     let store = DiskStore::open(&home.join("store"))?;
     store.set_setting(LEARNED, Some(joined.welcome))?;
@@ -124,6 +135,7 @@ impl Node {
                 causes: causes.clone(),
                 own: identity.node(),
                 own_address: Arc::clone(&own_address),
+                recording: Mutex::default(),
             };
             let on_join = Box::new(move |joiner| recorder.record(joiner));
             Some(Arc::new(JoinDesk::new(Arc::clone(&identity), invites, on_join)))
@@ -297,11 +309,14 @@ struct Recorder {
     causes: mpsc::UnboundedSender<Cause>,
     own: consort_core::NodeId,
     own_address: Arc<OnceLock<SocketAddr>>,
+    /// Two that ask for one name at the same time are not both let in.
+    recording: Mutex<()>,
 }
 
 impl Recorder {
     /// Called by the network on a thread that may block. The same member may come again.
     fn record(&self, joiner: Joiner) -> Result<Vec<u8>, JoinRefusal> {
+        let _one_at_a_time = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
         let failed = |error: StoreError| {
             tracing::error!(%error, "a member cannot be recorded");
             JoinRefusal::Failed
@@ -314,6 +329,10 @@ impl Recorder {
         if facts.members.iter().any(|member| taken(&member)) {
             return Err(JoinRefusal::NameTaken);
         }
+        // Its ticket would still be good for the key that it has.
+        if facts.member(joiner.node).is_some_and(|member| member.revoked) {
+            return Err(JoinRefusal::Revoked);
+        }
         let usable = |addr: &std::net::SocketAddr| !addr.ip().is_unspecified() && addr.port() != 0;
         let member = MemberFact {
             node: joiner.node,
@@ -324,10 +343,11 @@ impl Recorder {
         };
         record_member(&self.store, self.cluster, &member).map_err(failed)?;
         let _ = self.causes.send(Cause::Grew { dataset: self.cluster });
-        let own = self.own_address.get().map(|addr| (self.own, reachable(*addr)));
+        let own =
+            self.own_address.get().map(|addr| (self.own, likeliest(*addr).into_iter().collect()));
         let others =
             facts.members.iter().filter(|member| !member.revoked && member.node != self.own);
-        let others = others.filter_map(|m| m.addresses.first().map(|addr| (m.node, *addr)));
+        let others = others.map(|m| (m.node, m.addresses.clone()));
         Ok(encode_learned(&own.into_iter().chain(others).take(512).collect()))
     }
 }
@@ -360,8 +380,8 @@ fn record_self(
         node: peer.node,
         name: peer.name.clone(),
         role: peer.role,
-        revoked: false,
-        addresses: vec![reachable(listen)],
+        revoked: facts.member(peer.node).is_some_and(|member| member.revoked),
+        addresses: likeliest(listen).into_iter().collect(),
     };
     if facts.member(peer.node) == Some(&member) {
         Ok(())
@@ -370,19 +390,42 @@ fn record_self(
     }
 }
 
-/// An address at which others may reach one that listens on all interfaces: that of the interface by which this
-/// machine reaches others. Nothing is sent to find it.
-fn reachable(listen: SocketAddr) -> SocketAddr {
+/// The addresses at which others may reach one that listens here, the likeliest first. Of one that listens on all
+/// interfaces: that of the interface by which this machine reaches others, then the other ones, then loopback, which
+/// is good for nodes on the same machine. Nothing is sent to find them.
+fn reachable(listen: SocketAddr) -> Vec<SocketAddr> {
     if !listen.ip().is_unspecified() {
-        return listen;
+        return vec![listen];
     }
-    let outward = || -> std::io::Result<std::net::IpAddr> {
+    let outward = || -> std::io::Result<IpAddr> {
         let socket = std::net::UdpSocket::bind(("0.0.0.0", 0))?;
+        // A documentation address: connecting a datagram socket only chooses a route.
         socket.connect(("192.0.2.1", 9))?;
         Ok(socket.local_addr()?.ip())
     };
-    let ip = outward().unwrap_or(std::net::Ipv4Addr::LOCALHOST.into());
-    SocketAddr::new(ip, listen.port())
+    // A machine without this file has the other two.
+    let local = std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
+    for ip in outward().ok().into_iter().chain(local_addresses(&local)) {
+        if !ip.is_loopback() && !addresses.contains(&ip) && addresses.len() < MAX_REACHABLE - 1 {
+            addresses.push(ip);
+        }
+    }
+    addresses.push(loopback);
+    addresses.into_iter().map(|ip| SocketAddr::new(ip, listen.port())).collect()
+}
+
+/// The one of them that members are told: the others would lead most of them to themselves.
+fn likeliest(listen: SocketAddr) -> Option<SocketAddr> {
+    reachable(listen).first().copied()
+}
+
+/// The addresses of this machine in the kernel's routing table: each stands above a line that says that it is one.
+fn local_addresses(fib_trie: &str) -> impl Iterator<Item = IpAddr> {
+    let lines = fib_trie.lines().zip(fib_trie.lines().skip(1));
+    let local = lines.filter(|(_, below)| below.contains("/32 host LOCAL"));
+    local.filter_map(|(line, _)| line.rsplit(' ').next()?.parse().ok())
 }
 
 fn listen_address(store: &DiskStore, config: Config) -> Result<SocketAddr, NodeError> {
@@ -426,5 +469,17 @@ fn removal(key: Key) -> LocalWrite {
         saw: Saw::Winner,
         content: Content::Deleted,
         attributes: Attributes::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_table_tells_this_machines_addresses() {
+        let table = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n     |-- 10.0.0.7\n        /32 host LOCAL\n     |-- 10.0.0.255\n        /32 link BROADCAST\n     |-- 127.0.0.1\n        /32 host LOCAL\n";
+        let found: Vec<String> = local_addresses(table).map(|ip| ip.to_string()).collect();
+        assert_eq!(found, ["10.0.0.7", "127.0.0.1"]);
     }
 }

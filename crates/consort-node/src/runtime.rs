@@ -9,6 +9,7 @@ use std::time::{Duration, Instant as StdInstant, SystemTime, UNIX_EPOCH};
 
 use consort_core::model::commit::Commit;
 use consort_core::protocol::event::Access;
+use consort_core::protocol::link::Phase;
 use consort_core::protocol::replica::LinkReport;
 use consort_core::protocol::{Effect, Envelope, Event, Now, Replica, codec};
 use consort_core::store::{Applied, DatasetParameters, Sequence, StoreError, View};
@@ -17,11 +18,13 @@ use consort_store::{Body, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::Facts;
-use crate::net::{KnownPeer, NetEvent, Role};
+use crate::net::{KnownPeer, NetEvent, Refusal, Role};
 use crate::shared::{PeerState, Shared};
 
 /// How soon a peer that was disconnected for what it sent is dialed again.
 const REDIAL_AFTER: Duration = Duration::from_secs(5);
+/// How soon a peer that has not answered a barrier is asked again: it may not have been able to.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// What makes the loop do something, apart from the network.
 #[derive(Debug)]
@@ -30,18 +33,62 @@ pub(crate) enum Cause {
     Committed { dataset: DatasetId, peer: NodeId, result: Result<Applied, StoreError> },
     /// The dataset's feed grew by something that was written here.
     Grew { dataset: DatasetId },
-    /// A directory was flushed for a peer.
-    DirectoryFlushed { dataset: DatasetId, peer: NodeId, id: u64 },
-    /// Ask all peers of a dataset how far they are.
+    /// A directory was flushed for a peer, or, if not `done`, could not be.
+    DirectoryFlushed { dataset: DatasetId, peer: NodeId, done: bool },
+    /// From now on, ask all peers of a dataset how far they are.
     Barrier { dataset: DatasetId, reply: oneshot::Sender<u64> },
     /// What of a barrier has been answered.
-    BarrierState { id: u64, reply: oneshot::Sender<BTreeMap<NodeId, Sequence>> },
+    BarrierState { id: u64, reply: oneshot::Sender<Vec<Answer>> },
     /// A barrier is not waited for any more.
     BarrierOver { id: u64 },
     /// How the links of a dataset stand.
     Links { dataset: DatasetId, reply: oneshot::Sender<Vec<LinkReport>> },
     /// End.
     Stop,
+}
+
+/// What a peer has answered to a barrier.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answer {
+    /// How the link with it stands.
+    pub(crate) link: LinkReport,
+    /// How far its feed must be applied here; none if it has not answered yet.
+    pub(crate) head: Option<Sequence>,
+}
+
+/// Somebody here waits until every change made anywhere before is here.
+struct Barrier {
+    dataset: DatasetId,
+    /// On which connection each peer was asked, and when.
+    asked: BTreeMap<NodeId, (u64, StdInstant)>,
+    heads: BTreeMap<NodeId, Sequence>,
+}
+
+/// The directory is being flushed for a peer. However often it asks meanwhile, it is flushed once more after.
+struct Flushing {
+    id: u64,
+    next: Option<u64>,
+}
+
+/// Says that a flush is over, also if nobody will ever call for its end.
+struct FlushEnd {
+    causes: mpsc::UnboundedSender<Cause>,
+    dataset: DatasetId,
+    peer: NodeId,
+    done: bool,
+}
+
+impl FlushEnd {
+    fn reach(mut self) {
+        self.done = true;
+    }
+}
+
+impl Drop for FlushEnd {
+    fn drop(&mut self) {
+        let Self { dataset, peer, done, .. } = *self;
+        let _ = self.causes.send(Cause::DirectoryFlushed { dataset, peer, done });
+    }
 }
 
 struct Open {
@@ -58,7 +105,9 @@ pub(crate) struct Runtime {
     shared: Arc<Shared>,
     replicas: HashMap<DatasetId, Open>,
     connections: BTreeMap<NodeId, Connection>,
-    barriers: HashMap<u64, BTreeMap<NodeId, Sequence>>,
+    /// By number, which rises: an answer to a later one answers the earlier ones too.
+    barriers: BTreeMap<u64, Barrier>,
+    flushing: HashMap<(DatasetId, NodeId), Flushing>,
     next_barrier: u64,
     epoch: StdInstant,
     redial_at: Option<StdInstant>,
@@ -73,8 +122,10 @@ impl Runtime {
             shared,
             replicas: HashMap::new(),
             connections: BTreeMap::new(),
-            barriers: HashMap::new(),
-            next_barrier: 1,
+            barriers: BTreeMap::new(),
+            flushing: HashMap::new(),
+            // Not one that a peer may still be answering since this node ran last.
+            next_barrier: crate::net::random_u64() >> 1,
             epoch: StdInstant::now(),
             redial_at: None,
             failed: false,
@@ -111,6 +162,7 @@ impl Runtime {
                 },
                 () = sleep => self.on_time(),
             }
+            self.look_for_news();
         }
     }
 
@@ -127,37 +179,109 @@ impl Runtime {
                 Err(error) => self.fail(&error),
             },
             Cause::Grew { dataset } => self.grew(dataset),
-            Cause::DirectoryFlushed { dataset, peer, id } => {
-                self.event(dataset, Event::DirectoryFlushed { peer, id });
+            Cause::DirectoryFlushed { dataset, peer, done } => {
+                let Some(Flushing { id, next }) = self.flushing.remove(&(dataset, peer)) else {
+                    return;
+                };
+                if done {
+                    self.event(dataset, Event::DirectoryFlushed { peer, id });
+                }
+                if let Some(next) = next {
+                    self.flush_directory(dataset, peer, next);
+                }
             }
             Cause::Barrier { dataset, reply } => {
                 let id = self.next_barrier;
                 self.next_barrier += 1;
-                self.barriers.insert(id, BTreeMap::new());
-                self.event(dataset, Event::BarrierWanted { id });
-                let _ = reply.send(id);
+                let barrier = Barrier { dataset, asked: BTreeMap::new(), heads: BTreeMap::new() };
+                // Whoever wanted it may be gone already.
+                if reply.send(id).is_ok() {
+                    self.barriers.insert(id, barrier);
+                }
             }
             Cause::BarrierState { id, reply } => {
-                let _ = reply.send(self.barriers.get(&id).cloned().unwrap_or_default());
+                let _ = reply.send(self.barrier_state(id));
             }
             Cause::BarrierOver { id } => drop(self.barriers.remove(&id)),
             Cause::Links { dataset, reply } => {
-                let links = self.replicas.get(&dataset).map(|open| {
-                    let head =
-                        self.shared.store.view(dataset).map(|view| view.summary().head.sequence);
-                    open.replica.links(head.unwrap_or_default()).collect()
-                });
-                let _ = reply.send(links.unwrap_or_default());
+                let _ = reply.send(self.links(dataset));
             }
             Cause::Stop => {}
+        }
+    }
+
+    fn links(&self, dataset: DatasetId) -> Vec<LinkReport> {
+        let Some(open) = self.replicas.get(&dataset) else { return Vec::new() };
+        let head = self.shared.store.view(dataset).map(|view| view.summary().head.sequence);
+        open.replica.links(head.unwrap_or_default()).collect()
+    }
+
+    /// Asks those who can answer a barrier and were not asked, and says what the others answered.
+    fn barrier_state(&mut self, id: u64) -> Vec<Answer> {
+        let Some(barrier) = self.barriers.get_mut(&id) else { return Vec::new() };
+        let (dataset, now) = (barrier.dataset, StdInstant::now());
+        let links = self.links(dataset);
+        let Some(barrier) = self.barriers.get_mut(&id) else { return Vec::new() };
+        let mut to_ask = Vec::new();
+        let mut answers = Vec::with_capacity(links.len());
+        for link in links {
+            let peer = link.peer;
+            let connection = self.connections.get(&peer).map_or(0, |connection| connection.number);
+            let asked = barrier.asked.get(&peer);
+            if asked.is_some_and(|(on, _)| *on != connection) {
+                barrier.heads.remove(&peer);
+            }
+            let head = barrier.heads.get(&peer).copied();
+            let waits =
+                asked.is_some_and(|(on, at)| *on == connection && now < *at + ASK_AGAIN_AFTER);
+            // Before the greeting the peer may not know the dataset, and would not answer.
+            if head.is_none() && !waits && link.phase != Phase::Greeting {
+                barrier.asked.insert(peer, (connection, now));
+                to_ask.push(peer);
+            }
+            answers.push(Answer { link, head });
+        }
+        for peer in to_ask {
+            self.event(dataset, Event::BarrierWanted { peer, id });
+        }
+        answers
+    }
+
+    /// Takes in everything that was changed in the linked directory so far, for a peer.
+    fn flush_directory(&mut self, dataset: DatasetId, peer: NodeId, id: u64) {
+        if let Some(flushing) = self.flushing.get_mut(&(dataset, peer)) {
+            flushing.next = flushing.next.max(Some(id));
+            return;
+        }
+        self.flushing.insert((dataset, peer), Flushing { id, next: None });
+        let causes = self.shared.causes.clone();
+        let end = FlushEnd { causes, dataset, peer, done: false };
+        match self.shared.folder(dataset) {
+            Some(folder) => folder.flush(move || end.reach()),
+            None => end.reach(),
+        }
+    }
+
+    /// Takes note when the cluster's facts have come, at last.
+    fn look_for_news(&self) {
+        if self.shared.has_heard() {
+            return;
+        }
+        let is_admin = |peer| self.connections.get(&peer).is_some_and(|c| c.role == Role::Admin);
+        let mut links = self.links(self.shared.cluster.id).into_iter();
+        if links.any(|link| is_admin(link.peer) && link.phase == Phase::Live && link.lacks == 0) {
+            self.shared.set_heard();
         }
     }
 
     fn on_net(&mut self, event: NetEvent) {
         match event {
             NetEvent::Connected { peer, addr, connection } => {
-                tracing::info!(peer = peer.name, %addr, "connected");
                 let node = peer.node;
+                if self.failed {
+                    return self.shared.network.forget(node);
+                }
+                tracing::info!(peer = peer.name, %addr, "connected");
                 self.connections.insert(node, Connection { number: connection, role: peer.role });
                 let state = PeerState { addr: Some(addr), connected: true, reason: None };
                 self.shared.set_peer(node, state);
@@ -176,7 +300,7 @@ impl Runtime {
                         self.event(dataset, Event::Received { peer, message });
                     }
                     Err(error) => {
-                        self.disconnect(peer, &format!("it sent a broken message: {error}"))
+                        self.disconnect(peer, &format!("it sent a broken message: {error}"));
                     }
                 }
             }
@@ -188,24 +312,33 @@ impl Runtime {
                     self.shared.set_peer(peer, state);
                 }
             }
-            NetEvent::Learned { node, addr } => {
-                if self.shared.learn(node, addr) {
+            NetEvent::Learned { node, addr, firsthand } => {
+                // Where a connected peer is, it knows best itself.
+                let hearsay = !firsthand && self.connections.contains_key(&node);
+                if !hearsay && self.shared.learn(node, addr, firsthand) {
                     self.set_peers(&self.shared.facts());
                 }
             }
-            NetEvent::Refused { addr, peer, reason } => {
+            NetEvent::Unreachable { peer, addr, reason } => self.not_connected(peer, addr, reason),
+            NetEvent::Refused { addr, peer, dialed, reason } => {
+                if dialed.is_some() && reason == Refusal::Revoked && self.shared.set_revoked() {
+                    tracing::error!(%addr, "{}", crate::node::REVOKED);
+                }
                 let name = peer.as_ref().map_or("a stranger", |peer| peer.name.as_str());
-                tracing::warn!(%addr, peer = name, %reason, "a connection was refused");
-                if let Some(peer) = peer.filter(|peer| !self.connections.contains_key(&peer.node)) {
-                    let reason = Some(reason.to_string());
-                    self.shared.set_peer(
-                        peer.node,
-                        PeerState { addr: Some(addr), connected: false, reason },
-                    );
+                tracing::debug!(%addr, peer = name, %reason, "a connection was refused");
+                if let Some(node) = peer.map(|peer| peer.node).or(dialed) {
+                    self.not_connected(node, addr, reason.to_string());
                 }
             }
         }
         self.shared.notify();
+    }
+
+    fn not_connected(&self, peer: NodeId, addr: SocketAddr, reason: String) {
+        if !self.connections.contains_key(&peer) {
+            let state = PeerState { addr: Some(addr), connected: false, reason: Some(reason) };
+            self.shared.set_peer(peer, state);
+        }
     }
 
     fn on_time(&mut self) {
@@ -268,21 +401,14 @@ impl Runtime {
                     let _ = causes.send(Cause::Committed { dataset, peer, result });
                 });
             }
-            Effect::FlushDirectory { peer, id } => {
-                let causes = self.shared.causes.clone();
-                let done = move || {
-                    let _ = causes.send(Cause::DirectoryFlushed { dataset, peer, id });
-                };
-                match self.shared.folder(dataset) {
-                    Some(folder) => folder.flush(done),
-                    None => done(),
-                }
-            }
+            Effect::FlushDirectory { peer, id } => self.flush_directory(dataset, peer, id),
             Effect::BarrierReached { id, peer, head } => {
-                if let Some(barrier) = self.barriers.get_mut(&id) {
-                    barrier.insert(peer, head);
-                    self.shared.notify();
+                for barrier in self.barriers.range_mut(..=id).map(|(_, barrier)| barrier) {
+                    if barrier.dataset == dataset {
+                        barrier.heads.entry(peer).or_insert(head);
+                    }
                 }
+                self.shared.notify();
             }
             Effect::Disconnect { peer, reason } => self.disconnect(peer, &reason),
         }
@@ -297,22 +423,21 @@ impl Runtime {
                 Ok(facts) => facts,
                 Err(error) => return self.fail(&error),
             };
-        let wanted: HashSet<DatasetId> = facts.datasets.iter().map(|d| d.parameters.id).collect();
-        let gone: Vec<DatasetId> = self
-            .replicas
-            .keys()
-            .copied()
-            .filter(|id| *id != self.shared.cluster.id && !wanted.contains(id))
-            .collect();
-        for dataset in gone {
-            self.replicas.remove(&dataset);
-            self.shared.close_dataset(dataset);
-        }
         for dataset in &facts.datasets {
             self.open(dataset.parameters);
         }
         self.set_peers(&facts);
+        let wanted: HashSet<DatasetId> = facts.datasets.iter().map(|d| d.parameters.id).collect();
+        let is_gone = |id: &DatasetId| *id != self.shared.cluster.id && !wanted.contains(id);
+        // What cannot be understood is not gone.
+        let may_drop = !facts.incomplete;
+        let gone: Vec<DatasetId> =
+            self.replicas.keys().copied().filter(|id| may_drop && is_gone(id)).collect();
         self.shared.set_facts(facts);
+        for dataset in gone {
+            self.replicas.remove(&dataset);
+            self.shared.close_dataset(dataset);
+        }
     }
 
     fn open(&mut self, parameters: DatasetParameters) {
@@ -349,12 +474,15 @@ impl Runtime {
     }
 
     fn set_peers(&self, facts: &Facts) {
+        if self.failed {
+            return;
+        }
         let own = self.shared.identity.node;
         let revoked = facts.members.iter().filter(|m| m.revoked).map(|m| m.node).collect();
         self.shared.network.set_revoked(revoked);
         let mut peers: BTreeMap<NodeId, Vec<SocketAddr>> = BTreeMap::new();
-        for (node, addr) in self.shared.learned() {
-            peers.entry(node).or_default().push(addr);
+        for (node, addresses) in self.shared.learned() {
+            peers.entry(node).or_default().extend(addresses);
         }
         for member in &facts.members {
             let addresses = peers.entry(member.node).or_default();
@@ -367,8 +495,10 @@ impl Runtime {
                     .collect::<Vec<_>>(),
             );
         }
+        // Before the first contact, a new member does not know who is one.
+        let is_new = facts.member(own).is_none();
         let is_peer = |node: &NodeId| {
-            *node != own && facts.member(*node).is_none_or(|member| !member.revoked)
+            *node != own && facts.member(*node).map_or(is_new, |member| !member.revoked)
         };
         let known = peers
             .into_iter()
@@ -406,7 +536,10 @@ impl Runtime {
         self.shared.set_failure(error.to_string());
         self.shared.network.set_peers(Vec::new());
         for peer in self.connections.keys().copied().collect::<Vec<_>>() {
+            self.forget(peer);
             self.shared.network.forget(peer);
+            let reason = Some("this node's store failed".to_owned());
+            self.shared.set_peer(peer, PeerState { addr: None, connected: false, reason });
         }
     }
 

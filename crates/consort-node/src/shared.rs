@@ -20,7 +20,9 @@ use crate::net::{JoinDesk, Network, PeerIdentity};
 use crate::runtime::Cause;
 
 /// Addresses of nodes that were heard of and are remembered across restarts.
-const MAX_LEARNED: usize = 1024;
+const MAX_LEARNED: usize = 512;
+/// Addresses of one node that are remembered.
+const MAX_LEARNED_ADDRESSES: usize = 3;
 /// The setting that holds them.
 pub(crate) const LEARNED: &str = "peers";
 /// The setting that holds the links.
@@ -55,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) desk: Option<Arc<JoinDesk>>,
     pub(crate) causes: mpsc::UnboundedSender<Cause>,
     changed: watch::Sender<u64>,
+    /// Held while a directory is linked or unlinked, so that two of that never overlap.
+    linking: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -63,10 +67,16 @@ struct State {
     facts: Arc<Facts>,
     folders: BTreeMap<DatasetId, (Arc<Folder>, LinkSetting)>,
     peers: BTreeMap<NodeId, PeerState>,
-    learned: BTreeMap<NodeId, SocketAddr>,
+    learned: BTreeMap<NodeId, Vec<SocketAddr>>,
     /// Links whose directory could not be opened at the start, and why.
     broken: BTreeMap<DatasetId, (LinkSetting, String)>,
     failure: Option<String>,
+    /// The cluster's facts are as an admin knows them, or were since the start.
+    heard: bool,
+    /// A peer does not take this node for a member any more.
+    revoked: bool,
+    /// No directory is linked any more.
+    ending: bool,
 }
 
 impl Shared {
@@ -87,9 +97,27 @@ impl Shared {
             }
             None => BTreeMap::new(),
         };
-        let state = Mutex::new(State { learned, ..State::default() });
+        // Whoever holds the authority is not told by others which datasets there are.
+        let state = Mutex::new(State { learned, heard: desk.is_some(), ..State::default() });
         let changed = watch::Sender::new(0);
-        Ok(Self { identity, cluster, home, store, network, contents, desk, causes, changed, state })
+        Ok(Self {
+            identity,
+            cluster,
+            home,
+            store,
+            network,
+            contents,
+            desk,
+            causes,
+            changed,
+            linking: Mutex::default(),
+            state,
+        })
+    }
+
+    /// Nobody else links or unlinks a directory as long as this is held.
+    pub(crate) fn linking(&self) -> MutexGuard<'_, ()> {
+        self.linking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -133,20 +161,57 @@ impl Shared {
         self.notify();
     }
 
-    pub(crate) fn learned(&self) -> Vec<(NodeId, SocketAddr)> {
-        self.state().learned.iter().map(|(&node, &addr)| (node, addr)).collect()
+    pub(crate) fn has_heard(&self) -> bool {
+        self.state().heard
     }
 
-    /// Remembers where a node can be reached. Whether that is news.
-    pub(crate) fn learn(&self, node: NodeId, addr: SocketAddr) -> bool {
+    pub(crate) fn set_heard(&self) {
+        self.state().heard = true;
+        self.notify();
+    }
+
+    pub(crate) fn is_revoked(&self) -> bool {
+        let own = self.identity.node;
+        let state = self.state();
+        state.revoked || state.facts.member(own).is_some_and(|member| member.revoked)
+    }
+
+    /// Takes note that this node was refused as a former member. Whether that is news.
+    pub(crate) fn set_revoked(&self) -> bool {
+        !std::mem::replace(&mut self.state().revoked, true)
+    }
+
+    /// Where nodes were heard to be reached: what a node said itself first.
+    pub(crate) fn learned(&self) -> BTreeMap<NodeId, Vec<SocketAddr>> {
+        self.state().learned.clone()
+    }
+
+    /// Remembers where a node can be reached. What it says itself replaces what was known; what others say is tried
+    /// as well. Whether that is news.
+    pub(crate) fn learn(&self, node: NodeId, addr: SocketAddr, firsthand: bool) -> bool {
         let learned = {
             let mut state = self.state();
-            let full = MAX_LEARNED <= state.learned.len() && !state.learned.contains_key(&node);
-            if full || node == self.identity.node || state.learned.insert(node, addr) == Some(addr)
-            {
+            let State { learned, facts, peers, .. } = &mut *state;
+            if MAX_LEARNED <= learned.len() && !learned.contains_key(&node) {
+                // Nobody may crowd out the members with inventions.
+                let is_known = |node: &NodeId| {
+                    facts.member(*node).is_some() || peers.get(node).is_some_and(|p| p.connected)
+                };
+                let invented = learned.keys().copied().find(|node| !is_known(node));
+                let Some(invented) = invented else { return false };
+                learned.remove(&invented);
+            }
+            let known = learned.entry(node).or_default();
+            let is_old = if firsthand { known[..] == [addr] } else { known.contains(&addr) };
+            if is_old || node == self.identity.node {
                 return false;
             }
-            state.learned.clone()
+            if firsthand {
+                known.clear();
+            }
+            known.insert(known.len().min(1), addr);
+            known.truncate(MAX_LEARNED_ADDRESSES);
+            learned.clone()
         };
         if let Err(error) = self.store.set_setting(LEARNED, Some(encode_learned(&learned))) {
             tracing::warn!(%error, "addresses of peers are not remembered");
@@ -217,6 +282,11 @@ impl Shared {
             Ok(folder) => {
                 let folder = Arc::new(folder);
                 let mut state = self.state();
+                if state.ending {
+                    drop(state);
+                    folder.stop();
+                    return Err(NodeError::ending());
+                }
                 state.broken.remove(&dataset);
                 state.folders.insert(dataset, (Arc::clone(&folder), link));
                 Ok(folder)
@@ -246,7 +316,11 @@ impl Shared {
 
     /// Ends all engines, and waits for them. Blocks.
     pub(crate) fn stop_folders(&self) {
-        let folders = std::mem::take(&mut self.state().folders);
+        let folders = {
+            let mut state = self.state();
+            state.ending = true;
+            std::mem::take(&mut state.folders)
+        };
         folders.into_values().for_each(|(folder, _)| folder.stop());
     }
 
@@ -254,8 +328,12 @@ impl Shared {
     pub(crate) fn close_dataset(self: &Arc<Self>, dataset: DatasetId) {
         let shared = Arc::clone(self);
         let dropped = std::thread::Builder::new().name("drop-dataset".into()).spawn(move || {
-            shared.stop_folder(dataset);
-            let outcome = shared.save_links().and_then(|()| shared.store.drop_dataset(dataset));
+            let outcome = {
+                let _linking = shared.linking();
+                shared.stop_folder(dataset);
+                shared.save_links()
+            };
+            let outcome = outcome.and_then(|()| shared.store.drop_dataset(dataset));
             if let Err(error) = outcome {
                 tracing::error!(%error, "a dropped dataset is still in the store");
             }
@@ -283,23 +361,25 @@ impl Shared {
 }
 
 /// The value of [`LEARNED`].
-pub(crate) fn encode_learned(learned: &BTreeMap<NodeId, SocketAddr>) -> Vec<u8> {
+pub(crate) fn encode_learned(learned: &BTreeMap<NodeId, Vec<SocketAddr>>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut to = Writer(&mut bytes);
     to.count(learned.len());
-    for (node, addr) in learned {
+    for (node, addresses) in learned {
         to.raw(&node.0);
-        encode_addresses(&[*addr], &mut to);
+        encode_addresses(&addresses[..addresses.len().min(MAX_LEARNED_ADDRESSES)], &mut to);
     }
     bytes
 }
 
-pub(crate) fn decode_learned(bytes: &[u8]) -> Result<BTreeMap<NodeId, SocketAddr>, DecodeError> {
+pub(crate) fn decode_learned(
+    bytes: &[u8],
+) -> Result<BTreeMap<NodeId, Vec<SocketAddr>>, DecodeError> {
     let mut from = Reader::new(bytes);
     let mut learned = BTreeMap::new();
     for _ in 0..from.count(16, MAX_LEARNED, "peers")? {
         let node = NodeId(from.array("peer")?);
-        learned.extend(decode_addresses(&mut from)?.first().map(|addr| (node, *addr)));
+        learned.insert(node, decode_addresses(&mut from)?);
     }
     from.finish()?;
     Ok(learned)

@@ -9,7 +9,9 @@ use consort_core::store::{Sequence, StoreError, Stored};
 use consort_core::{DatasetId, Digest, Entry, Fingerprint, Key};
 use thiserror::Error;
 
-use crate::layout::{self, DatasetRow, Number, PackTail, ReplicaRow, Site, Table};
+use crate::layout::{
+    self, ChunkRow, DatasetRow, Extent, Number, PackTail, ReplicaRow, Site, Table,
+};
 use crate::lsm::Moment;
 use crate::packs::Packs;
 use crate::store::Shared;
@@ -113,6 +115,16 @@ pub enum Finding {
         /// What is there.
         found: u64,
     },
+    /// The stored count of pending keys is wrong.
+    #[error("{dataset} has {found} pending keys, but counts {counted}")]
+    PendingCount {
+        /// The dataset.
+        dataset: DatasetId,
+        /// What is stored.
+        counted: u64,
+        /// What is there.
+        found: u64,
+    },
     /// A row says that a chunk is where no pack is.
     #[error("a chunk should be at {offset} of pack {pack}, which is not there or shorter")]
     NoSuchPlace {
@@ -121,6 +133,9 @@ pub enum Finding {
         /// Where the chunk should begin.
         offset: u64,
     },
+    /// A place of a chunk is not found, since the chunk's own row does not say that there are more.
+    #[error("a row of `chunks` is a place that nobody finds")]
+    HiddenPlace,
     /// A packed chunk does not have its hash.
     #[error("the chunk at {offset} of pack {pack} is damaged")]
     Chunk {
@@ -187,6 +202,7 @@ struct Dataset {
     feed: u64,
     fingerprints: u64,
     records: u64,
+    pending: u64,
 }
 
 impl<P: FnMut(CheckProgress)> Check<P> {
@@ -261,7 +277,8 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             }
         }
         let digest = Digest::default();
-        let dataset = Dataset { id, row, replica, digest, feed: 0, fingerprints: 0, records: 0 };
+        let (feed, fingerprints, records, pending) = (0, 0, 0, 0);
+        let dataset = Dataset { id, row, replica, digest, feed, fingerprints, records, pending };
         self.datasets.insert(row.number, dataset);
         Ok(())
     }
@@ -334,6 +351,7 @@ impl<P: FnMut(CheckProgress)> Check<P> {
         self.rows(Table::Pending, |check, row, value| {
             layout::name_of(row)?;
             let dataset = owner(&mut check.datasets, Table::Pending, layout::number_of(row)?)?;
+            dataset.pending += 1;
             dataset.within(Table::Pending, Sequence(layout::decode_varint(value)?))
         })
     }
@@ -359,10 +377,13 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             if dataset.digest != dataset.replica.digest {
                 findings.push(Finding::Digest { dataset: id });
             }
-            let counted = dataset.replica.records;
-            if dataset.records != counted && dataset.row.state != layout::State::Unlinking {
-                let found = dataset.records;
+            let (counted, found) = (dataset.replica.records, dataset.records);
+            if found != counted {
                 findings.push(Finding::RecordCount { dataset: id, counted, found });
+            }
+            let (counted, found) = (dataset.replica.pending, dataset.pending);
+            if found != counted {
+                findings.push(Finding::PendingCount { dataset: id, counted, found });
             }
         }
         findings.into_iter().for_each(|finding| self.found(finding));
@@ -406,19 +427,30 @@ impl<P: FnMut(CheckProgress)> Check<P> {
     }
 
     fn chunks(&mut self, lengths: &BTreeMap<u64, u64>) -> Result<(), StoreError> {
+        // The chunk whose further places may follow.
+        let mut with_more = None;
         self.rows(Table::Chunks, |check, row, value| {
-            let (_, site) = layout::chunk_of(row)?;
-            let (offset, length) = layout::decode_extent(value)?;
-            match site {
-                Site::Pack(pack) => {
+            let (hash, further) = layout::chunk_of(row)?;
+            let place = match further {
+                None => {
+                    let ChunkRow { place, more } = layout::decode_chunk(value)?;
+                    with_more = more.then_some(hash);
+                    place
+                }
+                Some(_) if with_more != Some(hash) => return Err(Finding::HiddenPlace.into()),
+                Some(site) => Some((site, layout::decode_extent(value)?)),
+            };
+            match place {
+                Some((Site::Pack(pack), Extent { offset, length })) => {
                     let end = offset.saturating_add(u64::from(length));
                     if lengths.get(&pack).is_none_or(|length| *length < end) {
                         return Err(Finding::NoSuchPlace { pack, offset }.into());
                     }
                 }
-                Site::File(number, _) => {
+                Some((Site::File(number, _), _)) => {
                     owner(&mut check.datasets, Table::Chunks, number)?;
                 }
+                None => {}
             }
             Ok(())
         })

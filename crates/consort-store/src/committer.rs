@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use consort_core::model::Clock;
 use consort_core::store::apply::{Application, Batch};
-use consort_core::store::{Applied, LocalWrite, Sequence, StoreError, Stored, Written};
-use consort_core::{AuthorId, ChunkHash, DatasetId, Entry, Key, WallTime};
+use consort_core::store::{Applied, LocalWrite, Sequence, StoreError, Stored, Summary, Written};
+use consort_core::{AuthorId, ChunkHash, DatasetId, Dot, Entry, Key, WallTime};
 
+use crate::chunks::Chunks;
 use crate::edit::{Edit, Outcome};
-use crate::layout::{self, DatasetRow, Identity, Number, ReplicaRow, Site, State, Table};
-use crate::lsm::Rows;
+use crate::layout::{self, DatasetRow, Extent, Identity, Number, ReplicaRow, Site, State, Table};
+use crate::lsm::{Moment, Rows};
 use crate::packs::Synced;
 use crate::store::{Shared, draw_identity};
 use crate::transaction::{Basis, Body, Place, RecordChange, Transaction};
@@ -72,13 +73,21 @@ struct Work<'v> {
     /// Records that were put (true) or removed, and how many there are now.
     records: BTreeMap<Key, bool>,
     record_count: u64,
-    /// Pending rows as they will be.
-    pending: BTreeMap<Key, Option<Sequence>>,
+    /// Pending rows that were looked at or changed.
+    pending: BTreeMap<Key, Pending>,
+}
+
+/// A pending row: as it is on disk, and as it will be.
+#[derive(Clone, Copy, Default)]
+struct Pending {
+    before: Option<Sequence>,
+    after: Option<Sequence>,
 }
 
 /// A transaction's effect beyond its dataset's rows.
-struct Writer<'w> {
+struct Writer<'w, 'm> {
     rows: &'w mut Rows,
+    chunks: &'w mut Chunks<'m>,
     author: AuthorId,
     clock: &'w mut Clock,
     datasets: &'w BTreeMap<DatasetId, DatasetRow>,
@@ -105,8 +114,9 @@ impl Committer<'_> {
     fn edit(&mut self, edit: Edit) -> Result<Outcome, StoreError> {
         let mut rows = Rows::default();
         let moment = self.shared.tables.moment();
-        let outcome = edit.apply(&moment, &mut rows)?;
-        self.write(rows)?;
+        let mut chunks = Chunks::new(&moment);
+        let outcome = edit.apply(&moment, &mut chunks, &mut rows)?;
+        self.write(chunks, rows)?;
         if let Some((id, row)) = outcome.dataset {
             let mut datasets = self.shared.datasets_mut();
             match row {
@@ -126,9 +136,11 @@ impl Committer<'_> {
             given.push(transaction);
         }
         let (mut clock, mut identity) = (self.clock, self.shared.identity());
+        let moment = self.shared.tables.moment();
+        let mut chunks = Chunks::new(&moment);
         let written = self
-            .prepare(given, &mut clock, &mut identity, &mut outcomes)
-            .and_then(|rows| self.write(rows));
+            .prepare(given, &moment, &mut chunks, (&mut clock, &mut identity), &mut outcomes)
+            .and_then(|rows| self.write(chunks, rows));
         match written {
             Ok(()) => {
                 self.clock = clock;
@@ -148,12 +160,12 @@ impl Committer<'_> {
     fn prepare(
         &self,
         transactions: Vec<Transaction>,
-        clock: &mut Clock,
-        identity: &mut Identity,
+        moment: &Moment,
+        chunks: &mut Chunks<'_>,
+        (clock, identity): (&mut Clock, &mut Identity),
         outcomes: &mut Vec<Result<Applied, StoreError>>,
     ) -> Result<Rows, StoreError> {
         let datasets = self.shared.datasets().clone();
-        let moment = self.shared.tables.moment();
         let mut views = BTreeMap::new();
         for transaction in &transactions {
             let id = transaction.dataset;
@@ -178,7 +190,7 @@ impl Committer<'_> {
                 rows.put(Table::Node, layout::IDENTITY, layout::encode_identity(identity));
             }
             let author = identity.author;
-            let writer = Writer { rows: &mut rows, author, clock, datasets: &datasets };
+            let writer = Writer { rows: &mut rows, chunks, author, clock, datasets: &datasets };
             outcomes.push(work.apply(transaction, writer));
         }
         for work in works.into_values() {
@@ -191,11 +203,11 @@ impl Committer<'_> {
     }
 
     /// Makes packs and then rows durable.
-    fn write(&mut self, mut rows: Rows) -> Result<(), StoreError> {
+    fn write(&mut self, mut chunks: Chunks<'_>, mut rows: Rows) -> Result<(), StoreError> {
         let write = || {
             let synced = self.shared.packs.sync()?;
             if let Some(synced) = &synced {
-                index(synced, &mut rows);
+                index(synced, &mut chunks, &mut rows)?;
             }
             rows.commit(&self.shared.tables)?;
             if let Some(synced) = &synced {
@@ -213,12 +225,18 @@ impl Committer<'_> {
 }
 
 /// Writes the rows of chunks that became durable.
-pub(crate) fn index(synced: &Synced, rows: &mut Rows) {
-    for (hash, extent) in &synced.chunks {
-        let key = layout::chunk_key(*hash, &Site::Pack(extent.pack));
-        rows.put(Table::Chunks, key, layout::encode_extent(extent.offset, extent.length));
+pub(crate) fn index(
+    synced: &Synced,
+    chunks: &mut Chunks<'_>,
+    rows: &mut Rows,
+) -> Result<(), StoreError> {
+    for (hash, packed) in &synced.chunks {
+        chunks.look(*hash)?;
+        let extent = Extent { offset: packed.offset, length: packed.length };
+        chunks.put(*hash, Site::Pack(packed.pack), extent, rows);
     }
     rows.put(Table::Node, layout::PACK_TAIL, layout::encode_pack_tail(synced.tail));
+    Ok(())
 }
 
 impl<'v> Work<'v> {
@@ -236,14 +254,15 @@ impl<'v> Work<'v> {
     fn apply(
         &mut self,
         transaction: Transaction,
-        mut writer: Writer<'_>,
+        mut writer: Writer<'_, '_>,
     ) -> Result<Applied, StoreError> {
         let Transaction { body, records, settled, places, gone, .. } = transaction;
         // All that can fail comes first, so that a transaction that fails has changed nothing.
         let had = self.recorded(&records)?;
-        let was_pending = self.pending_before(&settled)?;
+        self.read_pending(&body, &settled)?;
+        places.iter().chain(&gone).try_for_each(|(hash, _)| writer.chunks.look(*hash))?;
         let number = self.view.number();
-        let mut keys = Vec::new();
+        let mut own = Vec::new();
         let applied = match body {
             Body::Nothing => self.local(Vec::new(), WallTime(0), &mut writer)?,
             Body::Remote { peer, commit, cursor } => {
@@ -255,20 +274,26 @@ impl<'v> Work<'v> {
                 applied
             }
             Body::Local { writes, now } => {
-                keys.extend(writes.iter().map(|write| write.key.clone()));
+                own = shown(&records, &writes);
                 self.local(writes, now, &mut writer)?
             }
         };
         if self.linked {
-            self.mark(&applied.added, &shown(&records, &keys, &applied.written));
+            let dot = |write: &usize| match applied.written[*write] {
+                Written::New(dot) => Some(dot),
+                Written::Same(_) | Written::Nothing => None,
+            };
+            let mut shown: Vec<Dot> = own.iter().filter_map(dot).collect();
+            shown.sort_unstable();
+            self.mark(&applied.added, &shown);
         }
         for (change, had) in records.into_iter().zip(had) {
             self.record(change, had, &applied.written, writer.rows);
         }
-        for ((key, sequence), before) in settled.into_iter().zip(was_pending) {
-            let pending = self.pending.get(&key).copied().unwrap_or(before);
-            if pending.is_some_and(|pending| pending <= sequence) {
-                self.pending.insert(key, None);
+        for (key, sequence) in &settled {
+            let pending = self.pending.get_mut(key).expect("it was looked at above");
+            if pending.after.is_some_and(|pending| pending <= *sequence) {
+                pending.after = None;
             }
         }
         writer.places(places, gone);
@@ -284,31 +309,51 @@ impl<'v> Work<'v> {
         records.iter().map(has).collect()
     }
 
-    /// The keys' pending rows on disk.
-    fn pending_before(
-        &self,
-        settled: &[(Key, Sequence)],
-    ) -> Result<Vec<Option<Sequence>>, StoreError> {
-        settled.iter().map(|(key, _)| self.view.pending_of(key)).collect()
+    /// Reads the pending rows that marking and settling will change.
+    fn read_pending(&mut self, body: &Body, settled: &[(Key, Sequence)]) -> Result<(), StoreError> {
+        settled.iter().try_for_each(|(key, _)| self.look_at_pending(key))?;
+        if !self.linked {
+            return Ok(());
+        }
+        let mut look = |key: &Key| {
+            // A key that nobody wrote was never pending.
+            if self.application.knows(key)? { self.look_at_pending(key) } else { Ok(()) }
+        };
+        match body {
+            Body::Nothing => Ok(()),
+            Body::Remote { commit, .. } => {
+                commit.entries.iter().try_for_each(|entry| look(&entry.key))
+            }
+            Body::Local { writes, .. } => writes.iter().try_for_each(|write| look(&write.key)),
+        }
+    }
+
+    fn look_at_pending(&mut self, key: &Key) -> Result<(), StoreError> {
+        if !self.pending.contains_key(key) {
+            let before = self.view.pending_of(key)?;
+            self.pending.insert(key.clone(), Pending { before, after: before });
+        }
+        Ok(())
     }
 
     fn local(
         &mut self,
         writes: Vec<LocalWrite>,
         now: WallTime,
-        writer: &mut Writer<'_>,
+        writer: &mut Writer<'_, '_>,
     ) -> Result<Applied, StoreError> {
         self.application.local(writes, writer.author, writer.clock, now)
     }
 
-    /// Marks what changed, unless the directory shows it already.
-    fn mark(&mut self, added: &[(Entry, Sequence)], shown: &BTreeMap<&Key, Written>) {
+    /// Marks what changed, unless the directory shows it already: the versions with the dots `shown`, in order.
+    fn mark(&mut self, added: &[(Entry, Sequence)], shown: &[Dot]) {
         for (entry, sequence) in added {
             let dot = entry.version.dot;
             let alone = |siblings: &[Stored]| siblings.len() == 1 && siblings[0].version.dot == dot;
-            let is_shown = shown.get(&entry.key) == Some(&Written::New(dot));
+            let is_shown = shown.binary_search(&dot).is_ok();
             if !(is_shown && alone(self.application.touched(&entry.key))) {
-                self.pending.insert(entry.key.clone(), Some(*sequence));
+                let pending = self.pending.entry(entry.key.clone()).or_default();
+                pending.after = Some(*sequence);
             }
         }
     }
@@ -348,48 +393,59 @@ impl<'v> Work<'v> {
 
     fn finish(self, rows: &mut Rows) {
         let number = self.view.number();
-        for (key, sequence) in &self.pending {
+        let mut pending_count = self.view.pending_count();
+        for (key, Pending { before, after }) in &self.pending {
+            if before == after {
+                continue;
+            }
             let row = layout::name_key(number, key);
-            match sequence {
+            match after {
                 Some(sequence) => {
+                    pending_count += u64::from(before.is_none());
                     rows.put(Table::Pending, row, layout::encode_varint(sequence.0));
                 }
-                None => rows.remove(Table::Pending, row),
+                None => {
+                    pending_count = pending_count.saturating_sub(1);
+                    rows.remove(Table::Pending, row);
+                }
             }
         }
+        let batch = self.application.finish();
+        let Summary { digest, head } = batch.summary;
         let records = self.record_count;
-        put_batch(number, self.application.finish(), records, rows);
+        let replica = ReplicaRow { digest, head: head.sequence, records, pending: pending_count };
+        rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(&replica));
+        put_batch(number, &batch, rows);
     }
 }
 
-impl Writer<'_> {
+impl Writer<'_, '_> {
     fn places(&mut self, places: Vec<(ChunkHash, Place)>, gone: Vec<(ChunkHash, Place)>) {
         let number_of = |id| Some(self.datasets.get(&id)?.number);
         for (hash, place) in gone {
             if let Some(site) = layout::site_of(&place, number_of) {
-                self.rows.remove(Table::Chunks, layout::chunk_key(hash, &site));
+                self.chunks.remove(hash, &site, self.rows);
             }
         }
         for (hash, place) in places {
             let (Place::InFile { offset, length, .. } | Place::Packed { offset, length, .. }) =
                 place;
             if let Some(site) = layout::site_of(&place, number_of) {
-                let extent = layout::encode_extent(offset, length);
-                self.rows.put(Table::Chunks, layout::chunk_key(hash, &site), extent);
+                self.chunks.put(hash, site, Extent { offset, length }, self.rows);
             }
         }
     }
 }
 
-/// Writes what commits changed in a dataset.
-fn put_batch(number: Number, batch: Batch, records: u64, rows: &mut Rows) {
+/// Writes what commits changed in a dataset's versions.
+fn put_batch(number: Number, batch: &Batch, rows: &mut Rows) {
     for removed in &batch.removed {
         rows.remove(Table::Feed, layout::feed_key(number, removed.sequence));
         rows.remove(Table::Fingerprints, layout::fingerprint_key(number, removed.fingerprint));
     }
     for added in &batch.added {
         let sequence = added.sequence;
-        let place = layout::encode_feed(sequence, added.commit_end, added.via, &added.entry.key);
+        let place = layout::encode_feed(sequence, added.commit_end, added.via, &added.key);
         rows.put(Table::Feed, layout::feed_key(number, sequence), place);
         let key = layout::fingerprint_key(number, added.fingerprint);
         rows.put(Table::Fingerprints, key, layout::encode_varint(sequence.0));
@@ -398,22 +454,15 @@ fn put_batch(number: Number, batch: Batch, records: u64, rows: &mut Rows) {
         let key = layout::name_key(number, key);
         rows.put(Table::Versions, key, layout::encode_siblings(siblings));
     }
-    let replica =
-        ReplicaRow { digest: batch.summary.digest, head: batch.summary.head.sequence, records };
-    rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(&replica));
 }
 
-/// For each key whose own path is recorded to show one of the transaction's writes: what became of that write.
-fn shown<'r>(
-    records: &'r [RecordChange],
-    keys: &[Key],
-    written: &[Written],
-) -> BTreeMap<&'r Key, Written> {
+/// The writes that the directory shows by itself: those whose own path is recorded to show them.
+fn shown(records: &[RecordChange], writes: &[LocalWrite]) -> Vec<usize> {
     let shown = records.iter().filter_map(|change| match change {
         RecordChange::Put { path, record, version: Basis::Write(write) }
-            if record.key.is_none() && keys[*write] == *path =>
+            if record.key.is_none() && writes[*write].key == *path =>
         {
-            Some((path, written[*write]))
+            Some(*write)
         }
         _ => None,
     });

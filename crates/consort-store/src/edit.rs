@@ -5,9 +5,10 @@
 use consort_core::store::{DatasetParameters, StoreError};
 use consort_core::{DatasetId, Key};
 
-use crate::layout::{self, DatasetRow, Number, ReplicaRow, Site, State, Table};
+use crate::chunks::Chunks;
+use crate::layout::{self, DatasetRow, Number, ReplicaRow, State, Table};
 use crate::lsm::{Moment, Rows, damaged};
-use crate::view::decoded;
+use crate::view::{decoded, replica_row};
 
 /// Rows that one step looks at: a few milliseconds of work, and a batch of less than a megabyte.
 const STEP_ROWS: usize = 4096;
@@ -42,7 +43,12 @@ pub(crate) struct Outcome {
 
 impl Edit {
     /// Adds the changes to `rows`.
-    pub(crate) fn apply(self, moment: &Moment, rows: &mut Rows) -> Result<Outcome, StoreError> {
+    pub(crate) fn apply(
+        self,
+        moment: &Moment,
+        chunks: &mut Chunks<'_>,
+        rows: &mut Rows,
+    ) -> Result<Outcome, StoreError> {
         match self {
             Self::Nothing => {}
             Self::Setting { name, value } => {
@@ -55,6 +61,12 @@ impl Edit {
             Self::Open(parameters) => return open(parameters, moment, rows),
             Self::Enter { dataset, state } => return enter(dataset, state, moment, rows),
             Self::Mark { number, from } => return mark(number, from, moment, rows),
+            Self::Clear { number, table: Table::Chunks, from } => {
+                // Chunks are ordered by hash, so those of one dataset have to be looked for.
+                return step(Table::Chunks, &[], from, moment, |row, value| {
+                    chunks.clear(number, row, value, rows)
+                });
+            }
             Self::Clear { number, table, from } => {
                 return clear(number, table, from, moment, rows);
             }
@@ -98,8 +110,7 @@ fn open(
     rows.put(Table::Node, layout::dataset_key(id), layout::encode_dataset(&row));
     let next = layout::encode_varint(u64::from(number.0) + 1);
     rows.put(Table::Node, layout::NEXT_NUMBER, next);
-    let replica = layout::encode_replica(&ReplicaRow::default());
-    rows.put(Table::Node, layout::replica_key(number), replica);
+    put_replica(number, &ReplicaRow::default(), rows);
     Ok(Outcome { dataset: Some((id, Some(row))), next: None })
 }
 
@@ -112,13 +123,6 @@ fn enter(
     let before = dataset_row(dataset, moment)?;
     let row = DatasetRow { state, ..before };
     rows.put(Table::Node, layout::dataset_key(dataset), layout::encode_dataset(&row));
-    if before.state == State::Unlinking {
-        // The records are gone by now.
-        let key = layout::replica_key(row.number);
-        let replica = moment.get(Table::Node, &key)?.map(|row| layout::decode_replica(&row));
-        let replica = decoded(Table::Node, replica)?.unwrap_or_default();
-        rows.put(Table::Node, key, layout::encode_replica(&ReplicaRow { records: 0, ..replica }));
-    }
     // A dataset that is being dropped is not there any more for anybody.
     let known = (state != State::Dropping).then_some(row);
     Ok(Outcome { dataset: Some((dataset, known)), next: None })
@@ -130,16 +134,21 @@ fn mark(
     moment: &Moment,
     rows: &mut Rows,
 ) -> Result<Outcome, StoreError> {
-    step(Table::Versions, &layout::prefix(number), from, moment, |row, value| {
+    let mut replica = replica_row(moment, number)?;
+    let outcome = step(Table::Versions, &layout::prefix(number), from, moment, |row, value| {
         let wrong = |error| damaged(Table::Versions, error);
         let key: Key = layout::name_of(row).map_err(wrong)?;
         let siblings = layout::decode_siblings(value).map_err(wrong)?;
         if let Some(newest) = siblings.iter().map(|stored| stored.sequence).max() {
-            let value = layout::encode_varint(newest.0);
-            rows.put(Table::Pending, layout::name_key(number, &key), value);
+            let row = layout::name_key(number, &key);
+            // A commit in between, or the step that a crash interrupted, may have marked it already.
+            replica.pending += u64::from(!moment.has(Table::Pending, &row)?);
+            rows.put(Table::Pending, row, layout::encode_varint(newest.0));
         }
         Ok(())
-    })
+    })?;
+    put_replica(number, &replica, rows);
+    Ok(outcome)
 }
 
 fn clear(
@@ -150,19 +159,27 @@ fn clear(
     rows: &mut Rows,
 ) -> Result<Outcome, StoreError> {
     let prefix = match table {
-        Table::Chunks => Vec::new(),
         Table::Node => layout::cursors_prefix(number),
         _ => layout::prefix(number).to_vec(),
     };
-    step(table, &prefix, from, moment, |row, _| {
-        // Chunks are ordered by hash, so those of one dataset have to be looked for.
-        let goes = table != Table::Chunks
-            || matches!(layout::chunk_of(row), Ok((_, Site::File(of, _))) if of == number);
-        if goes {
-            rows.remove(table, row);
-        }
+    let mut removed = 0;
+    let outcome = step(table, &prefix, from, moment, |row, _| {
+        rows.remove(table, row);
+        removed += 1;
         Ok(())
-    })
+    })?;
+    let mut replica = replica_row(moment, number)?;
+    match table {
+        Table::Records => replica.records = replica.records.saturating_sub(removed),
+        Table::Pending => replica.pending = replica.pending.saturating_sub(removed),
+        _ => return Ok(outcome),
+    }
+    put_replica(number, &replica, rows);
+    Ok(outcome)
+}
+
+fn put_replica(number: Number, replica: &ReplicaRow, rows: &mut Rows) {
+    rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(replica));
 }
 
 /// Shows the next rows to `visit`.

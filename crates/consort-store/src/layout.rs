@@ -88,6 +88,7 @@ pub(crate) struct ReplicaRow {
     pub(crate) digest: Digest,
     pub(crate) head: Sequence,
     pub(crate) records: u64,
+    pub(crate) pending: u64,
 }
 
 /// The row of the store's identity.
@@ -215,8 +216,10 @@ pub(crate) fn fingerprint_of(key: &[u8]) -> Result<Fingerprint, DecodeError> {
 
 const PACKED: u8 = 0;
 const IN_FILE: u8 = 1;
+const MORE: u8 = 1 << 1;
+const NOWHERE: u8 = 1 << 2;
 
-/// Where the key of a row in `Chunks` says that the chunk is.
+/// In what a chunk is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Site {
     /// In a pack.
@@ -225,9 +228,26 @@ pub(crate) enum Site {
     File(Number, Key),
 }
 
-/// The key of a row in `Chunks`.
-pub(crate) fn chunk_key(hash: ChunkHash, site: &Site) -> Vec<u8> {
-    let mut bytes = hash.0.to_vec();
+/// Where in its site a chunk is, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) offset: u64,
+    pub(crate) length: u32,
+}
+
+/// The row of a chunk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ChunkRow {
+    /// One place. None if it went and others did not.
+    pub(crate) place: Option<(Site, Extent)>,
+    /// Whether there may be rows of further places.
+    pub(crate) more: bool,
+}
+
+/// The key of the row of a further place of a chunk.
+pub(crate) fn place_key(hash: ChunkHash, site: &Site) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(96);
+    bytes.extend_from_slice(&hash.0);
     match site {
         Site::Pack(pack) => {
             bytes.push(PACKED);
@@ -242,10 +262,18 @@ pub(crate) fn chunk_key(hash: ChunkHash, site: &Site) -> Vec<u8> {
     bytes
 }
 
-/// Reads the hash and the site back from such a row's key.
-pub(crate) fn chunk_of(key: &[u8]) -> Result<(ChunkHash, Site), DecodeError> {
+/// Where the keys of the rows of the further places of a chunk begin.
+pub(crate) fn further_places(hash: ChunkHash) -> Vec<u8> {
+    [&hash.0[..], &[PACKED]].concat()
+}
+
+/// Reads the hash, and the site if it is a further place's, back from the key of a row in `Chunks`.
+pub(crate) fn chunk_of(key: &[u8]) -> Result<(ChunkHash, Option<Site>), DecodeError> {
     let mut from = Reader::new(key);
     let hash = ChunkHash(from.array("chunk hash")?);
+    if from.is_empty() {
+        return Ok((hash, None));
+    }
     let site = match from.u8("place")? {
         PACKED => {
             let pack = u64::from_be_bytes(from.array("pack")?);
@@ -258,22 +286,75 @@ pub(crate) fn chunk_of(key: &[u8]) -> Result<(ChunkHash, Site), DecodeError> {
         }
         _ => return Err(DecodeError::Invalid { what: "place" }),
     };
-    Ok((hash, site))
+    Ok((hash, Some(site)))
 }
 
-/// The value of a row in `Chunks`.
-pub(crate) fn encode_extent(offset: u64, length: u32) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(8);
-    Writer(&mut bytes).varint(offset);
-    Writer(&mut bytes).varint(u64::from(length));
+/// The value of a chunk's row.
+pub(crate) fn encode_chunk(row: &ChunkRow) -> Vec<u8> {
+    let more = if row.more { MORE } else { 0 };
+    let mut bytes = Vec::with_capacity(64);
+    let mut to = Writer(&mut bytes);
+    match &row.place {
+        None => to.u8(NOWHERE | more),
+        Some((site, extent)) => {
+            to.u8(more | if matches!(site, Site::Pack(_)) { PACKED } else { IN_FILE });
+            to.varint(extent.offset);
+            to.varint(u64::from(extent.length));
+            match site {
+                Site::Pack(pack) => to.varint(*pack),
+                Site::File(number, path) => {
+                    to.varint(u64::from(number.0));
+                    to.raw(path.as_bytes());
+                }
+            }
+        }
+    }
     bytes
 }
 
 /// Reads such a value.
-pub(crate) fn decode_extent(bytes: &[u8]) -> Result<(u64, u32), DecodeError> {
+pub(crate) fn decode_chunk(bytes: &[u8]) -> Result<ChunkRow, DecodeError> {
     let mut from = Reader::new(bytes);
-    let extent = (from.varint("offset")?, narrow(from.varint("length")?, "length")?);
+    let flags = from.u8("place")?;
+    let more = flags & MORE != 0;
+    let kind = flags & !MORE;
+    if kind == NOWHERE {
+        return from.finish().map(|()| ChunkRow { place: None, more });
+    }
+    let extent = read_extent(&mut from)?;
+    let site = match kind {
+        PACKED => {
+            let pack = from.varint("pack")?;
+            from.finish()?;
+            Site::Pack(pack)
+        }
+        IN_FILE => {
+            let number = Number(narrow(from.varint("dataset number")?, "dataset number")?);
+            Site::File(number, rest_as_key(from)?)
+        }
+        _ => return Err(DecodeError::Invalid { what: "place" }),
+    };
+    Ok(ChunkRow { place: Some((site, extent)), more })
+}
+
+/// The value of the row of a further place.
+pub(crate) fn encode_extent(extent: Extent) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(8);
+    Writer(&mut bytes).varint(extent.offset);
+    Writer(&mut bytes).varint(u64::from(extent.length));
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_extent(bytes: &[u8]) -> Result<Extent, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let extent = read_extent(&mut from)?;
     from.finish().map(|()| extent)
+}
+
+fn read_extent(from: &mut Reader<'_>) -> Result<Extent, DecodeError> {
+    let offset = from.varint("offset")?;
+    Ok(Extent { offset, length: narrow(from.varint("length")?, "length")? })
 }
 
 /// The site of a place, if its dataset has a number.
@@ -467,6 +548,7 @@ pub(crate) fn encode_replica(row: &ReplicaRow) -> Vec<u8> {
     to.varint(row.digest.count);
     to.varint(row.head.0);
     to.varint(row.records);
+    to.varint(row.pending);
     bytes
 }
 
@@ -475,8 +557,9 @@ pub(crate) fn decode_replica(bytes: &[u8]) -> Result<ReplicaRow, DecodeError> {
     let mut from = Reader::new(bytes);
     let digest = Digest { sum: from.u128("digest")?, count: from.varint("digest")? };
     let head = Sequence(from.varint("head")?);
-    let row = ReplicaRow { digest, head, records: from.varint("count of records")? };
-    from.finish().map(|()| row)
+    let records = from.varint("count of records")?;
+    let pending = from.varint("count of pending keys")?;
+    from.finish().map(|()| ReplicaRow { digest, head, records, pending })
 }
 
 /// The value of a cursor's row.

@@ -34,6 +34,7 @@
 //! Nothing here knows what a peer is, and nothing prints. Read [`DiskStore`] first, then `committer.rs`.
 
 mod check;
+mod chunks;
 mod committer;
 mod edit;
 mod layout;

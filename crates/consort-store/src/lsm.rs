@@ -65,14 +65,14 @@ pub(crate) struct Moment {
 /// Changes of rows that are written together. The last change of a row counts.
 #[derive(Default)]
 pub(crate) struct Rows {
-    changes: Vec<Change>,
+    /// Those of each table, as they came: many come in order, and stay so.
+    changes: [Vec<Change>; Table::ALL.len()],
     /// The keys and values of all changes: one growing piece of memory instead of two small ones a row.
     bytes: Vec<u8>,
 }
 
 /// A change of one row: where its key and its value are in the bytes. No value: the row goes.
 struct Change {
-    table: Table,
     key: Range<usize>,
     value: Option<Range<usize>>,
 }
@@ -137,31 +137,34 @@ impl Rows {
     /// Writes a row.
     pub(crate) fn put(&mut self, table: Table, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
         let (key, value) = (self.keep(key.as_ref()), self.keep(value.as_ref()));
-        self.changes.push(Change { table, key, value: Some(value) });
+        self.changes[table as usize].push(Change { key, value: Some(value) });
     }
 
     /// Removes a row, if it is there.
     pub(crate) fn remove(&mut self, table: Table, key: impl AsRef<[u8]>) {
         let key = self.keep(key.as_ref());
-        self.changes.push(Change { table, key, value: None });
+        self.changes[table as usize].push(Change { key, value: None });
     }
 
     /// Makes all changes at once; they are on stable storage when this returns.
     pub(crate) fn commit(self, tables: &Tables) -> Result<(), StoreError> {
-        let Self { mut changes, bytes } = self;
-        let row = |change: &Change| (change.table, &bytes[change.key.clone()]);
-        // In order, neighbours are found faster; and the database takes one change of a row in a batch.
-        changes.sort_by(|a, b| row(a).cmp(&row(b)));
-        let mut batch = OwnedWriteBatch::with_capacity(tables.database.clone(), changes.len())
+        let Self { changes, bytes } = self;
+        let key = |change: &Change| &bytes[change.key.clone()];
+        let count = changes.iter().map(Vec::len).sum();
+        let mut batch = OwnedWriteBatch::with_capacity(tables.database.clone(), count)
             .durability(Some(PersistMode::SyncAll));
-        for (place, change) in changes.iter().enumerate() {
-            if changes.get(place + 1).is_some_and(|next| row(next) == row(change)) {
-                continue;
-            }
-            let (table, key) = row(change);
-            match &change.value {
-                Some(value) => batch.insert(tables.keyspace(table), key, &bytes[value.clone()]),
-                None => batch.remove(tables.keyspace(table), key),
+        for (table, mut changes) in Table::ALL.into_iter().zip(changes) {
+            let keyspace = tables.keyspace(table);
+            // In order, neighbours are found faster; and the database takes one change of a row in a batch.
+            changes.sort_by(|a, b| key(a).cmp(key(b)));
+            for (place, change) in changes.iter().enumerate() {
+                if changes.get(place + 1).is_some_and(|next| key(next) == key(change)) {
+                    continue;
+                }
+                match &change.value {
+                    Some(value) => batch.insert(keyspace, key(change), &bytes[value.clone()]),
+                    None => batch.remove(keyspace, key(change)),
+                }
             }
         }
         batch.commit().map_err(failed)
@@ -186,7 +189,8 @@ pub(crate) fn failed(error: fjall::Error) -> StoreError {
             StoreError::Failed(describe(&error))
         }
         fjall::Error::Poisoned => StoreError::Failed(
-            "an earlier write failed, and nothing is written since; restart the node".to_owned(),
+            "an earlier write failed, and nothing is written since; make room on its disk if that is full, and restart the node"
+                .to_owned(),
         ),
         other => StoreError::Damaged(other.to_string()),
     }

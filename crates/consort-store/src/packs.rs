@@ -77,7 +77,7 @@ struct State {
     /// The number that the next pack gets.
     next: u64,
     /// What was appended and has no row yet.
-    fresh: BTreeMap<ChunkHash, Extent>,
+    fresh: BTreeMap<ChunkHash, Packed>,
     /// A failed sync leaves unknown what is on the disk: nothing is appended any more.
     failed: bool,
 }
@@ -91,7 +91,7 @@ struct Pack {
 
 /// Where a chunk is in the packs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Extent {
+pub(crate) struct Packed {
     pub(crate) pack: u64,
     pub(crate) offset: u64,
     pub(crate) length: u32,
@@ -100,7 +100,7 @@ pub(crate) struct Extent {
 /// Chunks that are on stable storage and need rows.
 #[derive(Debug)]
 pub(crate) struct Synced {
-    pub(crate) chunks: Vec<(ChunkHash, Extent)>,
+    pub(crate) chunks: Vec<(ChunkHash, Packed)>,
     pub(crate) tail: PackTail,
 }
 
@@ -114,9 +114,9 @@ pub(crate) struct Frame {
     pub(crate) intact: bool,
 }
 
-impl From<Extent> for Place {
-    fn from(extent: Extent) -> Self {
-        let Extent { pack, offset, length } = extent;
+impl From<Packed> for Place {
+    fn from(extent: Packed) -> Self {
+        let Packed { pack, offset, length } = extent;
         Self::Packed { pack, offset, length }
     }
 }
@@ -151,7 +151,7 @@ impl Packs {
                     return ControlFlow::Break(());
                 }
                 let Frame { hash, offset, length, .. } = frame;
-                synced.chunks.push((hash, Extent { pack: number, offset, length }));
+                synced.chunks.push((hash, Packed { pack: number, offset, length }));
                 end = offset + u64::from(length);
                 ControlFlow::Continue(())
             })?;
@@ -165,7 +165,7 @@ impl Packs {
     }
 
     /// Appends a chunk. It is durable after the next [`sync`](Self::sync).
-    pub(crate) fn append(&self, hash: ChunkHash, bytes: &[u8]) -> Result<Extent, StoreError> {
+    pub(crate) fn append(&self, hash: ChunkHash, bytes: &[u8]) -> Result<Packed, StoreError> {
         let mut state = self.lock();
         if let Some(extent) = state.fresh.get(&hash) {
             return Ok(*extent);
@@ -185,7 +185,7 @@ impl Packs {
         frame.extend_from_slice(bytes);
         // At a fixed place, so that what a failed write left is overwritten.
         pack.file.write_all_at(&frame, pack.length).map_err(io)?;
-        let extent = Extent { pack: pack.number, offset: pack.length + FRAME_BYTES, length };
+        let extent = Packed { pack: pack.number, offset: pack.length + FRAME_BYTES, length };
         pack.length += frame.len() as u64;
         state.fresh.insert(hash, extent);
         Ok(extent)
@@ -222,8 +222,8 @@ impl Packs {
     }
 
     /// Reads a chunk and verifies it.
-    pub(crate) fn read(&self, extent: Extent, hash: ChunkHash) -> Result<Vec<u8>, ReadError> {
-        let Extent { pack, offset, length } = extent;
+    pub(crate) fn read(&self, extent: Packed, hash: ChunkHash) -> Result<Vec<u8>, ReadError> {
+        let Packed { pack, offset, length } = extent;
         let told = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => {
                 ReadError::Missing { pack, offset }

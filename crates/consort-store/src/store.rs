@@ -20,11 +20,12 @@ use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
 
 use crate::check::{self, CheckProgress, CheckReport};
+use crate::chunks::{self, Chunks};
 use crate::committer::{self, Done, Job};
 use crate::edit::{Edit, Outcome};
-use crate::layout::{self, DatasetRow, Identity, Site, Stamp, State, Table};
+use crate::layout::{self, DatasetRow, Extent, Identity, Site, Stamp, State, Table};
 use crate::lsm::{Rows, Tables, damaged};
-use crate::packs::{Extent, Packs, ReadError, sync_directory};
+use crate::packs::{Packed, Packs, ReadError, sync_directory};
 use crate::queue::Queue;
 use crate::transaction::{Body, Place, Transaction};
 use crate::upgrade;
@@ -116,7 +117,9 @@ impl DiskStore {
             }
         };
         if synced.tail != found.pack_tail {
-            committer::index(&synced, &mut rows);
+            let moment = tables.moment();
+            let mut chunks = Chunks::new(&moment);
+            committer::index(&synced, &mut chunks, &mut rows).map_err(unreadable)?;
         }
         rows.commit(&tables).map_err(unreadable)?;
 
@@ -241,7 +244,7 @@ impl DiskStore {
     pub fn read_packed(&self, place: &Place, hash: ChunkHash) -> Result<Vec<u8>, ReadError> {
         match *place {
             Place::Packed { pack, offset, length } => {
-                self.shared().packs.read(Extent { pack, offset, length }, hash)
+                self.shared().packs.read(Packed { pack, offset, length }, hash)
             }
             Place::InFile { .. } => Err(ReadError::NotPacked),
         }
@@ -290,28 +293,22 @@ impl DiskStore {
     }
 
     fn places(&self, hash: ChunkHash) -> Result<Vec<Place>, StoreError> {
-        let ids: BTreeMap<_, _> =
-            self.shared().datasets().iter().map(|(id, row)| (row.number, *id)).collect();
-        let moment = self.shared().tables.moment();
-        let mut places = Vec::new();
-        for row in moment.rows(Table::Chunks, &hash.0, hash.0.to_vec()) {
-            if places.len() == MAX_PLACES {
-                break;
-            }
-            let (key, value) = row?;
-            let wrong = |error| damaged(Table::Chunks, error);
-            let (_, site) = layout::chunk_of(&key).map_err(wrong)?;
-            let (offset, length) = layout::decode_extent(&value).map_err(wrong)?;
+        let found = chunks::places(&self.shared().tables.moment(), hash, MAX_PLACES)?;
+        let datasets = self.shared().datasets();
+        let id_of =
+            |number| datasets.iter().find(|(_, row)| row.number == number).map(|(id, _)| *id);
+        let place = |(site, extent)| {
+            let Extent { offset, length } = extent;
             match site {
-                Site::Pack(pack) => places.push(Place::Packed { pack, offset, length }),
+                Site::Pack(pack) => Some(Place::Packed { pack, offset, length }),
+                // Rows of a dataset that is being dropped are as good as gone.
                 Site::File(number, path) => {
-                    // Rows of a dataset that is being dropped are as good as gone.
-                    if let Some(&dataset) = ids.get(&number) {
-                        places.push(Place::InFile { dataset, path, offset, length });
-                    }
+                    Some(Place::InFile { dataset: id_of(number)?, path, offset, length })
                 }
             }
-        }
+        };
+        let mut places: Vec<Place> = found.into_iter().filter_map(place).collect();
+        places.sort_by_key(|place| matches!(place, Place::InFile { .. }));
         Ok(places)
     }
 
@@ -585,6 +582,18 @@ mod tests {
         assert!(store.is_linked(DATASET.id).expect("is there"));
         let view = store.view(DATASET.id).expect("views");
         assert_eq!(view.pending(None, 9).expect("reads").len(), 2);
+        assert_eq!(view.pending_count(), 2);
+        assert!(store.check(|_| {}).is_clean());
+    }
+
+    #[test]
+    fn linking_counts_a_key_once_that_was_marked_before_the_crash() {
+        let (directory, store) = interrupted(State::Linking);
+        store.edit(Edit::Enter { dataset: DATASET.id, state: State::Linking }).expect("enters");
+        drop(store);
+        let store = DiskStore::open(directory.path()).expect("opens");
+        assert_eq!(store.view(DATASET.id).expect("views").pending_count(), 2);
+        assert!(store.check(|_| {}).is_clean());
     }
 
     #[test]
@@ -593,6 +602,8 @@ mod tests {
         assert!(!store.is_linked(DATASET.id).expect("is there"));
         let view = store.view(DATASET.id).expect("views");
         assert_eq!(view.pending(None, 9).expect("reads").len(), 0);
+        assert_eq!(view.pending_count(), 0);
+        assert!(store.check(|_| {}).is_clean());
         assert_eq!(view.summary().digest.count, 2);
     }
 

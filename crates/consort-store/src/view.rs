@@ -22,10 +22,9 @@ pub struct DiskView {
 impl DiskView {
     /// The dataset with this number; `epoch` is the store's.
     pub(crate) fn new(moment: Moment, number: Number, epoch: Epoch) -> Result<Self, StoreError> {
-        let row = moment.get(Table::Node, &layout::replica_key(number))?;
-        let replica = decoded(Table::Node, row.map(|row| layout::decode_replica(&row)))?;
+        let replica = replica_row(&moment, number)?;
         let epoch = Epoch(epoch.0.wrapping_add(u64::from(number.0)));
-        Ok(Self { moment, number, epoch, replica: replica.unwrap_or_default() })
+        Ok(Self { moment, number, epoch, replica })
     }
 
     /// What the linked directory held at a path.
@@ -50,24 +49,39 @@ impl DiskView {
         self.replica.records
     }
 
+    /// How many keys the linked directory may not show yet.
+    pub fn pending_count(&self) -> u64 {
+        self.replica.pending
+    }
+
     /// The keys above `after` that the linked directory may not show yet, in order, at most `limit`, each with its
-    /// newest change.
+    /// newest change. Steps over the keys that were settled lately; whether there is any and how many there are is
+    /// cheaper to learn from [`pending_count`](Self::pending_count).
     pub fn pending(
         &self,
         after: Option<&Key>,
         limit: usize,
     ) -> Result<Vec<(Key, Sequence)>, StoreError> {
+        // There are no more than were counted: looking for another would step over all that was settled behind them.
+        let count = usize::try_from(self.replica.pending).unwrap_or(usize::MAX);
+        let limit = limit.min(count);
         self.named(Table::Pending, "", after, limit, |row| layout::decode_varint(row).map(Sequence))
     }
 
     /// The newest change of a key that the linked directory may not show yet.
     pub(crate) fn pending_of(&self, key: &Key) -> Result<Option<Sequence>, StoreError> {
+        if self.replica.pending == 0 {
+            return Ok(None);
+        }
         let row = self.moment.get(Table::Pending, &layout::name_key(self.number, key))?;
         decoded(Table::Pending, row.map(|row| layout::decode_varint(&row).map(Sequence)))
     }
 
     /// Whether a path of the linked directory has a record.
     pub(crate) fn has_record(&self, path: &Key) -> Result<bool, StoreError> {
+        if self.replica.records == 0 {
+            return Ok(false);
+        }
         self.moment.has(Table::Records, &layout::name_key(self.number, path))
     }
 
@@ -86,12 +100,11 @@ impl DiskView {
     ) -> Result<Vec<(Key, T)>, StoreError> {
         let from = after.map_or(prefix, |after| after.as_str().max(prefix));
         let from = layout::name_key(self.number, from);
-        let rows = self.moment.rows(table, &layout::name_key(self.number, prefix), from);
+        let mut rows = self.moment.rows(table, &layout::name_key(self.number, prefix), from);
         let mut found = Vec::new();
-        for row in rows {
-            if found.len() == limit {
-                break;
-            }
+        // Looking for a row takes as long as there are removed ones before it, so none is looked for in vain.
+        while found.len() < limit {
+            let Some(row) = rows.next() else { break };
             let (key, value) = row?;
             let key = layout::name_of(&key).map_err(|error| damaged(table, error))?;
             if after != Some(&key) {
@@ -206,6 +219,13 @@ impl fmt::Debug for DiskView {
             .field("head", &self.replica.head)
             .finish_non_exhaustive()
     }
+}
+
+/// What is counted about a dataset.
+pub(crate) fn replica_row(moment: &Moment, number: Number) -> Result<ReplicaRow, StoreError> {
+    let row = moment.get(Table::Node, &layout::replica_key(number))?;
+    let row = decoded(Table::Node, row.map(|row| layout::decode_replica(&row)))?;
+    Ok(row.unwrap_or_default())
 }
 
 /// Turns a row that may be missing, and may not decode, into what a reader says of it.

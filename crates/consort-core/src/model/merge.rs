@@ -23,11 +23,15 @@ pub enum Merged {
 }
 
 /// What merging `incoming` into a key's current versions changes.
-pub fn merge(siblings: &[Version], incoming: &Version) -> Merged {
-    if siblings.iter().any(|held| held.dot == incoming.dot || held.covers(incoming)) {
+pub fn merge<'s, S>(siblings: S, incoming: &Version) -> Merged
+where
+    S: IntoIterator<Item = &'s Version> + Clone,
+{
+    let known = |held: &Version| held.dot == incoming.dot || held.covers(incoming);
+    if siblings.clone().into_iter().any(known) {
         return Merged::Stale;
     }
-    let covered = siblings.iter().enumerate().filter(|(_, held)| incoming.covers(held));
+    let covered = siblings.into_iter().enumerate().filter(|(_, held)| incoming.covers(held));
     Merged::Added { replaced: covered.map(|(place, _)| place).collect() }
 }
 
@@ -108,7 +112,7 @@ mod tests {
     type Siblings = Vec<Version>;
 
     fn merge_into(siblings: &mut Siblings, incoming: &Version) {
-        if let Merged::Added { replaced } = merge(siblings, incoming) {
+        if let Merged::Added { replaced } = merge(&*siblings, incoming) {
             let mut place = 0;
             siblings.retain(|_| {
                 place += 1;

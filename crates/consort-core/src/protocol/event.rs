@@ -72,8 +72,10 @@ pub enum Event {
         /// Its name for it.
         id: u64,
     },
-    /// Somebody here wants to know how far each peer's feed must be applied to include every change made before now.
+    /// Somebody here wants to know how far this peer's feed must be applied to include every change made before now.
     BarrierWanted {
+        /// Which peer.
+        peer: NodeId,
         /// To tell barriers apart.
         id: u64,
     },

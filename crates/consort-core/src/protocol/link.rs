@@ -126,6 +126,8 @@ pub(crate) struct Link {
     applied: Cursor,
     /// How far it will be when everything that was asked for is durable.
     applying: Sequence,
+    /// How far the peer's feed is known to go.
+    known: Sequence,
     /// The cursor in the store is behind `applied`.
     cursor_is_stale: bool,
     /// A Want is out; when it is answered, the feed is applied this far.
@@ -195,6 +197,7 @@ impl Link {
             taken: 0,
             applied: Cursor::default(),
             applying: Sequence(0),
+            known: Sequence(0),
             cursor_is_stale: false,
             wanting: None,
             ahead: false,
@@ -272,6 +275,11 @@ impl Link {
             | Message::Have { .. }
             | Message::Fingerprints(_)
             | Message::Reconciled => {
+                if let Message::Versions { through: Some(through), .. }
+                | Message::Have { through, .. } = &message
+                {
+                    self.known = self.known.max(*through);
+                }
                 self.inbox.push(message)?;
                 self.work_off(view, to)
             }
@@ -370,9 +378,16 @@ impl Link {
             State::Greeting { .. } => Phase::Greeting,
             _ if self.ahead => Phase::Waiting,
             State::Offering { .. } | State::Comparing { .. } => Phase::Reconciling,
-            State::Live if self.behind(head) == 0 && self.inbox.is_empty() => Phase::Live,
+            State::Live if self.behind(head) == 0 && self.lacks() == 0 => Phase::Live,
             State::Live => Phase::CatchingUp,
         }
+    }
+
+    /// How many places of the peer's feed are known of and not applied here yet.
+    pub(crate) fn lacks(&self) -> u64 {
+        // What a reader has is never taken.
+        let taken = self.ends.theirs != Access::Read;
+        if taken { self.known.0.saturating_sub(self.applied.sequence.0) } else { 0 }
     }
 
     /// How many places of our feed the peer has not been sent, and how many messages it has not acknowledged.
@@ -446,6 +461,7 @@ impl Link {
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
         self.applied = Cursor { epoch: theirs.summary.head.epoch, sequence: Sequence(0) };
+        self.known = theirs.summary.head.sequence;
         if theirs.summary.digest.count == 0 {
             self.resent = ours.summary.head.sequence;
         }
@@ -835,6 +851,7 @@ impl Link {
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
         let ours = view.summary();
+        self.known = self.known.max(theirs.head.sequence);
         let we_have_theirs = self.ends.theirs == Access::Read || theirs.head == self.applied;
         let they_have_ours = self.ends.ours == Access::Read || applied == ours.head.sequence;
         let caught_up = self.is_quiet(&ours) && we_have_theirs && they_have_ours;

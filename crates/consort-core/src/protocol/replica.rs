@@ -39,6 +39,8 @@ pub struct LinkReport {
     pub phase: Phase,
     /// About how many versions the peer has not confirmed.
     pub behind: u64,
+    /// How many places of the peer's feed are known of and not applied here yet.
+    pub lacks: u64,
     /// How far the peer's feed has been applied here.
     pub applied: Sequence,
 }
@@ -52,7 +54,8 @@ impl Replica {
 
     /// Handles one event and appends what should happen to `effects`.
     ///
-    /// Fails only if the store cannot be read; then the replica is as it was but for links that were begun anew.
+    /// Fails only if the store cannot be read; then the link that was concerned is gone, so that it neither
+    /// acknowledges nor passes over what it could not look at.
     pub fn handle(
         &mut self,
         event: Event,
@@ -99,11 +102,10 @@ impl Replica {
                 link.on_directory_flushed(id, view, to);
                 Ok(())
             }),
-            Event::BarrierWanted { id } => {
-                let flush = |&peer| Effect::Send { peer, message: Message::Flush { id } };
-                effects.extend(self.links.keys().map(flush));
+            Event::BarrierWanted { peer, id } => self.with_link(peer, effects, |_, to| {
+                to.push(Ask::Send(Message::Flush { id }));
                 Ok(())
-            }
+            }),
         }
     }
 
@@ -118,6 +120,7 @@ impl Replica {
             peer,
             phase: link.phase(head),
             behind: link.behind(head),
+            lacks: link.lacks(),
             applied: link.applied(),
         })
     }
@@ -135,7 +138,10 @@ impl Replica {
         effects.extend(asks.into_iter().map(|ask| effect(peer, ask)));
         match outcome {
             Ok(()) => Ok(()),
-            Err(LinkError::Store(error)) => Err(error),
+            Err(LinkError::Store(error)) => {
+                self.forget(peer);
+                Err(error)
+            }
             Err(LinkError::Peer(reason)) => {
                 self.forget(peer);
                 let message = Message::Reject { reason: reason.clone() };

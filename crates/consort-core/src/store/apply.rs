@@ -4,8 +4,9 @@
 //! [`Batch`] of row changes that the store must apply whole. Several commits may go through one application, so that
 //! a store can make them durable together.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::mem;
 
 use crate::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS};
 use crate::model::canonical;
@@ -22,8 +23,10 @@ use crate::time::WallTime;
 /// A version that became current.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Added {
+    /// The key.
+    pub key: Key,
     /// The version.
-    pub entry: Entry,
+    pub dot: Dot,
     /// The length of its canonical encoding in bytes.
     pub bytes: usize,
     /// Its fingerprint.
@@ -56,10 +59,21 @@ pub struct Batch {
     pub added: Vec<Added>,
     /// Rows to remove; none of them is among those to write.
     pub removed: Vec<Removed>,
-    /// The current versions of every key that changed, as they are after it, ordered by dot.
-    pub keys: BTreeMap<Key, Vec<Stored>>,
+    /// The keys that changed, in order, each with its current versions as they are after it, ordered by dot.
+    pub keys: Vec<(Key, Vec<Stored>)>,
     /// The replica after it.
     pub summary: Summary,
+}
+
+/// A key that was looked at.
+#[derive(Debug)]
+struct Touched {
+    /// Its current versions, ordered by dot.
+    siblings: Vec<Stored>,
+    /// Whether the view has any.
+    known: bool,
+    /// Whether a commit changed them.
+    changed: bool,
 }
 
 /// Commits on their way into a replica.
@@ -68,32 +82,41 @@ pub struct Application<'v, V> {
     view: &'v V,
     fingerprint_key: FingerprintKey,
     summary: Summary,
-    /// The current versions of every key that was touched.
-    touched: BTreeMap<Key, Vec<Stored>>,
+    /// Every key that was looked at, with its place in `touched`.
+    places: BTreeMap<Key, usize>,
+    touched: Vec<Touched>,
     added: Vec<Added>,
     removed: Vec<Removed>,
+    /// The canonical bytes of one entry after the other.
+    canonical: Vec<u8>,
 }
 
 impl<'v, V: View> Application<'v, V> {
     /// Begins on top of `view`.
     pub fn new(view: &'v V, fingerprint_key: FingerprintKey) -> Self {
         let summary = view.summary();
-        let (added, removed) = (Vec::new(), Vec::new());
-        Self { view, fingerprint_key, summary, touched: BTreeMap::new(), added, removed }
+        let (added, removed, canonical) = (Vec::new(), Vec::new(), Vec::with_capacity(256));
+        let (places, touched) = (BTreeMap::new(), Vec::new());
+        Self { view, fingerprint_key, summary, places, touched, added, removed, canonical }
     }
 
     /// The current versions of a key that an earlier commit touched, ordered by dot.
     pub fn touched(&self, key: &Key) -> &[Stored] {
-        self.touched.get(key).map_or(&[], Vec::as_slice)
+        self.places.get(key).map_or(&[], |place| &self.touched[*place].siblings)
+    }
+
+    /// Whether the view has versions of a key: whether it was written before all of these commits.
+    pub fn knows(&mut self, key: &Key) -> Result<bool, StoreError> {
+        self.touch(key).map(|place| self.touched[place].known)
     }
 
     /// Merges versions that a peer sent, as one commit. If it fails, nothing has changed.
     pub fn remote(&mut self, entries: Vec<Entry>, via: NodeId) -> Result<Applied, StoreError> {
-        self.read(entries.iter().map(|entry| &entry.key))?;
+        let places = self.read(entries.iter().map(|entry| &entry.key))?;
         let mut applied = Applied::default();
         let from = self.added.len();
-        for entry in entries {
-            self.merge(entry, Some(via), &mut applied)?;
+        for (entry, place) in entries.into_iter().zip(places) {
+            self.merge(entry, place, Some(via), &mut applied);
         }
         self.end_commit(from, &mut applied);
         Ok(applied)
@@ -107,12 +130,12 @@ impl<'v, V: View> Application<'v, V> {
         clock: &mut Clock,
         now: WallTime,
     ) -> Result<Applied, StoreError> {
-        self.read(writes.iter().map(|write| &write.key))?;
+        let places = self.read(writes.iter().map(|write| &write.key))?;
         let mut applied = Applied::default();
         let from = self.added.len();
-        writes.iter().try_for_each(|write| self.check(write))?;
-        for write in writes {
-            let written = self.write(write, author, clock, now, &mut applied)?;
+        writes.iter().zip(&places).try_for_each(|(write, place)| self.check(write, *place))?;
+        for (write, place) in writes.into_iter().zip(places) {
+            let written = self.write(write, place, (author, clock, now), &mut applied);
             applied.written.push(written);
         }
         self.end_commit(from, &mut applied);
@@ -121,8 +144,6 @@ impl<'v, V: View> Application<'v, V> {
 
     /// The row changes of all commits. A version that one commit added and a later one replaced leaves none.
     pub fn finish(mut self) -> Batch {
-        let changed: BTreeSet<&Key> = self.added.iter().map(|added| &added.entry.key).collect();
-        self.touched.retain(|key, _| changed.contains(key));
         let removed_before_written: Vec<Sequence> = {
             let first = self.added.first().map(|added| added.sequence);
             let within = |removed: &&Removed| first.is_some_and(|first| first <= removed.sequence);
@@ -134,22 +155,24 @@ impl<'v, V: View> Application<'v, V> {
             self.added.retain(|added| passing.binary_search(&added.sequence).is_err());
             self.removed.retain(|removed| passing.binary_search(&removed.sequence).is_err());
         }
-        let Self { added, removed, touched: keys, summary, .. } = self;
+        let Self { added, removed, places, mut touched, summary, .. } = self;
+        let changed = places.into_iter().filter_map(|(key, place)| {
+            let Touched { siblings, changed, .. } = &mut touched[place];
+            changed.then(|| (key, mem::take(siblings)))
+        });
+        let keys = changed.collect();
         Batch { added, removed, keys, summary }
     }
 
-    /// Reads all that a commit will look at before it changes anything, since only reading can fail.
-    fn read<'k>(&mut self, keys: impl Iterator<Item = &'k Key>) -> Result<(), StoreError> {
-        for key in keys {
-            self.siblings(key)?;
-        }
-        Ok(())
+    /// Reads all that a commit will look at before it changes anything, since only reading can fail. The places of
+    /// the keys among those that were looked at.
+    fn read<'k>(&mut self, keys: impl Iterator<Item = &'k Key>) -> Result<Vec<usize>, StoreError> {
+        keys.map(|key| self.touch(key)).collect()
     }
 
     /// Refuses what would be written and then read by nobody.
-    fn check(&mut self, write: &LocalWrite) -> Result<(), StoreError> {
-        let siblings = self.siblings(&write.key)?;
-        let siblings: Vec<Version> = siblings.iter().map(|stored| stored.version.clone()).collect();
+    fn check(&self, write: &LocalWrite, place: usize) -> Result<(), StoreError> {
+        let siblings = self.siblings(place);
         let replaced = merge::replaced_by_writer(&siblings, &write.saw);
         let refused = |reason| StoreError::Refused { key: write.key.clone(), reason };
         write.check(merge::seen_by_successor(&siblings, &replaced)).map_err(refused)
@@ -158,14 +181,12 @@ impl<'v, V: View> Application<'v, V> {
     fn write(
         &mut self,
         write: LocalWrite,
-        author: AuthorId,
-        clock: &mut Clock,
-        now: WallTime,
+        place: usize,
+        (author, clock, now): (AuthorId, &mut Clock, WallTime),
         applied: &mut Applied,
-    ) -> Result<Written, StoreError> {
+    ) -> Written {
         let LocalWrite { key, saw, content, attributes } = write;
-        let siblings: Vec<Version> =
-            self.siblings(&key)?.iter().map(|stored| stored.version.clone()).collect();
+        let siblings = self.siblings(place);
         let mut replaced = merge::replaced_by_writer(&siblings, &saw);
         let seen = merge::seen_by_successor(&siblings, &replaced);
         for sibling in &siblings {
@@ -175,7 +196,7 @@ impl<'v, V: View> Application<'v, V> {
             Version { dot: Dot { author, time: clock.last() }, seen, content, attributes };
         let live = |dot: &Dot| siblings.iter().any(|s| s.dot == *dot && !s.is_deleted());
         if version.is_deleted() && !replaced.iter().any(live) {
-            return Ok(Written::Nothing);
+            return Written::Nothing;
         }
         // Whatever is like the new version is replaced with it, or stands for it if nothing else is replaced.
         let like: Vec<&Version> = siblings.iter().filter(|held| held.alike(&version)).collect();
@@ -186,7 +207,7 @@ impl<'v, V: View> Application<'v, V> {
             let touched = replaced.contains(&same.dot)
                 && same.attributes.modified_ns != version.attributes.modified_ns;
             if only_alike && !touched {
-                return Ok(Written::Same(same.dot));
+                return Written::Same(same.dot);
             }
             replaced.extend(like.iter().map(|held| held.dot));
             version.seen = merge::seen_by_successor(&siblings, &replaced);
@@ -196,30 +217,26 @@ impl<'v, V: View> Application<'v, V> {
         *clock = Clock::after(clock.last().max(claimed.map_or(clock.last(), |(_, time)| *time)));
         version.dot.time = clock.tick(now);
         let dot = version.dot;
-        self.merge(Entry { key, version }, None, applied)?;
-        Ok(Written::New(dot))
+        self.merge(Entry { key, version }, place, None, applied);
+        Written::New(dot)
     }
 
-    fn merge(
-        &mut self,
-        entry: Entry,
-        via: Option<NodeId>,
-        applied: &mut Applied,
-    ) -> Result<(), StoreError> {
-        let held = self.siblings(&entry.key)?;
-        let versions: Vec<Version> = held.iter().map(|stored| stored.version.clone()).collect();
-        let Merged::Added { replaced } = merge::merge(&versions, &entry.version) else {
+    fn merge(&mut self, entry: Entry, place: usize, via: Option<NodeId>, applied: &mut Applied) {
+        let held = self.touched[place].siblings.iter().map(|stored| &stored.version);
+        let Merged::Added { replaced } = merge::merge(held, &entry.version) else {
             applied.stale += 1;
-            return Ok(());
+            return;
         };
-        let mut canonical = Vec::with_capacity(256);
-        canonical::encode_entry(&entry, &mut canonical);
-        let fingerprint = Fingerprint::of_canonical(&canonical, &self.fingerprint_key);
+        self.canonical.clear();
+        canonical::encode_entry(&entry, &mut self.canonical);
+        let fingerprint = Fingerprint::of_canonical(&self.canonical, &self.fingerprint_key);
         let sequence = Sequence(self.summary.head.sequence.0 + 1);
         self.summary.head.sequence = sequence;
         self.summary.digest.add(fingerprint);
 
-        let held = self.touched.get_mut(&entry.key).expect("reading the siblings put them there");
+        let touched = &mut self.touched[place];
+        touched.changed = true;
+        let held = &mut touched.siblings;
         let mut gone = Vec::with_capacity(replaced.len());
         for place in replaced.into_iter().rev() {
             gone.push(held.remove(place));
@@ -234,10 +251,10 @@ impl<'v, V: View> Application<'v, V> {
             let key = replaced.key;
             self.removed.push(Removed { key, dot, sequence: stored.sequence, fingerprint });
         }
-        applied.added.push((entry.clone(), sequence));
-        let bytes = canonical.len();
-        self.added.push(Added { entry, bytes, fingerprint, sequence, commit_end: sequence, via });
-        Ok(())
+        let (key, dot, bytes) = (entry.key.clone(), entry.version.dot, self.canonical.len());
+        let commit_end = sequence;
+        self.added.push(Added { key, dot, bytes, fingerprint, sequence, commit_end, via });
+        applied.added.push((entry, sequence));
     }
 
     /// Says where the commit that began at `from` ends in the feed. It is applied whole here, but one that is too
@@ -264,11 +281,20 @@ impl<'v, V: View> Application<'v, V> {
         applied.summary = self.summary;
     }
 
-    fn siblings(&mut self, key: &Key) -> Result<&Vec<Stored>, StoreError> {
-        if !self.touched.contains_key(key) {
-            let siblings = self.view.siblings(key)?;
-            self.touched.insert(key.clone(), siblings);
+    /// The current versions of a key that was looked at.
+    fn siblings(&self, place: usize) -> Vec<Version> {
+        self.touched[place].siblings.iter().map(|stored| stored.version.clone()).collect()
+    }
+
+    /// Looks at a key, on disk only once; the place of what was found.
+    fn touch(&mut self, key: &Key) -> Result<usize, StoreError> {
+        if let Some(&place) = self.places.get(key) {
+            return Ok(place);
         }
-        Ok(&self.touched[key])
+        let siblings = self.view.siblings(key)?;
+        let place = self.touched.len();
+        self.touched.push(Touched { known: !siblings.is_empty(), changed: false, siblings });
+        self.places.insert(key.clone(), place);
+        Ok(place)
     }
 }

@@ -128,7 +128,7 @@ impl Rows {
             self.fingerprints.remove(&removed.fingerprint);
         }
         for added in batch.added {
-            let (key, dot) = (added.entry.key, added.entry.version.dot);
+            let (key, dot) = (added.key, added.dot);
             self.feed.insert(added.sequence, (key.clone(), dot, added.commit_end, added.via));
             self.fingerprints.insert(added.fingerprint, (key, dot));
         }

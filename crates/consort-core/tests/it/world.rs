@@ -129,7 +129,11 @@ impl World {
     }
 
     pub(crate) fn barrier(&mut self, node: usize, barrier: u64) {
-        self.event(node, Event::BarrierWanted { id: barrier });
+        let peers: Vec<usize> =
+            self.pipes.keys().filter(|(from, _)| *from == node).map(|(_, to)| *to).collect();
+        for peer in peers {
+            self.event(node, Event::BarrierWanted { peer: id(peer), id: barrier });
+        }
     }
 
     /// Injects bytes as if `from` had sent them.

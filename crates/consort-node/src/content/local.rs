@@ -12,7 +12,7 @@ use consort_core::store::StoreError;
 use consort_core::{ChunkHash, ChunkRef, DatasetId, Key};
 use consort_store::{Body, DiskStore, Place, ReadError, Transaction};
 
-use crate::folder::Root;
+use crate::folder::{Root, recorded_meta};
 
 /// Places that turned out wrong and are forgotten in one transaction: a changed file loses all its
 /// chunks at once.
@@ -80,7 +80,8 @@ impl LocalContent {
     }
 
     /// Tells the store where chunks are no longer, without waiting for it.
-    fn forget(&self, gone: Vec<(DatasetId, ChunkHash, Place)>) {
+    fn forget(&self, mut gone: Vec<(DatasetId, ChunkHash, Place)>) {
+        gone.retain(|(dataset, _, place)| self.is_stale(*dataset, place));
         let mut transactions = BTreeMap::<DatasetId, Transaction>::new();
         for (dataset, hash, place) in gone {
             let new = || Transaction::new(dataset, Body::Nothing);
@@ -96,6 +97,21 @@ impl LocalContent {
                 });
             }
         }
+    }
+}
+
+impl LocalContent {
+    /// Whether a place that was found wrong will stay so. While a path does not hold what is recorded of it, it may
+    /// hold it again the next moment, and nobody would enter its chunks anew then: a directory may have been moved
+    /// away and back.
+    fn is_stale(&self, dataset: DatasetId, place: &Place) -> bool {
+        let Place::InFile { path, .. } = place else { return false };
+        let record = self.store.view(dataset).and_then(|view| view.record(path));
+        let Ok(record) = record else { return false };
+        let Some(record) = record else { return true };
+        let Some(root) = self.roots.get(dataset) else { return false };
+        let found = root.stat(path).ok().flatten();
+        found.is_some_and(|found| found.same_file_state(&recorded_meta(&record)))
     }
 }
 

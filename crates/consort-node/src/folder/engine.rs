@@ -292,12 +292,17 @@ impl<'c> Engine<'c> {
     fn on_watch(&mut self, event: WatchEvent) {
         match event {
             WatchEvent::Changed { key } => {
-                if key == IGNORE_FILE && self.ignores.changed(&self.root).unwrap_or(true) {
-                    self.exit = Some(Exit::IgnoresChanged);
-                }
+                self.check_ignores(&key);
                 self.mark(&key, Duration::ZERO);
             }
-            WatchEvent::Writing { key } => self.mark(&key, QUIET),
+            WatchEvent::Writing { key } => {
+                self.check_ignores(&key);
+                // What was put in place just now looks like a file that somebody begins to write.
+                if !self.is_as_recorded(&key) {
+                    self.mark(&key, QUIET);
+                }
+            }
+            WatchEvent::Unfit { path, problem } => self.progress.set_problem(&path, problem),
             WatchEvent::Subtree { key } => {
                 let start = Key::new(key).ok();
                 if !self.scans.contains(&start) {
@@ -334,6 +339,13 @@ impl<'c> Engine<'c> {
         self.watcher = None;
         self.events = never();
         self.exit.get_or_insert(Exit::RootGone);
+    }
+
+    /// Ends this engine if the ignore patterns are others now.
+    fn check_ignores(&mut self, key: &str) {
+        if key == IGNORE_FILE && self.ignores.changed(&self.root).unwrap_or(true) {
+            self.exit = Some(Exit::IgnoresChanged);
+        }
     }
 
     fn is_ignored(&self, key: &str, is_dir: bool) -> bool {
@@ -378,7 +390,7 @@ fn deletion(key: Key, saw: Saw) -> LocalWrite {
 }
 
 /// What a record says of an entry, to be compared with a look at it.
-pub(super) fn recorded_meta(record: &Record) -> Meta {
+pub(crate) fn recorded_meta(record: &Record) -> Meta {
     Meta {
         kind: match record.kind {
             Kind::File => EntryKind::File,

@@ -18,17 +18,18 @@
 //! leaves each key either as it was or complete, never empty or partial.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, RenameFlags, chmodat, fsync, mkdirat, openat, renameat,
+    AtFlags, CWD, Mode, OFlags, RenameFlags, chmodat, fsync, linkat, mkdirat, openat, renameat,
     renameat_with, symlinkat, syncfs, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
-use crate::folder::place::stage::{TempName, modified_at, permissions};
+use crate::folder::place::stage::{Origin, TempName, modified_at, permissions};
 use crate::folder::root::{
     OUT_PREFIX, look_at_child_directory, meta_at, meta_of, open_beneath, path_of_handle,
 };
@@ -135,13 +136,20 @@ impl Root {
     ///
     /// The disk is full, or the file system failed.
     pub fn stage(&self) -> Result<Staging, PlaceError> {
+        match Staging::unnamed(self.dir()) {
+            Some(staging) => Ok(staging),
+            None => self.stage_named(),
+        }
+    }
+
+    fn stage_named(&self) -> Result<Staging, PlaceError> {
         loop {
             let name = self.temp_name(STAGE_PREFIX);
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
             match openat(self.temp(), &name, flags, Mode::RUSR | Mode::WUSR) {
                 Ok(file) => {
                     let temp = TempName { dir: Arc::clone(self.temp()), name, owned: true };
-                    return Ok(Staging { file: file.into(), temp, end: 0 });
+                    return Ok(Staging::named(file.into(), temp));
                 }
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno.into()),
@@ -184,7 +192,7 @@ impl Root {
         let times = modified_at(mtime_ns);
         utimensat(self.temp(), &temp.name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
         let meta = meta_at(self.temp(), &temp.name)?;
-        self.place(Staged { temp, meta }, key, expected)
+        self.place(Staged { origin: Origin::Named(temp), meta }, key, expected)
     }
 
     /// Makes a directory at `key`. One that is there already is left as it is, and its state is
@@ -295,13 +303,24 @@ impl Root {
     /// The file system failed: nothing of the batch may be placed.
     pub fn sync_staged(&self, staged: &[Staged]) -> io::Result<()> {
         let one_by_one = staged.len() <= SYNC_ONE_BY_ONE
-            && staged.iter().try_fold(true, |all, staged| {
-                Ok::<_, io::Error>(all && sync_by_name(self.temp().as_fd(), &staged.temp.name)?)
-            })?;
+            && staged
+                .iter()
+                .try_fold(true, |all, staged| Ok::<_, io::Error>(all && self.sync_one(staged)?))?;
         if !one_by_one {
             syncfs(self.dir())?;
         }
         Ok(())
+    }
+
+    /// Syncs a staged file. False if that cannot be done by itself.
+    fn sync_one(&self, staged: &Staged) -> io::Result<bool> {
+        match &staged.origin {
+            Origin::Unnamed(file, _) => {
+                fsync(file)?;
+                Ok(true)
+            }
+            Origin::Named(temp) => sync_by_name(self.temp().as_fd(), &temp.name),
+        }
     }
 
     /// Makes all changes durable that were made at `keys`: names, removals and attributes. The keys
@@ -352,7 +371,7 @@ impl Root {
     /// Swaps a staged entry with the old one, and drops the old one if it is as expected.
     fn replace(
         &self,
-        mut staged: Staged,
+        staged: Staged,
         parent: &OwnedFd,
         name: &str,
         key: &str,
@@ -361,16 +380,25 @@ impl Root {
         check(parent, name, old, key)?;
         // From here on the temporary name may hold the user's bytes, also after a crash.
         let out = self.temp_name(OUT_PREFIX);
-        renameat(self.temp(), &staged.temp.name, self.temp(), &out)?;
-        staged.temp.name.clone_from(&out);
+        let mut temp = match staged.origin {
+            Origin::Unnamed(file, _) => {
+                link(&file, self.temp(), &out)?;
+                TempName { dir: Arc::clone(self.temp()), name: out.clone(), owned: true }
+            }
+            Origin::Named(mut temp) => {
+                renameat(self.temp(), &temp.name, self.temp(), &out)?;
+                temp.name.clone_from(&out);
+                temp
+            }
+        };
         match renameat_with(self.temp(), &out, parent, name, RenameFlags::EXCHANGE) {
             Ok(()) => {}
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                return replace_unswapped(staged, parent, name, key, old);
+                return replace_unswapped(temp, parent, name, key, old);
             }
             Err(errno) => return Err(absent_is_changed(errno)),
         }
-        staged.temp.owned = false;
+        temp.owned = false;
         if meta_at(self.temp(), &out)?.same_after_rename(old) {
             return Ok(unlinkat(self.temp(), &out, AtFlags::empty())?);
         }
@@ -458,17 +486,25 @@ fn step_into(dir: &OwnedFd, name: &str) -> Result<(OwnedFd, bool), Errno> {
     }
 }
 
-fn place_new(mut staged: Staged, parent: &OwnedFd, name: &str) -> Result<(), PlaceError> {
-    match rename_new(&staged.temp.dir, &staged.temp.name, parent, name) {
-        Ok(()) => {
-            staged.temp.owned = false;
-            Ok(())
-        }
+fn place_new(staged: Staged, parent: &OwnedFd, name: &str) -> Result<(), PlaceError> {
+    let placed = match staged.origin {
+        Origin::Unnamed(file, _) => link(&file, parent, name),
+        Origin::Named(mut temp) => rename_new(&temp.dir, &temp.name, parent, name).map(|()| {
+            temp.owned = false;
+        }),
+    };
+    match placed {
+        Ok(()) => Ok(()),
         Err(Errno::EXIST) => Err(PlaceError::Changed),
         // The parent was removed after it was opened.
         Err(Errno::NOENT) => Err(PlaceError::Changed),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Gives a file that has no name its first one, if that is free.
+fn link(file: &File, dir: impl AsFd, name: &str) -> Result<(), Errno> {
+    linkat(CWD, path_of_handle(file), dir, name, AtFlags::SYMLINK_FOLLOW)
 }
 
 /// Renames only if the new name is free. Where the file system cannot do that in one step, it
@@ -486,15 +522,15 @@ fn rename_new(from_dir: impl AsFd, from: &str, to_dir: impl AsFd, to: &str) -> R
 
 /// Where the file system cannot swap: look once more, and replace.
 fn replace_unswapped(
-    mut staged: Staged,
+    mut temp: TempName,
     parent: &OwnedFd,
     name: &str,
     key: &str,
     old: &Meta,
 ) -> Result<(), PlaceError> {
     check(parent, name, old, key)?;
-    renameat(&staged.temp.dir, &staged.temp.name, parent, name)?;
-    staged.temp.owned = false;
+    renameat(&temp.dir, &temp.name, parent, name)?;
+    temp.owned = false;
     Ok(())
 }
 
@@ -563,6 +599,15 @@ mod tests {
             let mut staging = self.root.stage().unwrap();
             staging.write_at(0, content.as_bytes()).unwrap();
             staging.finish(content.len() as u64, 0o640, MTIME).unwrap()
+        }
+
+        /// As where files without a name cannot be had.
+        fn named(&self, content: &str) -> TempName {
+            let mut staging = self.root.stage_named().unwrap();
+            staging.write_at(0, content.as_bytes()).unwrap();
+            let staged = staging.finish(content.len() as u64, 0o640, MTIME).unwrap();
+            let Origin::Named(temp) = staged.origin else { panic!("it was given a name") };
+            temp
         }
 
         fn place(
@@ -666,11 +711,27 @@ mod tests {
         let fixture = Fixture::new();
         let old = fixture.place("old", "f", Expected::Absent).unwrap().meta;
         let (parent, name) = fixture.root.open_parent("f").unwrap();
-        replace_unswapped(fixture.staged("new"), &parent, name, "f", &old).unwrap();
+        replace_unswapped(fixture.named("new"), &parent, name, "f", &old).unwrap();
         assert_eq!(read(fixture.at("f")), "new");
-        let stale = replace_unswapped(fixture.staged("newer"), &parent, name, "f", &old);
+        let stale = replace_unswapped(fixture.named("newer"), &parent, name, "f", &old);
         assert!(matches!(stale, Err(PlaceError::Changed)), "{stale:?}");
         assert_eq!(read(fixture.at("f")), "new");
+        assert!(fixture.temp_is_empty());
+    }
+
+    #[test]
+    fn a_staged_file_with_a_name_is_placed_like_one_without() {
+        let fixture = Fixture::new();
+        let stage = |content: &str| {
+            let mut staging = fixture.root.stage_named().unwrap();
+            staging.write_at(0, content.as_bytes()).unwrap();
+            staging.finish(content.len() as u64, 0o640, MTIME).unwrap()
+        };
+        let first = fixture.root.place_file(stage("one"), "f", Expected::Absent).unwrap();
+        let second = fixture.root.place_file(stage("two"), "f", Expected::Absent);
+        assert!(matches!(second, Err(PlaceError::Changed)), "{second:?}");
+        fixture.root.place_file(stage("three"), "f", Expected::Present(first.meta)).unwrap();
+        assert_eq!(read(fixture.at("f")), "three");
         assert!(fixture.temp_is_empty());
     }
 
@@ -775,10 +836,11 @@ mod tests {
     #[test]
     fn a_staged_file_that_is_not_placed_is_removed() {
         let fixture = Fixture::new();
-        let staged = fixture.staged("content");
+        let named = fixture.named("never placed");
         assert!(!fixture.temp_is_empty());
-        drop(staged);
-        drop(fixture.root.stage().unwrap());
+        drop(named);
+        assert!(fixture.temp_is_empty());
+        drop(fixture.root.stage_named().unwrap());
         assert!(fixture.temp_is_empty());
     }
 

@@ -8,6 +8,7 @@
 //! Events say that a key is worth a look, never what happened to it; keys may already be out of
 //! date when they arrive. How they wait for a slow engine is in `outbox.rs`.
 
+use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -23,7 +24,7 @@ use rustix::io::Errno;
 use crate::folder::root::{LIST_BUFFER_BYTES, for_each_name, open_beneath, path_of_handle};
 use crate::folder::watch::outbox::{Closed, Outbox};
 use crate::folder::watch::tree::{NodeId, Tree};
-use crate::folder::{EntryKind, Ignores, MAX_KEY_BYTES, Root, join_key};
+use crate::folder::{EntryKind, Ignores, MAX_KEY_BYTES, Root, WalkProblemKind, join_key};
 
 mod outbox;
 mod tree;
@@ -68,6 +69,13 @@ pub enum WatchEvent {
     Writing {
         /// The key.
         key: String,
+    },
+    /// Something appeared, or changed, that cannot be an entry because of its name; or it is gone.
+    Unfit {
+        /// How it is shown, as a scan shows it.
+        path: String,
+        /// What is the matter; `None` if it is gone.
+        problem: Option<String>,
     },
     /// Look at everything at and beneath this key: a directory appeared there (it is watched by
     /// now) or was renamed away.
@@ -309,18 +317,42 @@ impl Worker {
             return Next::Continue;
         }
         // No name: it is about the directory itself, of which its own parent tells.
-        let Some(Ok(name)) = event.file_name().map(|name| name.to_str()) else {
-            return Next::Continue;
-        };
-        let key = join_key(&self.tree.key(parent), name);
+        let Some(name) = event.file_name() else { return Next::Continue };
         let is_dir = flags.contains(ReadFlags::ISDIR);
-        if !is_possible_name(name)
-            || MAX_KEY_BYTES < key.len()
-            || self.ignores.is_ignored(&key, is_dir)
-        {
+        let (name, key) = match self.key_of(parent, name) {
+            Ok(known) => known,
+            Err((path, kind)) => {
+                if !self.ignores.is_ignored(&path, is_dir) {
+                    let gone = flags.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM);
+                    let problem = (!gone).then(|| kind.to_string());
+                    self.outbox.push(WatchEvent::Unfit { path, problem });
+                }
+                return Next::Continue;
+            }
+        };
+        if self.ignores.is_ignored(&key, is_dir) {
             return Next::Continue;
         }
         if is_dir { self.on_directory(flags, parent, name, key) } else { self.on_file(flags, key) }
+    }
+
+    /// The key of a name in a watched directory; or, if it can have none, how it is shown and why.
+    fn key_of<'n>(
+        &self,
+        parent: NodeId,
+        name: &'n CStr,
+    ) -> Result<(&'n str, String), (String, WalkProblemKind)> {
+        let directory = self.tree.key(parent);
+        let shown = || join_key(&directory, &name.to_string_lossy());
+        let Ok(name) = name.to_str() else { return Err((shown(), WalkProblemKind::NotUtf8)) };
+        if !is_possible_name(name) {
+            return Err((shown(), WalkProblemKind::ControlCharacter));
+        }
+        let key = join_key(&directory, name);
+        if MAX_KEY_BYTES < key.len() {
+            return Err((key, WalkProblemKind::TooLong));
+        }
+        Ok((name, key))
     }
 
     fn on_file(&mut self, flags: ReadFlags, key: String) -> Next {

@@ -213,7 +213,8 @@ fn learned(
     let others = greeting.known.into_iter().filter(move |(node, addr)| {
         *node != own && *node != peer && !addr.ip().is_unspecified() && addr.port() != 0
     });
-    listen.into_iter().chain(others).map(|(node, addr)| NetEvent::Learned { node, addr })
+    let learned = listen.into_iter().chain(others);
+    learned.map(move |(node, addr)| NetEvent::Learned { node, addr, firsthand: node == peer })
 }
 
 /// Reads until the end, and says why it ended. While the receiver of the events is busy nothing is

@@ -87,15 +87,16 @@ pub(super) async fn keep(shared: Arc<Shared>, node: NodeId, wake: Arc<Notify>) {
                     break;
                 }
                 Err(DialError::Refused(reason)) => {
-                    shared.refused(address, None, reason);
+                    shared.refused_by(address, node, reason);
                     if reason == Refusal::Duplicate {
                         break;
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(peer = %node.short(), %address, %error, "cannot connect");
                     if error.is_rejection() {
-                        shared.refused(address, None, Refusal::Handshake);
+                        shared.refused_by(address, node, Refusal::Handshake);
+                    } else {
+                        shared.unreachable(node, address, error.to_string());
                     }
                 }
             }

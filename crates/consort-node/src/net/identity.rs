@@ -120,6 +120,11 @@ impl Identity {
         Self::complete(dir, &own, &authority)
     }
 
+    /// Whether there is the identity of a member in `dir`.
+    pub fn is_there(dir: &Path) -> bool {
+        dir.join(NODE_CERTIFICATE).exists()
+    }
+
     /// Reads the identity back, and checks that its parts belong together.
     pub fn load(dir: &Path) -> Result<Self, IdentityError> {
         if !dir.join(NODE_CERTIFICATE).exists() {

@@ -87,6 +87,11 @@ pub enum JoinRefusal {
     /// The request could not be understood or its signature is wrong.
     #[error("the request was not understood: use the same version of consort on both machines")]
     Malformed,
+    /// The machine was a member, and its membership was ended.
+    #[error(
+        "the membership of this node was revoked: ask for a new ticket, and join with a new --home"
+    )]
+    Revoked,
     /// The authority could not record the new member.
     #[error(
         "the cluster cannot record a new member now: look at the log of its first node, and try again"
@@ -95,7 +100,7 @@ pub enum JoinRefusal {
 }
 
 impl JoinRefusal {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Expired,
         Self::Used,
         Self::Unknown,
@@ -104,6 +109,7 @@ impl JoinRefusal {
         Self::NotAuthority,
         Self::Malformed,
         Self::Failed,
+        Self::Revoked,
     ];
 
     fn code(self) -> u8 {
@@ -116,6 +122,7 @@ impl JoinRefusal {
             Self::NotAuthority => 6,
             Self::Malformed => 7,
             Self::Failed => 8,
+            Self::Revoked => 9,
         }
     }
 

@@ -108,6 +108,17 @@ pub enum NetEvent {
         node: NodeId,
         /// Where.
         addr: SocketAddr,
+        /// The node itself said so, rather than another one.
+        firsthand: bool,
+    },
+    /// A peer could not be reached at one of its addresses. Dropped when the receiver is busy.
+    Unreachable {
+        /// Who was dialed.
+        peer: NodeId,
+        /// Where.
+        addr: SocketAddr,
+        /// Why not, in words.
+        reason: String,
     },
     /// A connection came to nothing, because one of the two did not want it. Dropped when the
     /// receiver is busy.
@@ -116,6 +127,8 @@ pub enum NetEvent {
         addr: SocketAddr,
         /// Who it is, if it came so far.
         peer: Option<PeerIdentity>,
+        /// Whom we dialed there; none if the connection came to us.
+        dialed: Option<NodeId>,
         /// Why.
         reason: Refusal,
     },
@@ -414,14 +427,36 @@ impl Shared {
         self.events.send(event).await.map_err(|_| NobodyListens)
     }
 
-    /// Reports a refusal if there is room: strangers must not be able to fill the queue.
+    /// Reports the refusal of a connection that came to us, if there is room: strangers must not be able to fill
+    /// the queue.
     pub(super) fn refused(&self, addr: SocketAddr, peer: Option<PeerIdentity>, reason: Refusal) {
+        self.report_refusal(addr, peer, None, reason);
+    }
+
+    /// Reports the refusal of a connection that we wanted.
+    pub(super) fn refused_by(&self, addr: SocketAddr, dialed: NodeId, reason: Refusal) {
+        self.report_refusal(addr, None, Some(dialed), reason);
+    }
+
+    fn report_refusal(
+        &self,
+        addr: SocketAddr,
+        peer: Option<PeerIdentity>,
+        dialed: Option<NodeId>,
+        reason: Refusal,
+    ) {
         if reason == Refusal::Duplicate {
             // Two nodes dialed each other at once; the connection that stays is reported.
             return;
         }
         tracing::info!(%addr, peer = peer.as_ref().map(|peer| &*peer.name), %reason, "refused");
-        let _ = self.events.try_send(NetEvent::Refused { addr, peer, reason });
+        let _ = self.events.try_send(NetEvent::Refused { addr, peer, dialed, reason });
+    }
+
+    /// Reports that a peer could not be reached, if there is room.
+    pub(super) fn unreachable(&self, peer: NodeId, addr: SocketAddr, reason: String) {
+        tracing::debug!(peer = %peer.short(), %addr, reason, "cannot connect");
+        let _ = self.events.try_send(NetEvent::Unreachable { peer, addr, reason });
     }
 
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {

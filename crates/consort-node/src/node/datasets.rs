@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use consort_core::model::merge::Saw;
 use consort_core::store::{DatasetParameters, LocalWrite, View};
@@ -15,6 +16,9 @@ use crate::runtime::wall_time;
 use crate::shared::LinkSetting;
 
 use super::{Node, blocking, removal};
+
+/// How long a node that has not heard from its cluster is given to hear of a dataset.
+const HEAR_GRACE: Duration = Duration::from_secs(5);
 
 impl Node {
     /// Makes a dataset, on all nodes.
@@ -37,7 +41,7 @@ impl Node {
             return Err(NodeError::usage("this version keeps both versions of a conflict")
                 .hint("leave out --on-conflict"));
         }
-        if self.shared.facts().dataset(name).is_some() {
+        if self.look_up(name).await.is_some() {
             return Err(NodeError::new(
                 ErrorKind::Conflict,
                 format!("there is a dataset {name} already"),
@@ -45,21 +49,23 @@ impl Node {
         }
         let id = DatasetId(net::random());
         let parameters = DatasetParameters { id, fingerprint_key: FingerprintKey(net::random()) };
-        let fact = DatasetFact { name: name.to_owned(), parameters, created_ms: wall_time().0 };
         // It has to be in the store before anybody can ask for it.
         self.shared.store.open_dataset(parameters)?;
         let write = LocalWrite {
             key: dataset_key(name),
             saw: Saw::Winner,
-            content: encode_dataset(&fact),
+            content: encode_dataset(parameters, wall_time().0),
             attributes: Attributes::default(),
         };
         let mut changed = self.shared.watch();
         self.write(self.shared.cluster.id, vec![write]).await?;
-        while self.shared.facts().dataset(name).is_none() {
+        loop {
+            let facts = self.shared.facts();
+            if let Some(fact) = facts.datasets.iter().find(|fact| fact.parameters.id == id) {
+                return self.describe(fact);
+            }
             changed.changed().await.map_err(|_| NodeError::ending())?;
         }
-        self.describe(&fact)
     }
 
     /// All datasets, ordered by name.
@@ -70,16 +76,19 @@ impl Node {
 
     /// One dataset.
     pub async fn dataset(&self, name: &str) -> Result<Dataset, NodeError> {
-        self.describe(&self.fact(name)?)
+        self.describe(&self.fact(name).await?)
     }
 
     /// Drops a dataset on all nodes. Linked directories stay as they are.
     pub async fn drop_dataset(&self, name: &str) -> Result<(), NodeError> {
         self.require(&[Role::Admin], "drop datasets")?;
-        let fact = self.fact(name)?;
-        self.write(self.shared.cluster.id, vec![removal(dataset_key(&fact.name))]).await?;
+        self.require_store()?;
+        let fact = self.fact(name).await?;
+        let id = fact.parameters.id;
+        let removal = LocalWrite { saw: Saw::Version(fact.dot), ..removal(fact.key) };
         let mut changed = self.shared.watch();
-        while self.shared.facts().dataset(name).is_some() {
+        self.write(self.shared.cluster.id, vec![removal]).await?;
+        while self.shared.facts().datasets.iter().any(|fact| fact.parameters.id == id) {
             changed.changed().await.map_err(|_| NodeError::ending())?;
         }
         Ok(())
@@ -94,40 +103,52 @@ impl Node {
         options: LinkOptions,
     ) -> Result<Link, NodeError> {
         self.require_store()?;
-        let fact = self.fact(name)?;
+        let fact = self.fact(name).await?;
         if !options.read_only && self.shared.identity.role == Role::Reader {
             return Err(NodeError::not_allowed(
                 "this node is a reader, and may not change datasets",
             )
             .hint("link with --read-only"));
         }
-        let dir = prepare_directory(dir)?;
         let dataset = fact.parameters.id;
-        if let Some(link) = self.shared.link_of(dataset) {
-            return self.link_again(&link, &dir, options);
-        }
-        self.refuse_overlaps(&dir)?;
-        let link = LinkSetting { dataset, dir, read_only: options.read_only };
-        let shared = Arc::clone(&self.shared);
+        let (node, dir) = (self.clone(), dir.to_owned());
         blocking(move || {
-            let folder = shared.start_folder(fact.name.clone(), link.clone())?;
-            let kept = shared.store.set_linked(dataset, true).and_then(|()| shared.save_links());
-            if let Err(error) = kept {
-                shared.stop_folder(dataset);
-                return Err(error.into());
+            let _linking = node.shared.linking();
+            let dir = resolve_directory(&dir)?;
+            if let Some(link) = node.shared.link_of(dataset) {
+                return node.link_again(fact.name, link, &dir, options);
             }
-            if options.allow_mass_delete {
-                folder.allow_mass_delete();
+            node.refuse_overlaps(&dir)?;
+            make_directory(&dir)?;
+            let link = LinkSetting { dataset, dir, read_only: options.read_only };
+            let shared = &node.shared;
+            shared.store.set_linked(dataset, true)?;
+            let kept = shared
+                .start_folder(fact.name, link.clone())
+                .and_then(|folder| Ok(shared.save_links().map(|()| folder)?));
+            match kept {
+                Ok(folder) => {
+                    if options.allow_mass_delete {
+                        folder.allow_mass_delete();
+                    }
+                    folder.wake();
+                    shared.notify();
+                    Ok(Link { dir: link.dir, read_only: link.read_only })
+                }
+                Err(error) => {
+                    shared.stop_folder(dataset);
+                    shared.store.set_linked(dataset, false)?;
+                    Err(error)
+                }
             }
-            folder.wake();
-            Ok(Link { dir: link.dir, read_only: link.read_only })
         })
         .await
     }
 
     fn link_again(
         &self,
-        link: &LinkSetting,
+        name: String,
+        link: LinkSetting,
         dir: &Path,
         options: LinkOptions,
     ) -> Result<Link, NodeError> {
@@ -139,27 +160,33 @@ impl Node {
             )
             .hint("a dataset has one directory on a node; unlink it first"));
         }
-        if options.allow_mass_delete
-            && let Some(folder) = self.shared.folder(link.dataset)
-        {
+        let folder = match self.shared.folder(link.dataset) {
+            Some(folder) => folder,
+            // It could not be opened when the node started.
+            None => self.shared.start_folder(name, link.clone())?,
+        };
+        if options.allow_mass_delete {
             folder.allow_mass_delete();
         }
-        Ok(Link { dir: link.dir.clone(), read_only: link.read_only })
+        Ok(Link { dir: link.dir, read_only: link.read_only })
     }
 
     /// Ends a link. The directory stays as it is, without our private area.
     pub async fn unlink(&self, name: &str) -> Result<(), NodeError> {
-        let fact = self.fact(name)?;
-        let dataset = fact.parameters.id;
-        let Some(link) = self.shared.link_of(dataset) else {
-            return Err(NodeError::failed(format!("{name} is not linked to a directory here")));
-        };
+        let fact = self.fact(name).await?;
         let shared = Arc::clone(&self.shared);
         blocking(move || {
+            let _linking = shared.linking();
+            let dataset = fact.parameters.id;
+            let Some(link) = shared.link_of(dataset) else {
+                let message = format!("{} is not linked to a directory here", fact.name);
+                return Err(NodeError::failed(message));
+            };
             shared.stop_folder(dataset);
             shared.save_links()?;
             shared.store.set_linked(dataset, false)?;
             crate::folder::remove_private_area(&link.dir);
+            shared.notify();
             Ok(())
         })
         .await
@@ -186,11 +213,32 @@ impl Node {
         .await
     }
 
-    pub(super) fn fact(&self, name: &str) -> Result<DatasetFact, NodeError> {
-        self.shared.facts().dataset(name).cloned().ok_or_else(|| {
-            NodeError::failed(format!("there is no dataset {name}"))
-                .hint("`consort dataset list` shows those there are; a new one takes a moment to reach every node")
+    /// A dataset by its name. A node that has not heard from its cluster since it started gets a moment for it.
+    pub(super) async fn fact(&self, name: &str) -> Result<DatasetFact, NodeError> {
+        if let Some(fact) = self.look_up(name).await {
+            return Ok(fact);
+        }
+        let error = NodeError::failed(format!("there is no dataset {name}"));
+        Err(if self.shared.has_heard() {
+            error.hint("`consort dataset list` shows those there are; a new one takes a moment to reach every node")
+        } else {
+            error.hint("this node has not heard from an admin of its cluster yet; `consort doctor` says why")
         })
+    }
+
+    async fn look_up(&self, name: &str) -> Option<DatasetFact> {
+        let mut changed = self.shared.watch();
+        let found = async {
+            loop {
+                // In this order: what was heard is among the facts.
+                let has_heard = self.shared.has_heard();
+                let fact = self.shared.facts().dataset(name).cloned();
+                if fact.is_some() || has_heard || changed.changed().await.is_err() {
+                    return fact;
+                }
+            }
+        };
+        tokio::time::timeout(HEAR_GRACE, found).await.unwrap_or_default()
     }
 
     fn describe(&self, fact: &DatasetFact) -> Result<Dataset, NodeError> {
@@ -236,11 +284,36 @@ impl Node {
     }
 }
 
-/// The directory, made if it is missing, without symlinks in its path.
-fn prepare_directory(dir: &Path) -> Result<PathBuf, NodeError> {
-    let failed = |error: std::io::Error| {
-        NodeError::failed(format!("{} cannot be linked: {error}", dir.display()))
-    };
-    std::fs::create_dir_all(dir).map_err(failed)?;
-    dir.canonicalize().map_err(failed)
+/// The path of the directory without symlinks; it may not be there yet.
+fn resolve_directory(dir: &Path) -> Result<PathBuf, NodeError> {
+    let mut missing = Vec::new();
+    let mut there = dir;
+    loop {
+        match there.canonicalize() {
+            Ok(mut path) => {
+                if !path.is_dir() {
+                    let message = format!("{} cannot be linked: it is no directory", dir.display());
+                    return Err(NodeError::usage(message).hint("name a directory; it may be new"));
+                }
+                path.extend(missing.iter().rev());
+                return Ok(path);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let (Some(parent), Some(name)) = (there.parent(), there.file_name()) else {
+                    return Err(cannot_link(dir, &error));
+                };
+                missing.push(name);
+                there = parent;
+            }
+            Err(error) => return Err(cannot_link(dir, &error)),
+        }
+    }
+}
+
+fn make_directory(dir: &Path) -> Result<(), NodeError> {
+    std::fs::create_dir_all(dir).map_err(|error| cannot_link(dir, &error))
+}
+
+fn cannot_link(dir: &Path, error: &std::io::Error) -> NodeError {
+    NodeError::failed(format!("{} cannot be linked: {error}", dir.display()))
 }

@@ -50,7 +50,7 @@ impl Node {
     ) -> Result<Put, NodeError> {
         self.require(&[Role::Writer, Role::Admin], "write")?;
         self.require_store()?;
-        let dataset = self.fact(name)?.parameters.id;
+        let dataset = self.fact(name).await?.parameters.id;
         let key = parse_key(key)?;
         let attributes = attributes(options)?;
         let content = self.take_in(body).await?;
@@ -151,7 +151,7 @@ impl Node {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Entry>, NodeError> {
-        let dataset = self.fact(name)?.parameters.id;
+        let dataset = self.fact(name).await?.parameters.id;
         let mut after = after.map(parse_key).transpose()?;
         let (store, prefix) = (self.shared.store.clone(), prefix.to_owned());
         let limit = limit.min(MAX_PAGE);
@@ -183,7 +183,7 @@ impl Node {
     pub async fn remove(&self, name: &str, key: &str) -> Result<(), NodeError> {
         self.require(&[Role::Writer, Role::Admin], "delete")?;
         self.require_store()?;
-        let dataset = self.fact(name)?.parameters.id;
+        let dataset = self.fact(name).await?.parameters.id;
         let applied = self.write(dataset, vec![removal(parse_key(key)?)]).await?;
         match applied.written.first() {
             Some(Written::New(_)) => Ok(()),
@@ -198,7 +198,7 @@ impl Node {
         since: FeedCursor,
         limit: usize,
     ) -> Result<Vec<Change>, NodeError> {
-        let dataset = self.fact(name)?.parameters.id;
+        let dataset = self.fact(name).await?.parameters.id;
         let (store, limit) = (self.shared.store.clone(), limit.min(MAX_PAGE));
         blocking(move || {
             let view = store.view(dataset)?;
@@ -227,7 +227,7 @@ impl Node {
         let mut changed = self.shared.watch();
         loop {
             changed.borrow_and_update();
-            let dataset = self.fact(name)?.parameters.id;
+            let dataset = self.fact(name).await?.parameters.id;
             let view = self.shared.store.view(dataset)?;
             // The end of the feed may be further although every change on the way there was replaced since.
             if !view.feed(Sequence(after.sequence), 1)?.is_empty() {
@@ -239,7 +239,7 @@ impl Node {
     }
 
     async fn siblings(&self, name: &str, key: &str) -> Result<Vec<Version>, NodeError> {
-        let dataset = self.fact(name)?.parameters.id;
+        let dataset = self.fact(name).await?.parameters.id;
         let key = parse_key(key)?;
         let store = self.shared.store.clone();
         blocking(move || {

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::cluster::{MemberFact, encode_member, member_key};
 use crate::error::{ErrorKind, NodeError};
 use crate::net::Role;
+use crate::net::invites::CreateInviteError;
 use crate::report::Member;
 
 use super::{Node, blocking, reachable};
@@ -28,12 +29,13 @@ impl Node {
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let expires = now.saturating_add(expires).as_secs();
-        let addresses = [reachable(self.listen_addr())];
+        let addresses = reachable(self.listen_addr());
         blocking(move || {
             let ticket = desk.invite(&addresses, role, expires, uses);
-            ticket
-                .map(|ticket| ticket.to_string())
-                .map_err(|error| NodeError::failed(error.to_string()))
+            ticket.map(|ticket| ticket.to_string()).map_err(|error| match error {
+                CreateInviteError::Useless => NodeError::usage(error.to_string()),
+                _ => NodeError::failed(error.to_string()),
+            })
         })
         .await
     }
@@ -45,8 +47,7 @@ impl Node {
         let own = self.shared.identity.node;
         let describe = |fact: &MemberFact| {
             let mut addresses = fact.addresses.clone();
-            let heard =
-                learned.iter().filter(|(node, _)| *node == fact.node).map(|(_, addr)| *addr);
+            let heard = learned.get(&fact.node).into_iter().flatten().copied();
             addresses.extend(heard.filter(|addr| !fact.addresses.contains(addr)));
             Member {
                 node: fact.node,
@@ -66,6 +67,7 @@ impl Node {
     /// Ends a membership, by the member's name or identity. What the member wrote before stays.
     pub async fn revoke(&self, node_or_name: &str) -> Result<(), NodeError> {
         self.require(&[Role::Admin], "revoke members")?;
+        self.require_store()?;
         let facts = self.shared.facts();
         let named = |member: &&MemberFact| {
             member.name == node_or_name || member.node.to_string() == node_or_name

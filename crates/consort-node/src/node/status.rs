@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use consort_core::DatasetId;
 use consort_core::protocol::link::Phase;
 use consort_core::protocol::replica::LinkReport;
 use consort_core::store::View;
-use consort_store::{DiskStore, DiskView};
+use consort_core::{DatasetId, NodeId};
+use consort_store::DiskStore;
 
 use crate::cluster::DatasetFact;
 use crate::error::NodeError;
@@ -16,13 +16,13 @@ use crate::report::{
 };
 use crate::runtime::Cause;
 
-use super::{Node, blocking};
+use super::{Node, REVOKED, blocking};
 
-/// Pending entries are counted up to here; it is a status, not an account.
-const MAX_PENDING_COUNTED: u64 = 100_000;
-const PENDING_PAGE: usize = 4096;
 /// The shortest time between two calls of a status that is watched.
 const STATUS_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// The longest: rates fall without anything happening.
+const STATUS_AT_LEAST_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Node {
     /// How the node, its peers and its datasets stand.
@@ -45,7 +45,12 @@ impl Node {
         let peers = peers.collect();
         let mut datasets = Vec::new();
         for fact in &facts.datasets {
-            datasets.push(self.dataset_status(fact).await?);
+            match self.dataset_status(fact).await {
+                Ok(status) => datasets.push(status),
+                // Perhaps it was dropped since.
+                Err(_) if self.shared.facts().dataset(&fact.name).is_none() => {}
+                Err(error) => return Err(error),
+            }
         }
         let (node, listen, traffic) = (self.identity(), self.listen_addr(), self.traffic());
         Ok(Status { node, listen, peers, datasets, traffic })
@@ -57,7 +62,7 @@ impl Node {
         let store = self.shared.store.clone();
         let (summary, pending) = blocking(move || {
             let view = store.view(dataset)?;
-            Ok((view.summary(), count_pending(&view)?))
+            Ok((view.summary(), view.pending_count()))
         })
         .await?;
         let folder = self.shared.folder(dataset);
@@ -66,7 +71,8 @@ impl Node {
         let (scanning, indexed) = progress.map_or((false, 0), |progress| progress.scan());
         let unsettled = progress.map_or(0, |progress| progress.unsettled());
         let busy = 0 < pending || 0 < unsettled || !links.iter().all(is_quiet);
-        let trouble = self.shared.broken_link(dataset).map(Trouble::Paused);
+        let trouble = self.shared.is_revoked().then(|| Trouble::Paused(REVOKED.to_owned()));
+        let trouble = trouble.or_else(|| self.shared.broken_link(dataset).map(Trouble::Paused));
         let trouble = trouble.or_else(|| self.shared.failure().map(Trouble::Paused));
         let trouble = trouble.or_else(|| progress.and_then(|progress| progress.trouble()));
         let has_others = 1 < self.shared.facts().members.iter().filter(|m| !m.revoked).count();
@@ -82,6 +88,18 @@ impl Node {
             None if held_back => {
                 let reason = "content is missing that no reachable node has";
                 (DatasetState::Waiting, Some(reason.to_owned()))
+            }
+            None if links.iter().any(|link| link.phase == Phase::Waiting) => {
+                let names: Vec<String> = links
+                    .iter()
+                    .filter(|link| link.phase == Phase::Waiting)
+                    .map(|link| self.name_of(link.peer))
+                    .collect();
+                let reason = format!(
+                    "versions that come from {} lie in the future of this machine's clock: set the clocks of both right",
+                    names.join(", ")
+                );
+                (DatasetState::Waiting, Some(reason))
             }
             None if busy => (DatasetState::Syncing, None),
             None => (DatasetState::InSync, None),
@@ -106,8 +124,6 @@ impl Node {
     }
 
     fn link_status(&self, link: &LinkReport) -> LinkStatus {
-        let facts = self.shared.facts();
-        let name = facts.member(link.peer).map(|member| member.name.clone());
         let phase = match link.phase {
             Phase::Greeting => "connecting",
             Phase::Reconciling => "reconciling",
@@ -117,10 +133,17 @@ impl Node {
         };
         LinkStatus {
             peer: link.peer,
-            name: name.unwrap_or_else(|| link.peer.short().to_string()),
+            name: self.name_of(link.peer),
             phase: phase.to_owned(),
             behind: link.behind,
         }
+    }
+
+    /// A peer's name, or what is known instead.
+    pub(super) fn name_of(&self, peer: NodeId) -> String {
+        let facts = self.shared.facts();
+        let name = facts.member(peer).map(|member| member.name.clone());
+        name.unwrap_or_else(|| peer.short().to_string())
     }
 
     /// What stands in the way of a dataset's directory, in words.
@@ -133,13 +156,31 @@ impl Node {
     /// Returns when the status may have changed, at most a few times a second.
     pub async fn status_changed(&self) {
         let mut changed = self.shared.watch();
-        let _ = tokio::join!(changed.changed(), tokio::time::sleep(STATUS_EVERY));
+        let changed = tokio::time::timeout(STATUS_AT_LEAST_EVERY, changed.changed());
+        let _ = tokio::join!(changed, tokio::time::sleep(STATUS_EVERY));
     }
 
     /// Looks at everything that can be wrong with a running node.
     pub async fn doctor(&self) -> Result<Vec<Finding>, NodeError> {
         let status = self.status().await?;
         let mut findings = Vec::new();
+        if self.shared.is_revoked() {
+            findings.push(Finding {
+                severity: Severity::Problem,
+                what: REVOKED.to_owned(),
+                todo: None,
+            });
+        }
+        if !self.shared.has_heard() {
+            findings.push(Finding {
+                severity: Severity::Warning,
+                what: "this node has not heard from an admin of its cluster since it started"
+                    .to_owned(),
+                todo: Some(
+                    "start the cluster's first node, or see why it cannot be reached".to_owned(),
+                ),
+            });
+        }
         for peer in &status.peers {
             findings.push(if peer.connected {
                 ok(format!("{} is connected", peer.name))
@@ -206,18 +247,7 @@ impl Node {
 }
 
 fn is_quiet(link: &LinkReport) -> bool {
-    link.phase == Phase::Live && link.behind == 0
-}
-
-fn count_pending(view: &DiskView) -> Result<u64, NodeError> {
-    let (mut count, mut after) = (0, None);
-    while count < MAX_PENDING_COUNTED {
-        let page = view.pending(after.as_ref(), PENDING_PAGE)?;
-        let Some((last, _)) = page.last() else { break };
-        count += page.len() as u64;
-        after = Some(last.clone());
-    }
-    Ok(count)
+    link.phase == Phase::Live && link.behind == 0 && link.lacks == 0
 }
 
 fn ok(what: String) -> Finding {

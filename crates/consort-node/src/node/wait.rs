@@ -3,22 +3,27 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use consort_core::NodeId;
 use consort_core::protocol::link::Phase;
+use consort_core::protocol::replica::LinkReport;
 use consort_core::store::{Sequence, View};
-use tokio::sync::oneshot;
+use consort_core::{DatasetId, NodeId};
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{ErrorKind, NodeError};
 use crate::report::Waited;
-use crate::runtime::Cause;
+use crate::runtime::{Answer, Cause};
 
 use super::{Node, blocking};
 
 /// After a start, peers that are known get so long to connect before they count as not reachable.
 const CONNECT_GRACE: Duration = Duration::from_secs(3);
+/// How long a wait rests between two looks: while much arrives, something changes all the time.
+const SETTLE: Duration = Duration::from_millis(5);
 /// How often a wait looks, even if nothing told it to.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How often a wait looks which key it waits for. That costs more than counting them.
+const NAME_AGAIN: Duration = Duration::from_secs(2);
 
 impl Node {
     /// Returns when this node holds everything that its reachable peers hold, and its directory shows it. Changes
@@ -37,49 +42,57 @@ impl Node {
     }
 
     async fn wait_for_all(&self, name: &str, missing: &mut String) -> Result<Waited, NodeError> {
-        let dataset = self.fact(name)?.parameters.id;
-        self.flush_own(dataset).await?;
+        let dataset = self.fact(name).await?.parameters.id;
+        self.flush_own(dataset, missing).await?;
         *missing = "peers that were seen before are not connected yet".to_owned();
         self.await_peers().await;
 
         let mut changed = self.shared.watch();
         let barrier = self.ask(|reply| Cause::Barrier { dataset, reply }).await?;
         let guard = BarrierGuard { node: self, id: barrier };
-        let peers = loop {
+        let mut peers = BTreeMap::new();
+        let reached = loop {
             changed.borrow_and_update();
+            self.require_store()?;
+            // A dataset that is dropped meanwhile has nobody to wait for.
+            self.fact(name).await?;
             let answers = self.ask(|reply| Cause::BarrierState { id: barrier, reply }).await?;
-            let links = self.ask(|reply| Cause::Links { dataset, reply }).await?;
-            let behind = |peer: NodeId, phase: Phase, applied: Sequence| match answers.get(&peer) {
-                None => true,
-                Some(head) => {
-                    applied < *head || matches!(phase, Phase::Greeting | Phase::Reconciling)
-                }
-            };
-            let waiting: BTreeMap<NodeId, Phase> = links
-                .iter()
-                .filter(|link| behind(link.peer, link.phase, link.applied))
-                .map(|link| (link.peer, link.phase))
-                .collect();
-            if waiting.is_empty() {
-                break links.len();
+            let now = Instant::now();
+            for Answer { link, head } in answers {
+                peers.insert(link.peer, Seen { at: now, standing: Standing::of(&link, head) });
             }
-            *missing = self.describe_waiting(&waiting);
-            let _ = tokio::time::timeout(LOOK_AGAIN, changed.changed()).await;
+            peers.retain(|_, seen| seen.is_reachable(now));
+            let waiting: Vec<_> = peers.iter().filter(|(_, seen)| seen.is_missing()).collect();
+            if waiting.is_empty() {
+                break peers.len();
+            }
+            *missing = self.describe_waiting(&waiting, now);
+            pause(&mut changed).await;
         };
         drop(guard);
         self.await_directory(dataset, missing).await?;
         let versions = self.shared.store.view(dataset)?.summary().digest.count;
-        Ok(Waited { versions, peers })
+        Ok(Waited { versions, peers: reached })
     }
 
     /// Takes in what was changed in this node's own directory.
-    async fn flush_own(&self, dataset: consort_core::DatasetId) -> Result<(), NodeError> {
-        let Some(folder) = self.shared.folder(dataset) else { return Ok(()) };
-        let (done, flushed) = oneshot::channel();
-        folder.flush(move || {
-            let _ = done.send(());
-        });
-        flushed.await.map_err(|_| NodeError::failed("the directory was unlinked meanwhile"))
+    async fn flush_own(&self, dataset: DatasetId, missing: &mut String) -> Result<(), NodeError> {
+        let mut changed = self.shared.watch();
+        while let Some(folder) = self.shared.folder(dataset) {
+            let (done, flushed) = oneshot::channel();
+            folder.flush(move || {
+                let _ = done.send(());
+            });
+            if flushed.await.is_ok() {
+                break;
+            }
+            // Nobody can look into the directory now: it is away, or is being unlinked.
+            if let Some(reason) = self.trouble(dataset) {
+                *missing = reason;
+            }
+            pause(&mut changed).await;
+        }
+        Ok(())
     }
 
     /// Gives known peers a moment to connect after a start.
@@ -102,20 +115,36 @@ impl Node {
 
     async fn await_directory(
         &self,
-        dataset: consort_core::DatasetId,
+        dataset: DatasetId,
         missing: &mut String,
     ) -> Result<(), NodeError> {
         let mut changed = self.shared.watch();
+        let (mut first, mut name_again) = (None, Instant::now());
         while self.shared.folder(dataset).is_some() {
             changed.borrow_and_update();
             let store = self.shared.store.clone();
-            let pending = blocking(move || Ok(store.view(dataset)?.pending(None, 1)?)).await?;
-            let Some((key, _)) = pending.first() else { break };
-            *missing = format!("{key} and perhaps more is not in the directory yet");
+            let name = name_again <= Instant::now();
+            let (pending, key) = blocking(move || {
+                let view = store.view(dataset)?;
+                let key = if name { view.pending(None, 1)?.pop() } else { None };
+                Ok((view.pending_count(), key))
+            })
+            .await?;
+            if pending == 0 {
+                break;
+            }
+            if name {
+                first = key.map(|(key, _)| key);
+                name_again = Instant::now() + NAME_AGAIN;
+            }
+            *missing = format!("{pending} changes are not in the directory yet");
+            if let Some(key) = &first {
+                missing.push_str(&format!(", among them that of {key}"));
+            }
             if let Some(reason) = self.trouble(dataset) {
                 missing.push_str(&format!(" ({reason})"));
             }
-            let _ = tokio::time::timeout(LOOK_AGAIN, changed.changed()).await;
+            pause(&mut changed).await;
         }
         match self.shared.broken_link(dataset) {
             Some(reason) => Err(NodeError::failed(reason)),
@@ -123,15 +152,75 @@ impl Node {
         }
     }
 
-    fn describe_waiting(&self, waiting: &BTreeMap<NodeId, Phase>) -> String {
-        let facts = self.shared.facts();
-        let name = |node: &NodeId| {
-            facts
-                .member(*node)
-                .map_or_else(|| node.short().to_string(), |member| member.name.clone())
-        };
-        let names: Vec<String> = waiting.keys().map(name).collect();
-        format!("changes of {} are still on their way", names.join(", "))
+    fn describe_waiting(&self, waiting: &[(&NodeId, &Seen)], now: Instant) -> String {
+        let each = waiting.iter().map(|(node, seen)| {
+            let name = self.name_of(**node);
+            match seen.standing {
+                _ if seen.at < now => format!("{name} went away before its changes were here"),
+                Standing::Unanswered => format!("{name} has not looked through its directory yet"),
+                Standing::Strange => format!("{name} says nothing of this dataset"),
+                Standing::Ahead => {
+                    format!("versions that {name} has lie in the future of this machine's clock")
+                }
+                Standing::Behind | Standing::Here => {
+                    format!("changes of {name} are still on their way")
+                }
+            }
+        });
+        each.collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Returns when something has changed, or after a while; not at every frame that arrives.
+async fn pause(changed: &mut watch::Receiver<u64>) {
+    tokio::time::sleep(SETTLE).await;
+    let _ = tokio::time::timeout(LOOK_AGAIN, changed.changed()).await;
+}
+
+/// How a peer stood when it was looked at last.
+#[derive(Clone, Copy)]
+struct Seen {
+    at: Instant,
+    standing: Standing,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Everything that it had is here.
+    Here,
+    /// Something of that is not.
+    Behind,
+    /// The same, because of a clock.
+    Ahead,
+    /// It has not said how far it is.
+    Unanswered,
+    /// It has not greeted.
+    Strange,
+}
+
+impl Standing {
+    fn of(link: &LinkReport, head: Option<Sequence>) -> Self {
+        match (link.phase, head) {
+            (Phase::Greeting, _) => Self::Strange,
+            (_, None) => Self::Unanswered,
+            (Phase::Waiting, Some(head)) if link.applied < head => Self::Ahead,
+            (Phase::Reconciling, _) => Self::Behind,
+            (_, Some(head)) if link.applied < head => Self::Behind,
+            _ => Self::Here,
+        }
+    }
+}
+
+impl Seen {
+    /// A peer that went away may come back soon. What is known to be missing is missing for longer than that.
+    fn is_reachable(&self, now: Instant) -> bool {
+        let is_known = matches!(self.standing, Standing::Behind | Standing::Ahead);
+        is_known || now < self.at + CONNECT_GRACE
+    }
+
+    /// Whether there is something to wait for. What was here when a peer went away still is.
+    fn is_missing(&self) -> bool {
+        self.standing != Standing::Here
     }
 }
 

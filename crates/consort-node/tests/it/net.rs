@@ -285,7 +285,7 @@ async fn a_third_network_is_learned_of_from_the_second() {
     let (third, its_addr) = (a.id(), a.net.local_addr());
     let learned = c
         .until(|event| match event {
-            NetEvent::Learned { node, addr } if node == third => Some(addr),
+            NetEvent::Learned { node, addr, .. } if node == third => Some(addr),
             _ => None,
         })
         .await;
@@ -524,7 +524,7 @@ async fn a_peer_that_stalls_is_disconnected_before_its_queue_grows_further() {
     let a = &mut cluster.first;
     let connection = a.connected(stalling.node()).await;
     let refused =
-        (0..64).find_map(|_| a.net.send(stalling.node(), connection, vec![0; 1 << 19]).err());
+        (0..1024).find_map(|_| a.net.send(stalling.node(), connection, vec![0; 1 << 19]).err());
     assert_eq!(refused, Some(SendError::Stalled));
     assert!(a.disconnected(stalling.node()).await.contains("stalled"));
 }

@@ -2,14 +2,19 @@
 //! wait is for a condition, with a bound that only a failure reaches.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use consort_core::protocol::message::Message;
+use consort_core::protocol::{Envelope, codec};
+use consort_node::net::{Identity, KnownPeer, NetEvent, Network, NetworkConfig};
 use consort_node::{
     Config, DatasetOptions, ErrorKind, FeedCursor, LinkOptions, Node, NodeError, PutOptions, Role,
     init, join,
 };
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 /// What a test waits for takes milliseconds; this is for a machine that is busy with other things.
@@ -31,7 +36,7 @@ impl Machine {
         let home = tempfile::tempdir().expect("a directory");
         init(home.path(), Some("a")).expect("a fresh home");
         let mut machine = Self { home, node: None };
-        machine.start().await;
+        machine.start_with(any_port()).await;
         machine
     }
 
@@ -40,12 +45,17 @@ impl Machine {
         let home = tempfile::tempdir().expect("a directory");
         join(home.path(), &ticket, Some(name), None).await.expect("it is let in");
         let mut machine = Self { home, node: None };
-        machine.start().await;
+        machine.start_with(any_port()).await;
         machine
     }
 
+    /// Starts it where it listened last.
     async fn start(&mut self) {
-        self.node = Some(Node::start(self.home.path(), any_port()).await.expect("it starts"));
+        self.start_with(Config::default()).await;
+    }
+
+    async fn start_with(&mut self, config: Config) {
+        self.node = Some(Node::start(self.home.path(), config).await.expect("it starts"));
     }
 
     async fn stop(&mut self) {
@@ -118,8 +128,8 @@ async fn a_node_that_was_shut_down_has_released_everything() {
     for _ in 0..3 {
         let addr = a.listen_addr();
         a.stop().await;
-        let config = Config { listen: Some(addr) };
-        a.node = Some(Node::start(a.home.path(), config).await.expect("port and store are free"));
+        a.start().await;
+        assert_eq!(a.listen_addr(), addr);
         assert_eq!(a.text("key").await.expect("it is kept"), "value");
     }
 }
@@ -182,4 +192,278 @@ async fn a_feed_goes_on_where_it_was_after_a_restart() {
     let error = b.feed("photos", beyond, 10).await.expect_err("it is beyond the end");
     assert_eq!(error.kind, ErrorKind::Conflict);
     a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_moved_to_another_port_is_found_again() {
+    let (a, mut b) = pair().await;
+    let c = a.joined("c", Role::Writer).await;
+    c.in_sync().await;
+    b.stop().await;
+    b.start_with(any_port()).await;
+    b.write("key", "value").await;
+    for machine in [&a, &c] {
+        connected(machine, &b).await;
+        machine.in_sync().await;
+        assert_eq!(machine.text("key").await.expect("it is there"), "value");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_restart_and_find_each_other() {
+    let (mut a, mut b) = pair().await;
+    a.write("key", "value").await;
+    b.in_sync().await;
+    a.stop().await;
+    b.stop().await;
+    b.start().await;
+    a.start().await;
+    connected(&a, &b).await;
+    assert_eq!(b.wait("photos", BOUND).await.expect("in sync").peers, 1);
+    assert_eq!(a.digest().await, b.digest().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dataset_can_be_linked_and_waited_for_right_after_joining() {
+    let a = Machine::first().await;
+    a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
+    a.write("key", "value").await;
+    let b = a.joined("b", Role::Writer).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    b.link("photos", dir.path(), LinkOptions::default()).await.expect("it is linked");
+    b.in_sync().await;
+    assert_eq!(std::fs::read_to_string(dir.path().join("key")).expect("a file"), "value");
+    let error = b.dataset("other").await.expect_err("there is none");
+    assert_eq!(error.kind, ErrorKind::Failed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_reads_and_cannot_write() {
+    let a = Machine::first().await;
+    a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
+    a.write("key", "value").await;
+    let b = a.joined("b", Role::Reader).await;
+    b.in_sync().await;
+    assert_eq!(b.text("key").await.expect("it is there"), "value");
+    let dir = tempfile::tempdir().expect("a directory");
+    let refused = [
+        b.put("photos", "x", std::io::Cursor::new(b"x"), PutOptions::default()).await.err(),
+        b.remove("photos", "key").await.err(),
+        b.link("photos", dir.path(), LinkOptions::default()).await.err(),
+        b.create_dataset("other", DatasetOptions::default()).await.err(),
+        b.drop_dataset("photos").await.err(),
+        b.revoke("a").await.err(),
+        b.invite(Role::Reader, DAY, 1).await.err(),
+    ];
+    for error in refused {
+        assert_eq!(error.expect("it is refused").kind, ErrorKind::NotAllowed);
+    }
+    let read_only = LinkOptions { read_only: true, ..LinkOptions::default() };
+    b.link("photos", dir.path(), read_only).await.expect("it may look");
+    b.in_sync().await;
+    std::fs::write(dir.path().join("mine"), "not taken").expect("written");
+    b.in_sync().await;
+    a.in_sync().await;
+    assert_eq!(a.list("photos", "", None, 10).await.expect("a list").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_node_is_cut_off_is_told_so_and_does_not_come_back() {
+    let a = Machine::first().await;
+    a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
+    let ticket = a.invite(Role::Writer, DAY, 1).await.expect("a ticket");
+    let home = tempfile::tempdir().expect("a directory");
+    join(home.path(), &ticket, Some("b"), None).await.expect("it is let in");
+    let mut b = Machine { home, node: None };
+    b.start_with(any_port()).await;
+    b.in_sync().await;
+    a.revoke("b").await.expect("it is revoked");
+    until("the end of the membership", async || {
+        let findings = b.doctor().await.expect("findings");
+        findings.iter().any(|finding| finding.what.contains("revoked"))
+    })
+    .await;
+    b.write("late", "value").await;
+    assert!(a.status().await.expect("a status").peers.is_empty());
+    assert!(a.stat("photos", "late").await.is_err());
+    // Its ticket is good for its key, and yet does not let it in again.
+    b.stop().await;
+    for file in ["node.crt", "cluster.crt"] {
+        let _ = std::fs::remove_file(b.home.path().join("identity").join(file));
+    }
+    assert!(join(b.home.path(), &ticket, Some("b"), None).await.is_err());
+    assert!(a.members().await.expect("members").iter().any(|m| m.name == "b" && m.revoked));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dataset_is_dropped_everywhere_and_its_name_can_be_used_again() {
+    let (a, b) = pair().await;
+    let dir = tempfile::tempdir().expect("a directory");
+    b.link("photos", dir.path(), LinkOptions::default()).await.expect("it is linked");
+    a.write("old", "value").await;
+    b.in_sync().await;
+    a.drop_dataset("photos").await.expect("it is dropped");
+    until("the drop", async || b.datasets().await.expect("datasets").is_empty()).await;
+    assert!(dir.path().join("old").exists());
+    a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
+    until("the news", async || !b.datasets().await.expect("datasets").is_empty()).await;
+    b.in_sync().await;
+    assert_eq!(a.list("photos", "", None, 10).await.expect("a list").len(), 0);
+    until("the link", async || b.link("photos", dir.path(), LinkOptions::default()).await.is_ok())
+        .await;
+    b.in_sync().await;
+    a.in_sync().await;
+    assert_eq!(a.text("old").await.expect("it is taken in"), "value");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_can_be_linked_unlinked_and_linked_again_but_never_twice() {
+    let a = Machine::first().await;
+    for name in ["photos", "others"] {
+        a.create_dataset(name, DatasetOptions::default()).await.expect("it is made");
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let (sub, file) = (dir.path().join("photos/sub"), dir.path().join("file"));
+    let linked = dir.path().join("photos");
+    std::fs::write(&file, "").expect("written");
+    let options = LinkOptions::default;
+    a.link("photos", &linked, options()).await.expect("it is linked");
+    a.write("key", "value").await;
+    for overlap in [&linked, &sub, &dir.path().to_owned()] {
+        let error = a.link("others", overlap, options()).await.expect_err("it overlaps");
+        assert_eq!(error.kind, ErrorKind::Conflict, "{overlap:?}");
+    }
+    assert!(!sub.exists());
+    assert_eq!(
+        a.link("others", &file, options()).await.expect_err("a file").kind,
+        ErrorKind::Usage
+    );
+    let home = a.home.path().join("inside");
+    assert_eq!(a.link("others", &home, options()).await.expect_err("home").kind, ErrorKind::Usage);
+    let other = Machine::first().await;
+    other.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
+    let error = other.link("photos", &linked, options()).await.expect_err("it is in use");
+    assert_eq!(error.kind, ErrorKind::Conflict);
+    assert!(other.dataset("photos").await.expect("it is there").link.is_none());
+    a.in_sync().await;
+    a.unlink("photos").await.expect("it is unlinked");
+    assert!(a.unlink("photos").await.is_err());
+    assert_eq!(std::fs::read_to_string(linked.join("key")).expect("a file"), "value");
+    a.link("photos", &linked, options()).await.expect("it is linked again");
+    a.link("photos", &linked, options()).await.expect("it is linked already");
+    assert_eq!(a.stat("photos", "key").await.expect("it is there").conflicts, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_body_streams_through_and_one_that_fails_leaves_nothing() {
+    let (a, b) = pair().await;
+    let size = 64 << 20;
+    let body = tokio::io::repeat(7).take(size);
+    let put = a.put("photos", "large", body, PutOptions::default()).await.expect("it is put");
+    assert_eq!(put.size, size);
+    b.in_sync().await;
+    let (entry, mut body) = b.get("photos", "large").await.expect("it is there");
+    assert_eq!(entry.size, size);
+    let (mut buffer, mut read) = (vec![0; 1 << 16], 0);
+    loop {
+        let length = body.read(&mut buffer).await.expect("it can be had");
+        if length == 0 {
+            break;
+        }
+        assert!(buffer[..length].iter().all(|byte| *byte == 7));
+        read += length as u64;
+    }
+    assert_eq!(read, size);
+
+    let broken = tokio::io::repeat(1).take(4 << 20).chain(Broken);
+    let error = a.put("photos", "broken", broken, PutOptions::default()).await;
+    assert!(error.expect_err("it breaks").message.contains("nothing was written"));
+    assert!(a.stat("photos", "broken").await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_sends_garbage_is_disconnected_and_the_others_are_served() {
+    let (a, b) = pair().await;
+    let ticket = a.invite(Role::Writer, DAY, 1).await.expect("a ticket");
+    let home = tempfile::tempdir().expect("a directory");
+    join(home.path(), &ticket, Some("hostile"), None).await.expect("it is let in");
+    let identity = Identity::load(&home.path().join("identity")).expect("it is a member");
+    let (sender, mut events) = mpsc::channel(16);
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = NetworkConfig { listen, on_content: Arc::new(|_, _| {}), join: None };
+    let network = Network::start(config, &identity, sender).await.expect("it starts");
+    let node = a.identity().node;
+    let known = vec![KnownPeer { node, addresses: vec![a.listen_addr()] }];
+    let photos = a.dataset("photos").await.expect("it is there").id;
+    let message = |message| {
+        let mut bytes = Vec::new();
+        codec::encode(&Envelope { dataset: photos, message }, &mut bytes);
+        bytes
+    };
+    let mut cut = message(Message::Reconciled);
+    cut.pop();
+    // Each of these ends the connection: no message at all, half of one, and some at the wrong time.
+    let bad = [
+        Vec::new(),
+        vec![0xff; 1000],
+        cut,
+        message(Message::Reject { reason: "\u{1b}[2J".repeat(10) }),
+        [message(Message::Lazy), vec![0]].concat(),
+    ];
+    for bytes in bad {
+        network.set_peers(known.clone());
+        let connection = next(&mut events, |event| match event {
+            NetEvent::Connected { connection, .. } => Some(connection),
+            _ => None,
+        })
+        .await;
+        network.send(node, connection, bytes).expect("it is connected");
+        next(&mut events, |event| matches!(event, NetEvent::Disconnected { .. }).then_some(()))
+            .await;
+        network.forget(node);
+        b.write("key", "value").await;
+        a.in_sync().await;
+    }
+    // Requests without end cost nothing but the answers.
+    network.set_peers(known);
+    let connection = next(&mut events, |event| match event {
+        NetEvent::Connected { connection, .. } => Some(connection),
+        _ => None,
+    })
+    .await;
+    for id in 0..10_000 {
+        let _ = network.send(node, connection, message(Message::Flush { id }));
+    }
+    b.write("key", "after the flood").await;
+    until("the write", async || a.text("key").await.is_ok_and(|text| text == "after the flood"))
+        .await;
+    network.shutdown().await;
+    a.in_sync().await;
+}
+
+/// The first event that `choose` wants.
+async fn next<T>(
+    events: &mut mpsc::Receiver<NetEvent>,
+    mut choose: impl FnMut(NetEvent) -> Option<T>,
+) -> T {
+    let chosen = async {
+        loop {
+            if let Some(chosen) = choose(events.recv().await.expect("the network runs")) {
+                return chosen;
+            }
+        }
+    };
+    tokio::time::timeout(BOUND, chosen).await.expect("the event comes")
+}
+
+struct Broken;
+
+impl tokio::io::AsyncRead for Broken {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        _: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Ready(Err(std::io::ErrorKind::ConnectionReset.into()))
+    }
 }

@@ -3,7 +3,8 @@
 use consort_core::model::Commit;
 use consort_core::store::{Applied, Sequence, View, Written};
 use consort_core::{
-    Attributes, AuthorId, ChunkHash, Content, Dot, Entry, Timestamp, Version, VersionVector,
+    Attributes, AuthorId, ChunkHash, Content, DatasetId, Dot, Entry, Timestamp, Version,
+    VersionVector,
 };
 use consort_store::{Basis, Body, DiskStore, Place, RecordChange, Transaction};
 
@@ -29,6 +30,7 @@ fn remote(names: &[&str], time: u64) -> Transaction {
 fn pending(store: &DiskStore) -> Vec<(String, u64)> {
     let view = store.view(DATASET).expect("views");
     let rows = view.pending(None, usize::MAX).expect("reads");
+    assert_eq!(view.pending_count(), rows.len() as u64);
     rows.into_iter().map(|(key, sequence)| (key.to_string(), sequence.0)).collect()
 }
 
@@ -131,6 +133,44 @@ fn a_chunk_has_as_many_places_as_files_hold_it() {
     store.set_linked(DATASET, true).expect("links");
     store.set_linked(DATASET, false).expect("unlinks");
     assert_eq!(store.locate(hash).expect("reads"), []);
+}
+
+#[test]
+fn the_places_of_a_chunk_come_and_go_in_any_order() {
+    const OTHER: DatasetId = DatasetId([9; 16]);
+    let (_directory, store) = store();
+    store.open_dataset(parameters(OTHER)).expect("opens");
+    let hash = ChunkHash::of(b"chunk");
+    let file = |dataset, path: &str, offset| {
+        (hash, Place::InFile { dataset, path: key(path), offset, length: 5 })
+    };
+    let change = |places: &[(ChunkHash, Place)], gone: &[(ChunkHash, Place)]| {
+        let mut transaction = Transaction::new(DATASET, Body::Nothing);
+        transaction.places.extend_from_slice(places);
+        transaction.gone.extend_from_slice(gone);
+        store.commit(transaction).expect("commits");
+        assert_clean(&store);
+        store.locate(hash).expect("reads")
+    };
+    let (a, b, c) = (file(DATASET, "a", 1), file(DATASET, "b", 2), file(OTHER, "c", 3));
+    assert_eq!(change(std::slice::from_ref(&a), &[]), std::slice::from_ref(&a.1));
+    assert_eq!(change(&[b.clone(), c.clone()], &[]), [&a, &b, &c].map(|place| place.1.clone()));
+    assert_eq!(change(&[], std::slice::from_ref(&a)), [&b, &c].map(|place| place.1.clone()));
+    // The one that comes takes the place of the one that went, and is not there twice.
+    let b_moved = file(DATASET, "b", 7);
+    let moved = change(std::slice::from_ref(&b_moved), &[]);
+    assert_eq!(moved, [&b_moved, &c].map(|place| place.1.clone()));
+    assert_eq!(change(&[], std::slice::from_ref(&b)), std::slice::from_ref(&c.1));
+    let packed = store.pack(b"chunk").expect("packs");
+    let all = change(&[a.clone(), b.clone()], &[]);
+    assert_eq!((all.len(), &all[0]), (4, &packed), "packs first");
+
+    store.set_linked(DATASET, true).expect("links");
+    store.set_linked(DATASET, false).expect("unlinks");
+    assert_eq!(store.locate(hash).expect("reads"), [packed, c.1.clone()]);
+    store.drop_dataset(OTHER).expect("drops");
+    assert_eq!(store.locate(hash).expect("reads").len(), 1);
+    assert_clean(&store);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! - `crash`: a process that is killed while it writes
 //! - `damage`: rows and packs that were tampered with, and what `check` says
 //! - `fixture`: a store of format 1, as the first version wrote it
+//! - `full`: a disk that is full, and one that has room again
 //! - `linked`: records, pending keys, places, linking and unlinking
 //! - `open`: locks, formats, copies, rollbacks, settings, datasets
 //! - `packs`: chunks, torn tails
@@ -13,6 +14,7 @@ mod conformance;
 mod crash;
 mod damage;
 mod fixture;
+mod full;
 mod linked;
 mod open;
 mod packs;

@@ -6,7 +6,7 @@ use crate::command::Context;
 use crate::control::wire::Request;
 use crate::error::Error;
 use crate::json::{self, DatasetState};
-use crate::text::{Table, bytes, count, plain};
+use crate::text::{Table, bytes, count, counted, plain};
 use crate::ui::{Style, Tone, json_line};
 
 /// Show how things stand: this node, its peers, its datasets, and what is under way.
@@ -120,8 +120,8 @@ fn render_dataset(text: &mut String, dataset: &json::DatasetStatus, style: Style
         row("scan", format!("{} of {} files", count(dataset.indexed), count(total)));
     }
     if dataset.pending != 0 {
-        let (pending, left) = (count(dataset.pending), bytes(dataset.pending_bytes));
-        row("to come", format!("{pending} entries, {left}, {}", rate_and_time(dataset)));
+        let pending = counted(dataset.pending, "entry", "entries");
+        row("to come", format!("{pending}, {}", rate_and_time(dataset)));
     }
     if dataset.conflicts != 0 {
         let conflicts = format!(
@@ -146,11 +146,14 @@ fn render_dataset(text: &mut String, dataset: &json::DatasetStatus, style: Style
 
 /// How fast it goes, and how long it will take at that.
 fn rate_and_time(dataset: &json::DatasetStatus) -> String {
-    match dataset.pending_bytes.checked_div(dataset.rate_bytes) {
-        None => "nothing moving".to_string(),
-        Some(seconds) => {
-            let left = std::time::Duration::from_secs(seconds);
-            format!("{}/s, {} left", bytes(dataset.rate_bytes), crate::text::duration(left))
+    let rate = bytes(dataset.rate_bytes);
+    match (dataset.pending_bytes, dataset.pending_bytes.checked_div(dataset.rate_bytes)) {
+        (_, None) => "nothing moving".to_string(),
+        // How many bytes is not always known.
+        (0, Some(_)) => format!("{rate}/s"),
+        (left, Some(seconds)) => {
+            let time = std::time::Duration::from_secs(seconds);
+            format!("{}, {rate}/s, {} left", bytes(left), crate::text::duration(time))
         }
     }
 }

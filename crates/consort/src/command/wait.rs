@@ -6,7 +6,7 @@ use crate::command::Context;
 use crate::control::wire::Request;
 use crate::error::Error;
 use crate::json;
-use crate::text::{self, bytes, count, counted, plain};
+use crate::text::{self, bytes, counted, plain};
 use crate::ui::{Progress, Unit};
 
 /// Wait until this node and its directory hold all that its reachable peers hold.
@@ -45,9 +45,8 @@ impl Wait {
         };
         let peers = match waited.peers {
             0 => "its own; no peer is reachable".to_string(),
-            peers => {
-                format!("that {} hold", counted(peers as u64, "reachable peer", "reachable peers"))
-            }
+            1 => "that the one reachable peer holds".to_string(),
+            peers => format!("that {peers} reachable peers hold"),
         };
         let versions = counted(waited.versions, "version", "versions");
         let message = format!("{name}: this node holds {versions}, all {peers}.");
@@ -67,10 +66,14 @@ async fn watch(context: &Context, name: String, progress: &mut Progress) -> Resu
             }
             _ => {
                 most = dataset.pending.max(most);
+                // How many bytes is not always known; the bar itself tells the time left by the entries.
+                let left = match dataset.pending_bytes {
+                    0 => String::new(),
+                    left => format!(", {}", bytes(left)),
+                };
                 let remark = format!(
-                    "{} entries, {} left, {}/s",
-                    count(dataset.pending),
-                    bytes(dataset.pending_bytes),
+                    "{}{left} left, {}/s",
+                    counted(dataset.pending, "entry", "entries"),
                     bytes(dataset.rate_bytes)
                 );
                 (most - dataset.pending, Some(most), remark)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use consort_core::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS};
-use consort_core::store::{Applied, LocalWrite, StoreError};
+use consort_core::store::{Applied, LocalWrite, StoreError, Written};
 use consort_core::{ChunkHash, Content, Key, WallTime};
 use consort_store::{Basis, Body, Place, Record, RecordChange, Transaction};
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -208,6 +208,10 @@ impl Engine<'_> {
         };
         if !applied.added.is_empty() {
             (self.context.on_written)();
+        }
+        if applied.written.iter().any(|written| matches!(written, Written::Same(_))) {
+            // What is like a version already may still have another modification time.
+            self.stager.look_at(paths.into_iter().collect());
         }
         // Others may have waited for these records.
         self.stager.wake();

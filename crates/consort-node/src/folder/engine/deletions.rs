@@ -9,6 +9,7 @@ use consort_core::model::merge::Saw;
 use consort_core::store::StoreError;
 
 use super::{Engine, Exit, deletion};
+use crate::folder::RemovedDirectory;
 use crate::folder::status::Trouble;
 
 /// So many deletions at a time are believed at once; of more, all have to be seen before the next is believed.
@@ -100,6 +101,25 @@ impl Engine<'_> {
         Ok(())
     }
 
+    /// A directory that exists only because of what is in it goes with the last of that.
+    pub(super) fn drop_if_empty(&mut self, path: Key) -> Result<(), StoreError> {
+        if !matches!(self.root.remove_directory(&path), Ok(RemovedDirectory::Removed)) {
+            return Ok(());
+        }
+        // Were it back after a crash, without a record, it would be taken for a new one.
+        if let Err(error) = self.root.sync_entries([path.as_str()]) {
+            self.progress.set_problem(&path, Some(error.to_string()));
+            return Ok(());
+        }
+        if let Some(parent) = path.parent() {
+            self.mark(parent, Duration::ZERO);
+        }
+        self.settle_path(&path)?;
+        self.gather_removal(path);
+        self.submit_if_full();
+        Ok(())
+    }
+
     /// Takes deletions in once it is clear that they are not half of a rename, and not a mistake.
     pub(super) fn believe_deletions(&mut self) -> Result<bool, StoreError> {
         if self.scanning || !self.scans.is_empty() || !self.indexing.is_empty() {
@@ -136,8 +156,10 @@ impl Engine<'_> {
         (self.deletions.allowed, self.deletions.asked) = (false, None);
         self.deletions.believed += self.deletions.gone.len() as u64;
         let view = self.view()?;
+        let mut parents: BTreeSet<Key> = BTreeSet::new();
         for path in std::mem::take(&mut self.deletions.gone) {
             let Some(record) = view.record(&path)? else { continue };
+            parents.extend(path.parent().and_then(|parent| Key::new(parent).ok()));
             self.gather_for(&path)?;
             if record.key.is_some() {
                 self.progress.count_conflict(false);
@@ -150,6 +172,11 @@ impl Engine<'_> {
             self.submit_if_full();
         }
         self.submit();
+        for parent in parents {
+            if view.record(&parent)?.is_some_and(|record| record.implicit) {
+                self.mark(&parent, Duration::ZERO);
+            }
+        }
         Ok(true)
     }
 

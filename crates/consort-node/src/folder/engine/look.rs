@@ -115,6 +115,14 @@ impl Engine<'_> {
         self.mark(path, Duration::ZERO);
     }
 
+    /// Whether what stands at a path is what its record says.
+    pub(super) fn is_as_recorded(&self, path: &str) -> bool {
+        let (Ok(path), Ok(view)) = (Key::new(path), self.view()) else { return false };
+        let Ok(Some(record)) = view.record(&path) else { return false };
+        let found = self.root.stat(&path).ok().flatten();
+        !record.racy && found.is_some_and(|meta| meta.same_file_state(&recorded_meta(&record)))
+    }
+
     /// Whether a path changed and was not taken in yet.
     pub(in crate::folder) fn is_unsettled(&self, path: &Key) -> bool {
         self.dirty.contains_key(path)
@@ -173,7 +181,7 @@ impl Engine<'_> {
             let same = meta.same_file_state(&recorded_meta(record));
             if implicit || (same && !record.racy) {
                 self.progress.set_problem(&path, None);
-                return Ok(());
+                return if implicit { self.drop_if_empty(path) } else { Ok(()) };
             }
         }
         if self.context.read_only && record.is_none() {

@@ -1,14 +1,18 @@
-//! Content on its way: files in `.consort/tmp/` that have no key yet. Giving them one is in
-//! `place.rs`.
+//! Content on its way: files that have no key yet. Giving them one is in `place.rs`.
+//!
+//! As a rule such a file has no name at all (`O_TMPFILE`): nothing is left of it after a crash, and
+//! making many of them does not queue up for one directory. Where the file system cannot do that,
+//! or too many are open, it has a name in `.consort/tmp/`.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{
-    AtFlags, FallocateFlags, Mode, Timespec, Timestamps, UTIME_OMIT, fallocate, fchmod, futimens,
-    unlinkat,
+    AtFlags, FallocateFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, fallocate, fchmod,
+    futimens, openat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -18,21 +22,61 @@ use crate::folder::{Meta, PlaceError};
 /// Zeroes are left out in aligned blocks of this size, the page and usual block size.
 const HOLE_BYTES: usize = 4096;
 
-/// A file that is being written in `.consort/tmp/`. Dropping it removes it.
+/// Files without a name that one process keeps open at a time; further ones get a name, and are
+/// closed when they are finished.
+const MAX_UNNAMED: usize = 4096;
+
+/// How many there are now.
+static UNNAMED: AtomicUsize = AtomicUsize::new(0);
+
+/// A file that is being written. Dropping it removes it.
 #[derive(Debug)]
 pub struct Staging {
     pub(super) file: File,
-    pub(super) temp: TempName,
+    kept: Kept,
     /// Where the bytes written so far end; what lies beyond is a hole already.
-    pub(super) end: u64,
+    end: u64,
 }
 
-/// A finished file or symlink in `.consort/tmp/`, ready to be placed. It holds no open handle, so
-/// a batch may have many. Dropping it removes it.
+/// By what a file that is being written is kept.
+#[derive(Debug)]
+enum Kept {
+    Unnamed(Permit),
+    Named(TempName),
+}
+
+/// A finished file or symlink, ready to be placed. Dropping it removes it.
 #[derive(Debug)]
 pub struct Staged {
-    pub(super) temp: TempName,
+    pub(super) origin: Origin,
     pub(super) meta: Meta,
+}
+
+/// Where a finished file is.
+#[derive(Debug)]
+pub(super) enum Origin {
+    /// Nowhere but behind its handle.
+    Unnamed(File, Permit),
+    /// In the temporary directory.
+    Named(TempName),
+}
+
+/// One of the [`MAX_UNNAMED`] files.
+#[derive(Debug)]
+pub(super) struct Permit(());
+
+impl Permit {
+    fn take() -> Option<Self> {
+        let more = |count| (count < MAX_UNNAMED).then_some(count + 1);
+        let taken = UNNAMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.ok().map(|_| Self(()))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        UNNAMED.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A name in the temporary directory that is unlinked when it is dropped.
@@ -54,6 +98,19 @@ impl Drop for TempName {
 }
 
 impl Staging {
+    /// A file without a name on the file system of `dir`; `None` if that cannot be had.
+    pub(super) fn unnamed(dir: impl AsFd) -> Option<Self> {
+        let permit = Permit::take()?;
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = openat(dir, ".", flags, Mode::RUSR | Mode::WUSR).ok()?;
+        Some(Self { file: file.into(), kept: Kept::Unnamed(permit), end: 0 })
+    }
+
+    /// A new file with a name.
+    pub(super) fn named(file: File, temp: TempName) -> Self {
+        Self { file, kept: Kept::Named(temp), end: 0 }
+    }
+
     /// Writes `bytes` at `offset`. Ranges may come in any order and may be written again. Aligned
     /// blocks of zeroes become holes.
     ///
@@ -110,10 +167,17 @@ impl Staging {
     ///
     /// The disk is full, or the file system failed; the file is removed.
     pub fn finish(self, size: u64, mode: u32, mtime_ns: i64) -> Result<Staged, PlaceError> {
-        self.file.set_len(size)?;
+        if self.end != size {
+            self.file.set_len(size)?;
+        }
         fchmod(&self.file, permissions(mode))?;
         futimens(&self.file, &modified_at(mtime_ns))?;
-        Ok(Staged { meta: meta_of(&self.file)?, temp: self.temp })
+        let meta = meta_of(&self.file)?;
+        let origin = match self.kept {
+            Kept::Unnamed(permit) => Origin::Unnamed(self.file, permit),
+            Kept::Named(temp) => Origin::Named(temp),
+        };
+        Ok(Staged { origin, meta })
     }
 }
 
