@@ -607,6 +607,7 @@ impl Thread {
         let mut well = true;
         for above in key.ancestors() {
             let above = Key::new(above).expect("a part of a key is a key");
+            well &= self.look_beside(view, &above)?;
             let siblings = view.siblings(&above)?;
             let siblings: Vec<Version> = siblings.into_iter().map(|s| s.version).collect();
             let is_file = |winner: &Version| {

@@ -78,7 +78,7 @@ impl Engine<'_> {
                     continue;
                 }
                 match self.put(&view, &work.key, op, file, &mut changes) {
-                    Ok(()) => outcome.changed = true,
+                    Ok(changed) => outcome.changed |= changed,
                     Err(Skipped::Later) => done = false,
                     Err(Skipped::Store(error)) => return Err(error),
                 }
@@ -112,6 +112,7 @@ impl Engine<'_> {
         self.rescan();
     }
 
+    /// Whether anything is different since.
     fn put(
         &mut self,
         view: &DiskView,
@@ -119,7 +120,7 @@ impl Engine<'_> {
         op: Op,
         staged: Option<Staged>,
         changes: &mut Changes,
-    ) -> Result<(), Skipped> {
+    ) -> Result<bool, Skipped> {
         let path = op.path().clone();
         let record = changes.record(view, &path)?;
         if matches!(op, Op::Look { .. }) || record.as_ref().is_some_and(|record| record.racy) {
@@ -132,12 +133,13 @@ impl Engine<'_> {
         let shows = record.as_ref().map(|record| record.key.as_ref().unwrap_or(&path) == key);
         let outcome = match op {
             // Something of another key stands there by now.
-            Op::Remove { .. } if shows != Some(true) => return Ok(()),
+            Op::Remove { .. } if shows != Some(true) => return Ok(false),
             _ if path != *key && shows == Some(false) => return Err(Skipped::Later),
             Op::Look { .. } | Op::Wait { .. } => return Err(Skipped::Later),
-            Op::Remove { .. } => {
-                record.map_or(Ok(()), |record| self.remove(&path, &record, view, changes))
-            }
+            Op::Remove { .. } => match &record {
+                Some(record) => self.remove(&path, record, view, changes),
+                None => return Ok(false),
+            },
             Op::Place { version, .. } => {
                 let Some(staged) = staged else { return Err(Skipped::Later) };
                 let put =
@@ -164,14 +166,19 @@ impl Engine<'_> {
                 self.make_directory(&put, changes)
             }
             Op::Attributes { version, .. } => {
-                let Some(record) = record else { return Err(Skipped::Later) };
-                self.set_attributes(key, &path, &record, &version, changes)
+                let Some(record) = &record else { return Err(Skipped::Later) };
+                self.set_attributes(key, &path, record, &version, changes)
             }
         };
         match outcome {
             Ok(()) => {
                 self.progress.set_problem(&path, None);
-                Ok(())
+                // What a file system cannot keep is not tried for ever.
+                let without_change_time = |record: Option<Record>| {
+                    record.map(|record| Record { changed_ns: 0, ..record })
+                };
+                let after = changes.record(view, &path)?;
+                Ok(without_change_time(record) != without_change_time(after))
             }
             Err(error) => Err(self.on_failure(&path, error, changes)),
         }

@@ -77,7 +77,7 @@ impl Plan {
         wanted.retain(|shown| {
             shown.path == *key
                 || (!ignores.is_ignored(&shown.path, false)
-                    && !is_live(view, &shown.path).unwrap_or_else(|error| {
+                    && !is_taken(view, &shown.path).unwrap_or_else(|error| {
                         taken = Err(error);
                         true
                     }))
@@ -134,8 +134,17 @@ impl Plan {
 /// already stands for it, whatever its times are, until they are put right.
 fn shows(record: &Record, version: &Version) -> bool {
     let attributes = &version.attributes;
-    let times = attributes.kind == Kind::Directory || record.modified_ns == attributes.modified_ns;
+    let times = attributes.kind == Kind::Directory
+        || is_same_time(record.modified_ns, attributes.modified_ns);
     record.dot == version.dot && !record.implicit && times
+}
+
+/// Whether a file system that counts time in coarse steps may make one of the other.
+fn is_same_time(found: i64, wanted: i64) -> bool {
+    let steps = [1, 100, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000];
+    steps
+        .into_iter()
+        .any(|step: i64| found % step == 0 && found.abs_diff(wanted) < step.unsigned_abs())
 }
 
 /// Why a version cannot stand at a path, whatever else is there.
@@ -154,8 +163,10 @@ fn unusable(path: &Key, version: &Version) -> Option<String> {
     None
 }
 
-fn is_live(view: &DiskView, key: &Key) -> Result<bool, StoreError> {
-    Ok(view.siblings(key)?.iter().any(|stored| !stored.version.is_deleted()))
+/// Whether something has to stand at a path, or beneath it, that is no conflict copy.
+fn is_taken(view: &DiskView, path: &Key) -> Result<bool, StoreError> {
+    let is_live = view.siblings(path)?.iter().any(|stored| !stored.version.is_deleted());
+    Ok(is_live || any_live_beneath(view, path)?)
 }
 
 fn any_live_beneath(view: &DiskView, key: &Key) -> Result<bool, StoreError> {
@@ -169,5 +180,19 @@ fn any_live_beneath(view: &DiskView, key: &Key) -> Result<bool, StoreError> {
             return Ok(live);
         }
         after = page.into_iter().next_back().map(|(key, _)| key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_the_same_when_a_file_system_could_not_keep_more_of_it() {
+        assert!(is_same_time(1_234_567_891, 1_234_567_891));
+        assert!(is_same_time(1_234_567_800, 1_234_567_891));
+        assert!(is_same_time(1_000_000_000, 1_234_567_891));
+        assert!(!is_same_time(1_234_567_890, 1_234_567_891));
+        assert!(!is_same_time(1_000_000_000, 4_234_567_891));
     }
 }

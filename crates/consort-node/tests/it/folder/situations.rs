@@ -128,6 +128,25 @@ fn a_conflict_copy_makes_way_for_a_key_of_its_name_and_comes_back() {
 }
 
 #[test]
+fn a_conflict_copy_makes_way_for_what_lies_beneath_its_name_and_comes_back() {
+    let mut site = Site::new();
+    site.write("f", "mine");
+    site.settle();
+    site.remote("f", Stands::Over, b"theirs");
+    site.settle();
+    let copy = site.copies().remove(0);
+    let beneath = format!("{copy}/x");
+    site.remote(&beneath, Stands::After, b"beneath");
+    site.settle();
+    assert_eq!(site.read(&beneath).as_deref(), Some("beneath"));
+    site.check();
+    site.remote_deletion(&beneath);
+    site.settle();
+    assert_eq!(site.read(&copy).as_deref(), Some("mine"));
+    site.check();
+}
+
+#[test]
 fn losers_beyond_those_that_are_shown_stay_readable() {
     let mut site = Site::new();
     site.write("f", "mine");
