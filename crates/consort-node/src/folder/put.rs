@@ -376,10 +376,12 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Before what stands at a path is replaced: if it is a current version whose bytes are nowhere else shown, they
-    /// go into a pack, so that the version stays readable.
+    /// Before what stands at a path is replaced or taken away: if it is a current version, its record goes first, and
+    /// durably. A crash in between would else look as if somebody here had replaced or deleted that version; without
+    /// a record, whatever is found is only compared with what there is. If its bytes are nowhere else shown, they go
+    /// into a pack, so that the version stays readable.
     fn keep_bytes(
-        &self,
+        &mut self,
         view: &DiskView,
         path: &Key,
         record: &Record,
@@ -393,17 +395,20 @@ impl Engine<'_> {
         if instead.is_some_and(|instead| instead.content.same_bytes(&version.content)) {
             return Ok(());
         }
-        if changes.placed.contains(&version.dot) || shown_elsewhere(view, key, path, version)? {
-            return Ok(());
+        if !changes.placed.contains(&version.dot) && !shown_elsewhere(view, key, path, version)? {
+            for chunk in self.context.contents.chunks_of(&version.content, MANIFEST_TIMEOUT) {
+                let (_, chunk) = chunk.map_err(|_| Failure::Later)?;
+                let bytes =
+                    self.context.contents.local().read(&chunk).map_err(|_| Failure::Later)?;
+                let Some(bytes) = bytes else { return Err(Failure::Later) };
+                self.context.store.pack(&bytes)?;
+            }
         }
-        for chunk in self.context.contents.chunks_of(&version.content, MANIFEST_TIMEOUT) {
-            let (_, chunk) = chunk.map_err(|_| Failure::Later)?;
-            let bytes = self.context.contents.local().read(&chunk).map_err(|_| Failure::Later)?;
-            let Some(bytes) = bytes else { return Err(Failure::Later) };
-            self.context.store.pack(&bytes)?;
-        }
-        // They have to be on stable storage before their only other place goes.
-        self.context.store.commit(Transaction::new(self.context.dataset, Body::Nothing))?;
+        let mut transaction = Transaction::new(self.context.dataset, Body::Nothing);
+        transaction.records.push(RecordChange::Remove { path: path.clone() });
+        self.context.store.commit(transaction)?;
+        // Should it stay there after all, it is recorded again.
+        self.look_again(path);
         Ok(())
     }
 

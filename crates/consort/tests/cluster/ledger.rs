@@ -234,7 +234,11 @@ fn original(path: &Path) -> PathBuf {
             while let Some(found) = name[from..].find(MARK) {
                 let at = from + found;
                 match mark_length(&name[at..]) {
-                    Some(length) => name.replace_range(at..at + length, ""),
+                    // A copy of a copy has its mark within the other's.
+                    Some(length) => {
+                        name.replace_range(at..at + length, "");
+                        from = 0;
+                    }
                     None => from = at + MARK.len(),
                 }
             }
@@ -271,6 +275,10 @@ mod tests {
             (
                 "b.conflict-89abcdef-20261123T021530.123-7.conflict-01234567-20261123T021530.123.txt",
                 "b.txt",
+            ),
+            (
+                "b.conflict-89abcdef-20261123T021530.conflict-01234567-20261123T021530.123.123-7",
+                "b",
             ),
             ("plain.txt", "plain.txt"),
             ("my.conflict-notes.txt", "my.conflict-notes.txt"),
