@@ -354,10 +354,11 @@ impl Root {
             Expected::Absent => place_new(staged, &dir, name),
             Expected::Present(old) => self.replace(staged, &dir, name, key, &old),
         };
-        // Looked up from the top again: the parent itself may have been moved away meanwhile.
+        // Whatever became of it in the meantime, this is what was there, and what it replaced is gone: a record of
+        // anything else would take the next change for one of that.
         let placed = placed.and_then(|()| match self.stat(key)? {
             Some(now) if now.same_after_rename(&meta) => Ok(now),
-            _ => Err(PlaceError::Changed),
+            _ => Ok(meta),
         });
         match placed {
             Ok(meta) => Ok(Placed { meta, created }),

@@ -32,12 +32,11 @@ struct Changes {
     records: BTreeMap<Key, Option<Record>>,
     /// Keys whose directories have to be synced.
     synced: Vec<String>,
-    /// What is at its path now, and which files' chunks have to be entered as being there.
-    placed: HashSet<Dot>,
     /// Directories that can be made, or are there, as they are recorded.
     above: HashSet<String>,
     /// What is to be looked at afterwards: until then it would stand in the way of the rest of the batch.
     looks: Vec<Key>,
+    /// Files whose chunks have to be entered as being there.
     files: Vec<(Key, Content)>,
 }
 
@@ -240,7 +239,6 @@ impl Engine<'_> {
         let placed = place(&self.root, expected)?;
         self.note_created(view, &placed.created, changes)?;
         changes.synced.push(path.to_string());
-        changes.placed.insert(version.dot);
         let was_copy = record.is_some_and(|record| record.key.is_some());
         let mut record = record_of(&placed.meta, &version.content, false);
         record.key = (path != key).then(|| key.clone());
@@ -327,7 +325,6 @@ impl Engine<'_> {
         let (mode, modified) = (u32::from(attributes.mode), attributes.modified_ns);
         let meta = self.root.set_attributes(path, &before, mode, modified)?;
         changes.synced.push(path.to_string());
-        changes.placed.insert(version.dot);
         let mut record = record_of(&meta, &version.content, record.racy);
         record.key = (path != key).then(|| key.clone());
         changes.put(path, record, version.dot);
@@ -381,12 +378,12 @@ impl Engine<'_> {
     /// a record, whatever is found is only compared with what there is. If its bytes are nowhere else shown, they go
     /// into a pack, so that the version stays readable.
     fn keep_bytes(
-        &mut self,
+        &self,
         view: &DiskView,
         path: &Key,
         record: &Record,
         instead: Option<&Version>,
-        changes: &Changes,
+        changes: &mut Changes,
     ) -> Result<(), Failure> {
         let key = record.key.as_ref().unwrap_or(path);
         let siblings = view.siblings(key)?;
@@ -395,7 +392,7 @@ impl Engine<'_> {
         if instead.is_some_and(|instead| instead.content.same_bytes(&version.content)) {
             return Ok(());
         }
-        if !changes.placed.contains(&version.dot) && !shown_elsewhere(view, key, path, version)? {
+        if !self.is_elsewhere(view, key, path, version.dot, changes)? {
             for chunk in self.context.contents.chunks_of(&version.content, MANIFEST_TIMEOUT) {
                 let (_, chunk) = chunk.map_err(|_| Failure::Later)?;
                 let bytes =
@@ -408,8 +405,45 @@ impl Engine<'_> {
         transaction.records.push(RecordChange::Remove { path: path.clone() });
         self.context.store.commit(transaction)?;
         // Should it stay there after all, it is recorded again.
-        self.look_again(path);
+        changes.looks.push(path.clone());
         Ok(())
+    }
+
+    /// Whether another path shows a version that is about to be replaced at `path`, as things stand at this moment.
+    fn is_elsewhere(
+        &self,
+        view: &DiskView,
+        key: &Key,
+        path: &Key,
+        dot: Dot,
+        changes: &Changes,
+    ) -> Result<bool, StoreError> {
+        let is_there = |other: &Key, record: &Record| {
+            let found = || self.root.stat(other).ok().flatten();
+            other != path
+                && record.dot == dot
+                && found().is_some_and(|found| found.same_file_state(&recorded_meta(record)))
+        };
+        let placed =
+            changes.records.iter().filter_map(|(path, record)| Some((path, record.as_ref()?)));
+        if placed.into_iter().any(|(other, record)| is_there(other, record)) {
+            return Ok(true);
+        }
+        let is_recorded = |other: &Key, record: &Record| {
+            !changes.records.contains_key(other) && is_there(other, record)
+        };
+        if view.record(key)?.is_some_and(|record| is_recorded(key, &record)) {
+            return Ok(true);
+        }
+        let mut after = None;
+        loop {
+            let page = view.records(&conflict_prefix(key), after.as_ref(), PAGE)?;
+            let Some((last, _)) = page.last() else { return Ok(false) };
+            after = Some(last.clone());
+            if page.iter().any(|(other, record)| is_recorded(other, record)) {
+                return Ok(true);
+            }
+        }
     }
 
     fn on_failure(&self, path: &Key, failure: Failure, changes: &mut Changes) -> Skipped {
@@ -518,31 +552,4 @@ fn take_staged(mut batch: Vec<Work>) -> (Vec<Work>, Vec<Staged>) {
         }
     }
     (batch, staged)
-}
-
-/// Whether another path shows a version that is about to be replaced at `path`.
-fn shown_elsewhere(
-    view: &DiskView,
-    key: &Key,
-    path: &Key,
-    version: &Version,
-) -> Result<bool, StoreError> {
-    let shows = |record: &Record| record.dot == version.dot;
-    if path != key && view.record(key)?.as_ref().is_some_and(shows) {
-        return Ok(true);
-    }
-    // A winner that is replaced had nothing beside it.
-    let siblings: Vec<Version> = view.siblings(key)?.into_iter().map(|s| s.version).collect();
-    if merge::losers(&siblings).is_empty() {
-        return Ok(false);
-    }
-    let mut after = None;
-    loop {
-        let page = view.records(&conflict_prefix(key), after.as_ref(), PAGE)?;
-        let Some((last, _)) = page.last() else { return Ok(false) };
-        after = Some(last.clone());
-        if page.iter().any(|(other, record)| other != path && shows(record)) {
-            return Ok(true);
-        }
-    }
 }

@@ -353,10 +353,16 @@ impl Engine<'_> {
                     && self.is_kept(&view, &path, record)? => {}
             Some(record) => saw = Saw::Version(record.dot),
         }
+        let has_copies = before.is_some() && has_copies(&view, &path)?;
         let write = self.gather_write(LocalWrite { key: path.clone(), saw, content, attributes });
-        self.gather_record(path, found, Basis::Write(write));
+        self.gather_record(path.clone(), found, Basis::Write(write));
         self.gather_places(places);
         self.submit_if_full();
+        if has_copies {
+            // One of them may be of the version that is replaced, if that was about to make way.
+            self.settle_commits()?;
+            self.stager.look_at(vec![path]);
+        }
         Ok(())
     }
 
@@ -478,6 +484,19 @@ fn is_unrecorded(
         after = Some(last.clone());
         if page.iter().any(|(_, record)| record.dot == version.dot) {
             return Ok(false);
+        }
+    }
+}
+
+/// Whether conflict copies of a key stand in the directory.
+fn has_copies(view: &DiskView, key: &Key) -> Result<bool, StoreError> {
+    let mut after = None;
+    loop {
+        let page = view.records(&conflict_prefix(key), after.as_ref(), PAGE)?;
+        let Some((last, _)) = page.last() else { return Ok(false) };
+        after = Some(last.clone());
+        if page.iter().any(|(_, record)| record.key.as_ref() == Some(key)) {
+            return Ok(true);
         }
     }
 }

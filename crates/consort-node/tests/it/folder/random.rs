@@ -47,7 +47,9 @@ impl History {
     fn play(mut self) {
         for step in 0..STEPS {
             self.step = step;
-            match self.below(24) {
+            let what = self.below(24);
+            println!("step {step}: {what}");
+            match what {
                 0..5 => self.write(),
                 5..7 => self.append(),
                 7 | 8 => self.remove(),
@@ -103,10 +105,12 @@ impl History {
         // Conflict copies are files like others to the user.
         let copies = self.site.copies();
         let place = usize::try_from(self.below(10)).unwrap();
-        match copies.get(place.wrapping_sub(paths.len())) {
+        let path = match copies.get(place.wrapping_sub(paths.len())) {
             Some(copy) => copy.clone(),
             None => paths[place % paths.len()].to_owned(),
-        }
+        };
+        println!("  {path}");
+        path
     }
 
     fn bytes(&mut self) -> Vec<u8> {
@@ -154,6 +158,7 @@ impl History {
             }
             fs::remove_dir(path).unwrap();
         } else if let Ok(bytes) = fs::read(path) {
+            println!("  out: {}", String::from_utf8_lossy(&bytes[..bytes.len().min(20)]));
             self.kept.remove(&content_of(&bytes).id());
             fs::remove_file(path).unwrap();
         }
