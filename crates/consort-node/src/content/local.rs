@@ -81,7 +81,7 @@ impl LocalContent {
 
     /// Tells the store where chunks are no longer, without waiting for it.
     fn forget(&self, mut gone: Vec<(DatasetId, ChunkHash, Place)>) {
-        gone.retain(|(dataset, _, place)| self.is_stale(*dataset, place));
+        gone.retain(|(dataset, hash, place)| self.is_stale(*dataset, *hash, place));
         let mut transactions = BTreeMap::<DatasetId, Transaction>::new();
         for (dataset, hash, place) in gone {
             let new = || Transaction::new(dataset, Body::Nothing);
@@ -101,17 +101,27 @@ impl LocalContent {
 }
 
 impl LocalContent {
-    /// Whether a place that was found wrong will stay so. While a path does not hold what is recorded of it, it may
-    /// hold it again the next moment, and nobody would enter its chunks anew then: a directory may have been moved
-    /// away and back.
-    fn is_stale(&self, dataset: DatasetId, place: &Place) -> bool {
-        let Place::InFile { path, .. } = place else { return false };
-        let record = self.store.view(dataset).and_then(|view| view.record(path));
-        let Ok(record) = record else { return false };
-        let Some(record) = record else { return true };
+    /// Whether a place that was found wrong is wrong for good: nothing is recorded or to be found at its path, or the
+    /// very file that is recorded there has other bytes. A path that does not hold what is recorded of it may hold it
+    /// again the next moment (its directory may have been moved away and back), and nobody would enter its chunks
+    /// anew then. So it is looked at once more, and not believed that what failed before would fail again.
+    fn is_stale(&self, dataset: DatasetId, hash: ChunkHash, place: &Place) -> bool {
+        let Place::InFile { path, offset, length, .. } = place else { return false };
         let Some(root) = self.roots.get(dataset) else { return false };
-        let found = root.stat(path).ok().flatten();
-        found.is_some_and(|found| found.same_file_state(&recorded_meta(&record)))
+        let record = self.store.view(dataset).and_then(|view| view.record(path));
+        let record = match record {
+            Ok(Some(record)) => recorded_meta(&record),
+            Ok(None) => return matches!(root.stat(path), Ok(None)),
+            Err(_) => return false,
+        };
+        let Ok((file, found)) = root.open_file(path) else { return false };
+        let mut bytes = vec![0; *length as usize];
+        let holds = match file.read_exact_at(&mut bytes, *offset) {
+            Ok(()) => ChunkHash::of(&bytes) == hash,
+            Err(error) if is_elsewhere(&error) => false,
+            Err(_) => return false,
+        };
+        !holds && found.same_file_state(&record)
     }
 }
 
