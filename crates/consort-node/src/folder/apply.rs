@@ -1,5 +1,5 @@
 //! Bringing remote changes to a linked directory, up to the point where they are put in place: a thread reads which
-//! keys are pending, works out what the directory should show (`apply/plan.rs`), and stages the files for it
+//! keys are pending, works out what the directory should show (`apply/plan.rs`, `apply/open.rs`), and stages the files for it
 //! (`apply/files.rs`), from chunks that are on this machine already or are fetched. It changes no entry of the
 //! directory: `put.rs` puts in place what is staged, in batches, since only there it is known that nothing unseen is
 //! overwritten.
@@ -10,6 +10,7 @@
 //! one follows when something has changed, or else after a while.
 
 mod files;
+mod open;
 mod plan;
 
 use std::collections::{BTreeSet, HashMap};
@@ -18,20 +19,15 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use consort_core::model::merge;
 use consort_core::store::{Sequence, StoreError, View};
-use consort_core::{DatasetId, Key, Kind, Version};
+use consort_core::{DatasetId, Key, Version};
 use consort_store::{DiskStore, DiskView};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 
-pub(super) use self::plan::Plan;
-
 use self::files::Files;
-use self::plan::Show;
-use super::engine::recorded_meta;
-use super::project::copied_key;
+use self::open::Half;
 use super::status::Progress;
-use super::{EntryKind, Ignores, Root, Staged};
+use super::{Ignores, Root, Staged};
 use crate::content::{Contents, Fetched};
 
 /// Keys that are worked on at a time.
@@ -253,26 +249,6 @@ struct Pass {
     looked_above: Option<(String, bool)>,
     /// Nothing was found to do.
     idle: bool,
-}
-
-/// What a key is looked at for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Half {
-    Showing,
-    Removing,
-    /// Whatever comes first, since nothing else makes it come up.
-    Both,
-}
-
-/// What stands where something is to be shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum There {
-    /// What is recorded, and it can be replaced.
-    Free,
-    /// A directory that is not empty, where none is wanted.
-    Occupied,
-    /// Something else than what is recorded.
-    Unknown,
 }
 
 #[derive(Debug)]
@@ -515,188 +491,6 @@ impl Thread {
         if self.files.are_missing() {
             self.progress.set_waiting(true);
         }
-    }
-
-    fn open_on_view(
-        &mut self,
-        key: Key,
-        sequence: Option<Sequence>,
-        half: Half,
-    ) -> Result<bool, StoreError> {
-        let view = match self.view.take() {
-            Some(view) => view,
-            None => self.store.view(self.dataset)?,
-        };
-        self.open(&view, key, sequence, half)?;
-        self.view = Some(view);
-        Ok(true)
-    }
-
-    /// Works out what a key needs and begins with it. `sequence` says how new its pending change is.
-    fn open(
-        &mut self,
-        view: &DiskView,
-        key: Key,
-        sequence: Option<Sequence>,
-        half: Half,
-    ) -> Result<(), StoreError> {
-        match self.active.get(&key) {
-            None => {}
-            // Something newer came while its content was on its way: begin again.
-            Some(&(older, Some(job))) if Some(older) < sequence && half == Half::Showing => {
-                self.abandon(job);
-            }
-            Some(&(older, at)) => {
-                self.missed |= at.is_none() && Some(older) < sequence;
-                return Ok(());
-            }
-        }
-        let plan = Plan::of(view, &key, &self.ignores)?;
-        let around = self.look_above(view, &key)? & self.look_beside(view, &key)?;
-        if let Some((path, reason)) = &plan.impossible {
-            self.progress.set_problem(path, Some(reason.clone()));
-            self.left = true;
-        }
-        if plan.is_empty() {
-            self.unlisted.remove(&key);
-        } else if let Some(pass) = &mut self.pass {
-            pass.idle = false;
-        }
-        let possible = around && plan.impossible.is_none();
-        let Plan { newest, shows, removals, .. } = plan;
-        let showing = half != Half::Removing && !shows.is_empty();
-        let removing = half != Half::Showing && !showing && !removals.is_empty();
-        let rest = if showing { removals.is_empty() } else { shows.is_empty() };
-        let complete = possible && rest && (showing || removing || removals.is_empty());
-        if !possible {
-            self.leave();
-        }
-        // What was not pending has nothing to settle.
-        let settles = complete && sequence.is_some();
-        if !(showing || removing || settles) {
-            return Ok(());
-        }
-        let sequence = sequence.unwrap_or_default();
-        let (ops, open_files, bytes) = (Vec::new(), 0, 0);
-        let mut job = Job { key, sequence, newest, ops, open_files, complete, bytes };
-        let id = self.next_id;
-        self.next_id += 1;
-        if showing {
-            for show in shows {
-                self.prepare(view, id, &mut job, show)?;
-            }
-        } else if removing {
-            job.ops = removals.into_iter().map(|path| Some(Op::Remove { path })).collect();
-        }
-        self.active.insert(job.key.clone(), (sequence, Some(id)));
-        self.jobs.insert(id, job);
-        self.finish_if_complete(id);
-        Ok(())
-    }
-
-    /// A file above a live key has to make way, and comes back when the last one is gone. Nothing says that it is
-    /// pending, so a key beneath is not done before it is. Whether all is well above.
-    fn look_above(&mut self, view: &DiskView, key: &Key) -> Result<bool, StoreError> {
-        let Some(parent) = key.parent() else { return Ok(true) };
-        if let Some(pass) = &self.pass
-            && let Some((above, well)) = &pass.looked_above
-            && above == parent
-        {
-            return Ok(*well);
-        }
-        let mut well = true;
-        for above in key.ancestors() {
-            let above = Key::new(above).expect("a part of a key is a key");
-            well &= self.look_beside(view, &above)?;
-            let siblings = view.siblings(&above)?;
-            let siblings: Vec<Version> = siblings.into_iter().map(|s| s.version).collect();
-            let is_file = |winner: &Version| {
-                !winner.is_deleted() && winner.attributes.kind != Kind::Directory
-            };
-            if !merge::winner(&siblings).is_some_and(is_file) {
-                continue;
-            }
-            well &= self.is_well(view, above)?;
-        }
-        if let Some(pass) = &mut self.pass {
-            pass.looked_above = Some((parent.to_owned(), well));
-        }
-        Ok(well)
-    }
-
-    /// A conflict copy makes way for a live key of its name, and comes back when that is gone. Whether all is well
-    /// with the key whose copy this one would be by its name.
-    fn look_beside(&mut self, view: &DiskView, key: &Key) -> Result<bool, StoreError> {
-        copied_key(key).map_or(Ok(true), |copied| self.is_well(view, copied))
-    }
-
-    /// Whether nothing is to do for a key that nothing says is pending. If something is, it is done.
-    fn is_well(&mut self, view: &DiskView, key: Key) -> Result<bool, StoreError> {
-        if self.active.contains_key(&key) {
-            return Ok(false);
-        }
-        if Plan::of(view, &key, &self.ignores)?.is_empty() {
-            return Ok(true);
-        }
-        if self.unlisted.insert(key.clone()) {
-            self.extra.push(key);
-        }
-        Ok(false)
-    }
-
-    /// Adds what a path needs to a job. Nothing is staged for a path at which it could not be put in place.
-    fn prepare(
-        &mut self,
-        view: &DiskView,
-        id: u64,
-        job: &mut Job,
-        show: Show,
-    ) -> Result<(), StoreError> {
-        let same_bytes = show.same_bytes();
-        let there = self.look(view, &show)?;
-        let (path, version) = (show.path, Arc::new(show.version));
-        let op = match version.attributes.kind {
-            _ if there == There::Unknown => Op::Look { path },
-            _ if there == There::Occupied => Op::Wait { path },
-            Kind::Directory => Op::Directory { path, version },
-            Kind::Symlink => Op::Symlink { path, version },
-            Kind::File if same_bytes => Op::Attributes { path, version },
-            Kind::File => {
-                self.files.begin(id, job.ops.len(), path, version);
-                job.ops.push(None);
-                job.open_files += 1;
-                return Ok(());
-            }
-        };
-        job.ops.push(Some(op));
-        Ok(())
-    }
-
-    /// What stands where something is to be shown, compared with what is recorded.
-    fn look(&self, view: &DiskView, show: &Show) -> Result<There, StoreError> {
-        let wants_directory = show.version.attributes.kind == Kind::Directory;
-        let Ok(found) = self.root.stat(&show.path) else { return Ok(There::Unknown) };
-        let known = match (&show.record, &found) {
-            (None, None) => true,
-            (None, Some(meta)) => wants_directory && meta.kind == EntryKind::Directory,
-            (Some(record), None) => record.kind == Kind::Directory,
-            (Some(record), Some(meta)) if record.kind == Kind::Directory => {
-                meta.kind == EntryKind::Directory
-            }
-            (Some(record), Some(meta)) => {
-                !record.racy && meta.same_file_state(&recorded_meta(record))
-            }
-        };
-        if !known {
-            return Ok(There::Unknown);
-        }
-        let is_directory = found.is_some_and(|meta| meta.kind == EntryKind::Directory);
-        let beneath = format!("{}/", show.path);
-        let occupied = is_directory
-            && !wants_directory
-            && (!view.records(&beneath, None, 1)?.is_empty()
-                || !self.root.list(&show.path).is_ok_and(|names| names.is_empty()));
-        Ok(if occupied { There::Occupied } else { There::Free })
     }
 
     /// Takes over what came of files. False if nothing did.

@@ -10,6 +10,7 @@
 mod commits;
 mod deletions;
 mod look;
+mod recognize;
 mod scan;
 
 use std::collections::{BTreeMap, HashMap};

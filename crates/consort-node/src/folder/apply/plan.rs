@@ -17,31 +17,31 @@ const MAX_NAME_BYTES: usize = 255;
 
 /// What is to be done about a key.
 #[derive(Debug, Default)]
-pub(in crate::folder) struct Plan {
+pub(super) struct Plan {
     /// The place in the feed of the newest version that this was worked out from: while it is the newest, so is this.
-    pub(in crate::folder) newest: Sequence,
+    pub(super) newest: Sequence,
     /// What has to appear or to change, losers first.
-    pub(in crate::folder) shows: Vec<Show>,
+    pub(super) shows: Vec<Show>,
     /// Paths at which nothing of the key is to stand any more.
-    pub(in crate::folder) removals: Vec<Key>,
+    pub(super) removals: Vec<Key>,
     /// A path of the key that cannot be, and why. The key is never done then.
-    pub(in crate::folder) impossible: Option<(Key, String)>,
+    pub(super) impossible: Option<(Key, String)>,
 }
 
 /// A version that a path has to show and does not.
 #[derive(Debug)]
-pub(in crate::folder) struct Show {
+pub(super) struct Show {
     /// Where.
-    pub(in crate::folder) path: Key,
+    pub(super) path: Key,
     /// What.
-    pub(in crate::folder) version: Version,
+    pub(super) version: Version,
     /// What is recorded to be there.
-    pub(in crate::folder) record: Option<Record>,
+    pub(super) record: Option<Record>,
 }
 
 impl Show {
     /// Whether only mode or modification time may be wrong.
-    pub(in crate::folder) fn same_bytes(&self) -> bool {
+    pub(super) fn same_bytes(&self) -> bool {
         self.record.as_ref().is_some_and(|record| {
             record.kind == self.version.attributes.kind
                 && record.content == self.version.content.id()
@@ -51,16 +51,12 @@ impl Show {
 
 impl Plan {
     /// Whether the directory shows all of the key, and nothing else of it.
-    pub(in crate::folder) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.shows.is_empty() && self.removals.is_empty() && self.impossible.is_none()
     }
 
     /// Works out what is to be done about a key.
-    pub(in crate::folder) fn of(
-        view: &DiskView,
-        key: &Key,
-        ignores: &Ignores,
-    ) -> Result<Self, StoreError> {
+    pub(super) fn of(view: &DiskView, key: &Key, ignores: &Ignores) -> Result<Self, StoreError> {
         let held = view.siblings(key)?;
         let newest = held.iter().map(|stored| stored.sequence).max().unwrap_or_default();
         let siblings: Vec<Version> = held.into_iter().map(|stored| stored.version).collect();
