@@ -351,6 +351,7 @@ async fn a_directory_can_be_linked_unlinked_and_linked_again_but_never_twice() {
     assert_eq!(std::fs::read_to_string(linked.join("key")).expect("a file"), "value");
     a.link("photos", &linked, options()).await.expect("it is linked again");
     a.link("photos", &linked, options()).await.expect("it is linked already");
+    a.in_sync().await;
     assert_eq!(a.stat("photos", "key").await.expect("it is there").conflicts, 0);
 }
 
