@@ -1,8 +1,10 @@
 //! Linked directories against a real store, without a network: what others wrote is committed to the store directly.
-//! The harness stands here; single situations are in `folder/situations.rs`, random histories in `folder/random.rs`.
+//! The harness stands here; single situations are in `folder/situations.rs`, what is told about them in
+//! `folder/standing.rs`, random histories in `folder/random.rs`.
 
 mod random;
 mod situations;
+mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -43,6 +43,10 @@ impl Deletions {
         Self { gone, last, before: 0, believed: 0, allowed, asked }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.gone.len()
+    }
+
     pub(super) fn contains(&self, path: &Key) -> bool {
         self.gone.contains(path)
     }

@@ -26,7 +26,8 @@ impl Engine<'_> {
         }
         self.scanning = true;
         if start.is_none() {
-            self.progress.set_scanning(true);
+            let known = self.view()?.record_count().max(std::mem::take(&mut self.listed));
+            self.progress.begin_scan(Some(known));
             self.progress.clear_problems();
             for problem in self.ignores.problems() {
                 let text = format!("line {} is not a pattern: {}", problem.line, problem.message);
@@ -66,7 +67,7 @@ impl Engine<'_> {
         self.progress.add_scanned((walked % SCAN_SLICE) as u64);
         self.scanning = false;
         if start.is_none() && self.exit.is_none() {
-            self.progress.set_scanning(false);
+            self.progress.end_scan();
             self.progress.set_conflicts(records.conflicts);
             self.progress.set_trouble("overflow", None);
         }
