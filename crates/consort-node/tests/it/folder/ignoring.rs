@@ -64,3 +64,17 @@ fn patterns_that_arrive_and_cannot_be_used_stop_nothing() {
     site.settle();
     site.check();
 }
+
+#[test]
+fn a_pattern_that_arrives_and_is_nested_too_deep_pauses_nothing() {
+    let mut site = Site::new();
+    let deep = format!("{}b{}", "{a,".repeat(300), "}".repeat(300));
+    site.remote(".consortignore", Stands::After, format!("{deep}\n*.log\n").as_bytes());
+    site.settle();
+    site.write("a.log", "mine");
+    site.write("a", "mine");
+    site.settle();
+    assert!(site.winner("a").is_some() && site.winner("a.log").is_none());
+    let problems = site.folder().progress().problems();
+    assert!(problems[0].starts_with(".consortignore: line 1"), "{problems:?}");
+}
