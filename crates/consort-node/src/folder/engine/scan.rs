@@ -30,8 +30,10 @@ impl Engine<'_> {
             self.progress.begin_scan(Some(known));
             self.progress.clear_problems();
             for problem in self.ignores.problems() {
-                let text = format!("line {} is not a pattern: {}", problem.line, problem.message);
-                self.progress.set_problem(IGNORE_FILE, Some(text));
+                // Not under the path itself: as an entry, the file is all right.
+                let line = format!("{IGNORE_FILE}, line {}", problem.line);
+                let text = format!("it is not a pattern: {}", problem.message);
+                self.progress.set_problem(&line, Some(text));
             }
         }
         let (root, ignores) = (Arc::clone(&self.root), self.ignores.clone());

@@ -76,5 +76,5 @@ fn a_pattern_that_arrives_and_is_nested_too_deep_pauses_nothing() {
     site.settle();
     assert!(site.winner("a").is_some() && site.winner("a.log").is_none());
     let problems = site.folder().progress().problems();
-    assert!(problems[0].starts_with(".consortignore: line 1"), "{problems:?}");
+    assert!(problems[0].starts_with(".consortignore, line 1: "), "{problems:?}");
 }
