@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use consort_core::Key;
 use consort_core::store::StoreError;
+use consort_core::{Key, Kind};
 use consort_store::{DiskStore, Record};
 
 use super::look::Look;
@@ -91,6 +91,10 @@ impl Engine<'_> {
             };
             if key == Some(&path) {
                 return Ok(Some(record));
+            }
+            if self.is_ignored(&path, record.kind == Kind::Directory) {
+                self.let_alone(path)?;
+                continue;
             }
             let is_unknown = unknown.iter().any(|top| {
                 top.is_empty()

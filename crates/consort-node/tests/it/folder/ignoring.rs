@@ -78,3 +78,49 @@ fn a_pattern_that_arrives_and_is_nested_too_deep_pauses_nothing() {
     let problems = site.folder().progress().problems();
     assert!(problems[0].starts_with(".consortignore, line 1: "), "{problems:?}");
 }
+
+#[test]
+fn what_is_deleted_while_it_is_ignored_is_deleted_nowhere_else_and_comes_back() {
+    for down in [false, true] {
+        let mut site = Site::new();
+        for path in ["f.log", "dir/f", "kept"] {
+            site.keep(path.as_bytes());
+            site.write(path, path);
+        }
+        site.settle();
+        site.write(".consortignore", "*.log\ndir/\n");
+        site.flush();
+        fs::remove_file(site.at("f.log")).unwrap();
+        fs::remove_dir_all(site.at("dir")).unwrap();
+        site.flush();
+        if down {
+            site.stop();
+        }
+        fs::remove_file(site.at(".consortignore")).unwrap();
+        if down {
+            site.start();
+        }
+        site.until("it is back", |site| site.at("f.log").exists() && site.at("dir/f").exists());
+        site.settle();
+        assert!(site.winner("f.log").is_some() && site.winner("dir/f").is_some());
+        site.check();
+    }
+}
+
+#[test]
+fn what_is_changed_while_it_is_ignored_is_kept_beside_what_it_was() {
+    let mut site = Site::new();
+    site.keep(b"before");
+    site.write("f", "before");
+    site.settle();
+    site.write(".consortignore", "f\n");
+    site.flush();
+    site.write("f", "after");
+    site.remote("f", Stands::After, b"theirs");
+    site.settle();
+    assert_eq!(site.read("f").as_deref(), Some("after"));
+    fs::remove_file(site.at(".consortignore")).unwrap();
+    site.until("it is known", |site| site.live("f") == 2);
+    site.settle();
+    site.check();
+}
