@@ -2,6 +2,7 @@
 //! links ask for; the decisions are in [`link`](super::link).
 
 use alloc::collections::BTreeMap;
+use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use crate::model::fingerprint::FingerprintKey;
@@ -54,8 +55,9 @@ impl Replica {
 
     /// Handles one event and appends what should happen to `effects`.
     ///
-    /// Fails only if the store cannot be read; then the link that was concerned is gone, so that it neither
-    /// acknowledges nor passes over what it could not look at.
+    /// Fails only if the store cannot be read. A link that could not is gone then, so that it neither acknowledges nor
+    /// passes over what it could not look at, and its connection is to be ended ([`Effect::Disconnect`]): it is made
+    /// again with the next one. The other links have taken in the event. The effects are to be carried out in any case.
     pub fn handle(
         &mut self,
         event: Event,
@@ -140,6 +142,7 @@ impl Replica {
             Ok(()) => Ok(()),
             Err(LinkError::Store(error)) => {
                 self.forget(peer);
+                effects.push(Effect::Disconnect { peer, reason: error.to_string() });
                 Err(error)
             }
             Err(LinkError::Peer(reason)) => {
@@ -158,7 +161,11 @@ impl Replica {
         mut act: impl FnMut(&mut Link, &mut Vec<Ask>) -> Result<(), LinkError>,
     ) -> Result<(), StoreError> {
         let peers: Vec<NodeId> = self.links.keys().copied().collect();
-        peers.into_iter().try_for_each(|peer| self.with_link(peer, effects, &mut act))
+        // One that fails keeps the others from nothing.
+        peers.into_iter().fold(Ok(()), |outcome, peer| {
+            let own = self.with_link(peer, effects, &mut act);
+            outcome.and(own)
+        })
     }
 
     fn forget(&mut self, peer: NodeId) {
