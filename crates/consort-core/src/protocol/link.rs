@@ -159,8 +159,9 @@ enum State {
     Live,
 }
 
+/// A commit that was asked for and is not durable yet.
 #[derive(Debug)]
-struct Outstanding {
+pub(crate) struct Outstanding {
     bytes: usize,
     /// It answers a stream message, which is to be acknowledged.
     counts: bool,
@@ -206,14 +207,20 @@ impl Link {
     }
 
     /// Takes over commits that the link to this peer before had asked for, and that will be reported to this one.
-    pub(crate) fn inherit(&mut self, outstanding: usize) {
-        let inert = || Outstanding { bytes: 0, counts: false, pushed: None, through: None };
-        self.outstanding.extend(core::iter::repeat_with(inert).take(outstanding));
+    pub(crate) fn inherit(&mut self, commits: VecDeque<Outstanding>) {
+        self.outstanding_bytes = commits.iter().map(|commit| commit.bytes).sum();
+        self.outstanding = commits;
     }
 
-    /// How many commits were asked for and not reported yet.
-    pub(crate) fn outstanding(&self) -> usize {
-        self.outstanding.len()
+    /// The commits that were asked for and not reported yet, which tell the peer nothing any more.
+    pub(crate) fn take_outstanding(&mut self) -> VecDeque<Outstanding> {
+        let inert = |Outstanding { bytes, .. }| Outstanding {
+            bytes,
+            counts: false,
+            pushed: None,
+            through: None,
+        };
+        self.outstanding.drain(..).map(inert).collect()
     }
 
     pub(crate) fn on_message(

@@ -1,14 +1,14 @@
 //! All links of one dataset's replica. Routes what happens to the link that it concerns, and adds the peer to what the
 //! links ask for; the decisions are in [`link`](super::link).
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use crate::model::fingerprint::FingerprintKey;
 use crate::model::id::NodeId;
 use crate::protocol::event::{Access, Effect, Event, Now};
-use crate::protocol::link::{Ask, Ends, Link, LinkError, Phase};
+use crate::protocol::link::{Ask, Ends, Link, LinkError, Outstanding, Phase};
 use crate::protocol::message::Message;
 use crate::random::Random;
 use crate::store::{Sequence, StoreError, View};
@@ -28,7 +28,7 @@ pub struct Replica {
     random: Random,
     links: BTreeMap<NodeId, Link>,
     /// Commits that links asked for which are gone since, still to be reported.
-    orphans: BTreeMap<NodeId, usize>,
+    orphans: BTreeMap<NodeId, VecDeque<Outstanding>>,
 }
 
 /// How one link stands, for people.
@@ -76,7 +76,7 @@ impl Replica {
                     fingerprint_key: self.fingerprint_key,
                 };
                 let mut link = Link::new(ends, self.random.next_u64());
-                link.inherit(self.orphans.remove(&peer).unwrap_or(0));
+                link.inherit(self.orphans.remove(&peer).unwrap_or_default());
                 self.links.insert(peer, link);
                 self.with_link(peer, effects, |link, to| link.begin(standing, view, to))
             }
@@ -90,7 +90,7 @@ impl Replica {
             Event::Committed { peer, stale } => {
                 if !self.links.contains_key(&peer) {
                     if let Some(orphans) = self.orphans.get_mut(&peer) {
-                        *orphans = orphans.saturating_sub(1);
+                        orphans.pop_front();
                     }
                     return Ok(());
                 }
@@ -169,10 +169,11 @@ impl Replica {
     }
 
     fn forget(&mut self, peer: NodeId) {
-        if let Some(link) = self.links.remove(&peer)
-            && link.outstanding() != 0
-        {
-            self.orphans.insert(peer, link.outstanding());
+        if let Some(mut link) = self.links.remove(&peer) {
+            let orphans = link.take_outstanding();
+            if !orphans.is_empty() {
+                self.orphans.insert(peer, orphans);
+            }
         }
     }
 }

@@ -11,7 +11,8 @@ use crate::protocol::message::Message;
 
 /// What a receiver keeps of one sender, in bytes. A sender may overshoot its window by one commit.
 pub(super) const KEPT_BYTES: usize = WINDOW_BYTES + 2 * MAX_COMMIT_BYTES;
-const KEPT_MESSAGES: usize = WINDOW_MESSAGES + 8;
+/// And in messages.
+pub(super) const KEPT_MESSAGES: usize = WINDOW_MESSAGES + 8;
 
 /// The messages that a peer has been sent and has not acknowledged, by weight, oldest first.
 #[derive(Debug, Default)]

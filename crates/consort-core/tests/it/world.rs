@@ -33,7 +33,7 @@ pub(crate) struct Node {
     pub(crate) clock_ahead_ms: u64,
     /// How many reads of its store succeed before one fails; then the next ones succeed again.
     pub(crate) reads_before_a_failure: Option<u64>,
-    committing: VecDeque<(NodeId, Vec<Entry>, Option<Cursor>)>,
+    pub(crate) committing: VecDeque<(NodeId, Vec<Entry>, Option<Cursor>)>,
     /// Barriers that peers answered.
     pub(crate) reached: Vec<Effect>,
     pub(crate) disconnected: Vec<String>,
@@ -170,6 +170,12 @@ impl World {
             Err(node) => self.commit(node),
         }
         true
+    }
+
+    /// Delivers a message, while all disks stand still; false if none is on its way.
+    pub(crate) fn deliver_one(&mut self) -> bool {
+        let waiting = self.pipes.iter().find(|(_, pipe)| !pipe.is_empty()).map(|(&ends, _)| ends);
+        waiting.map(|ends| self.deliver(ends)).is_some()
     }
 
     /// Lets things happen until nothing is left to do, and checks of the quiet links have passed.

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::checking::FIRST_CHECK_AFTER;
-use super::{Ask, Link, LinkError, Outstanding, State, peer};
+use super::{Ask, Link, LinkError, State, peer};
 use crate::protocol::event::Access;
 use crate::protocol::message::{FEATURES, Hello, Message, PROTOCOL_VERSION};
 use crate::reconcile::{Comparison, Offer};
@@ -138,17 +138,12 @@ impl Link {
     /// still happen, in order, before those of the next one.
     fn forget_conversation(&mut self) {
         let fresh = Self::new(self.ends, 0);
-        let old = core::mem::replace(self, fresh);
+        let mut old = core::mem::replace(self, fresh);
+        self.inherit(old.take_outstanding());
         self.random = old.random;
         self.conversation = old.conversation;
         self.distrust = old.distrust;
         self.now = old.now;
-        self.outstanding = old.outstanding;
-        self.outstanding_bytes = old.outstanding_bytes;
-        for commit in &mut self.outstanding {
-            let bytes = commit.bytes;
-            *commit = Outstanding { bytes, counts: false, pushed: None, through: None };
-        }
     }
 
     pub(super) fn go_live(&mut self, sent: Sequence, applied: Sequence) {

@@ -35,7 +35,9 @@ impl Link {
                         return Ok(());
                     }
                     // The peer does not wait for acknowledgements, or the store is busy with what came before.
-                    if window::KEPT_BYTES < self.outstanding_bytes {
+                    if window::KEPT_BYTES < self.outstanding_bytes
+                        || window::KEPT_MESSAGES < self.outstanding.len()
+                    {
                         return Ok(());
                     }
                 }
