@@ -19,7 +19,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::model::fingerprint::{Fingerprint, FingerprintKey};
+use crate::model::fingerprint::{Digest, Fingerprint, FingerprintKey};
 use crate::model::id::NodeId;
 use crate::model::version::Entry;
 use crate::protocol::event::{Access, Now};
@@ -94,6 +94,8 @@ pub(crate) struct Link {
     conversation: u32,
     /// The next Hello asks for reconciliation.
     distrust: bool,
+    /// How the sides differed when they compared last.
+    compared: Option<Digest>,
 
     // Outgoing.
     /// How far the peer has, or is being sent, our feed.
@@ -147,16 +149,25 @@ enum State {
     /// The opener's side of reconciling: it describes what it holds.
     Offering {
         offer: Offer,
-        theirs: Hello,
+        begin: Begin,
     },
     /// The answerer's side: it compares, batch by batch.
     Comparing {
         comparison: Comparison,
         batch_is_last: bool,
         asked: bool,
-        theirs: Hello,
+        begin: Begin,
     },
     Live,
+}
+
+/// What the Hellos said when a comparison began.
+#[derive(Clone, Copy, Debug)]
+struct Begin {
+    /// The end of the peer's feed.
+    head: Sequence,
+    /// How the sides differed.
+    difference: Digest,
 }
 
 /// A commit that was asked for and is not durable yet.
@@ -181,6 +192,7 @@ impl Link {
             state: State::Greeting { said: None },
             conversation,
             distrust: false,
+            compared: None,
             sent: Sequence(0),
             resent: Sequence(0),
             lazy: false,

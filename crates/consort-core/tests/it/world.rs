@@ -31,6 +31,8 @@ pub(crate) struct Node {
     access: Access,
     /// How far this node's wall clock is ahead of the others'.
     pub(crate) clock_ahead_ms: u64,
+    /// The epoch of its feed, if it is another one than at first: its store noticed that it had been rolled back.
+    pub(crate) epoch: Option<Epoch>,
     /// How many reads of its store succeed before one fails; then the next ones succeed again.
     pub(crate) reads_before_a_failure: Option<u64>,
     pub(crate) committing: VecDeque<(NodeId, Vec<Entry>, Option<Cursor>)>,
@@ -79,6 +81,7 @@ impl World {
                 replica,
                 access,
                 clock_ahead_ms: 0,
+                epoch: None,
                 reads_before_a_failure: None,
                 committing,
                 reached,
@@ -147,6 +150,14 @@ impl World {
         for peer in peers {
             self.event(node, Event::BarrierWanted { peer: id(peer), id: barrier });
         }
+    }
+
+    /// Makes a node believe that it has applied all of another's feed: what it lacks then shows in no cursor.
+    pub(crate) fn pretend_to_have_applied(&mut self, node: usize, of: usize) {
+        let cursor = Some(self.summary(of).head);
+        let store = &mut self.nodes[node].store;
+        let applied = store.apply_remote(DATASET, id(of), Commit::default(), cursor);
+        applied.expect("memory does not fail");
     }
 
     /// Injects bytes as if `from` had sent them.
@@ -258,7 +269,8 @@ impl World {
         let mut effects = Vec::new();
         let this = &mut self.nodes[node];
         let view = this.store.view(DATASET).expect("it is open");
-        let view = Failing { view, reads: Cell::new(this.reads_before_a_failure) };
+        let view =
+            WorldView { view, epoch: this.epoch, reads: Cell::new(this.reads_before_a_failure) };
         let outcome = this.replica.handle(event, self.now, &view, &mut effects);
         let may_fail = this.reads_before_a_failure.is_some();
         this.reads_before_a_failure = view.reads.into_inner();
@@ -331,13 +343,14 @@ impl World {
     }
 }
 
-/// A view of which one read fails.
-struct Failing {
+/// A view of which one read may fail.
+struct WorldView {
     view: MemoryView,
+    epoch: Option<Epoch>,
     reads: Cell<Option<u64>>,
 }
 
-impl Failing {
+impl WorldView {
     fn read(&self) -> Result<&MemoryView, StoreError> {
         match self.reads.get() {
             Some(0) => {
@@ -352,9 +365,11 @@ impl Failing {
     }
 }
 
-impl View for Failing {
+impl View for WorldView {
     fn summary(&self) -> Summary {
-        self.view.summary()
+        let mut summary = self.view.summary();
+        summary.head.epoch = self.epoch.unwrap_or(summary.head.epoch);
+        summary
     }
 
     fn siblings(&self, key: &Key) -> Result<Vec<Stored>, StoreError> {

@@ -3,9 +3,11 @@
 
 use alloc::vec::Vec;
 
-use super::{Ask, Link, LinkError, State, peer};
+use super::{Ask, Begin, Link, LinkError, State, peer};
+use crate::protocol::event::Access;
 use crate::protocol::message::Message;
-use crate::store::{Sequence, View};
+use crate::reconcile::Batch;
+use crate::store::View;
 
 impl Link {
     pub(super) fn on_more(&mut self, view: &impl View, to: &mut Vec<Ask>) -> Result<(), LinkError> {
@@ -16,6 +18,43 @@ impl Link {
         Ok(())
     }
 
+    pub(super) fn on_fingerprints(
+        &mut self,
+        batch: &Batch,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<(), LinkError> {
+        let State::Comparing { comparison, batch_is_last, asked: asked @ true, .. } =
+            &mut self.state
+        else {
+            return Err(peer("it sends fingerprints that nobody asked for".into()));
+        };
+        *asked = false;
+        *batch_is_last = batch.last;
+        comparison.accepts(batch).map_err(|_| peer("its fingerprints are out of order".into()))?;
+        let differences = comparison.compare(batch, view)?;
+        if !differences.theirs.is_empty() && self.ends.theirs == Access::Write {
+            self.wanting = Some(None);
+            to.push(Ask::Send(Message::Want { fingerprints: differences.theirs }));
+        }
+        if self.ends.ours == Access::Write {
+            self.offering = differences.ours.into();
+            self.pump(view, to)?;
+        }
+        self.advance_comparison(view, to)
+    }
+
+    pub(super) fn on_reconciled(
+        &mut self,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<(), LinkError> {
+        let State::Offering { begin, .. } = self.state else {
+            return Err(peer("it ends a reconciliation that nobody began".into()));
+        };
+        self.finish_reconciliation(begin, view, to)
+    }
+
     /// Goes on with a comparison once everything that the last batch showed is here: to the next batch, or, when all
     /// of it is durable, to the end.
     pub(super) fn advance_comparison(
@@ -23,7 +62,7 @@ impl Link {
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
-        let State::Comparing { batch_is_last, asked, theirs, .. } = &mut self.state else {
+        let State::Comparing { batch_is_last, asked, begin, .. } = &mut self.state else {
             return Ok(());
         };
         if *asked || self.wanting.is_some() || !self.offering.is_empty() {
@@ -33,21 +72,22 @@ impl Link {
             *asked = true;
             to.push(Ask::Send(Message::More));
         } else if self.outstanding.is_empty() {
-            let applied = theirs.summary.head.sequence;
+            let begin = *begin;
             to.push(Ask::Send(Message::Reconciled));
-            self.finish_reconciliation(applied, view, to)?;
+            self.finish_reconciliation(begin, view, to)?;
         }
         Ok(())
     }
 
-    pub(super) fn finish_reconciliation(
+    fn finish_reconciliation(
         &mut self,
-        applied: Sequence,
+        Begin { head, difference }: Begin,
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
-        self.go_live(self.sent, applied);
-        self.commit(Vec::new(), Some(applied), false, None, to);
+        self.compared = Some(difference);
+        self.go_live(self.sent, head);
+        self.commit(Vec::new(), Some(head), false, None, to);
         self.pump(view, to)
     }
 }

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::checking::FIRST_CHECK_AFTER;
-use super::{Ask, Link, LinkError, State, peer};
+use super::{Ask, Begin, Link, LinkError, State, peer};
 use crate::protocol::event::Access;
 use crate::protocol::message::{FEATURES, Hello, Message, PROTOCOL_VERSION};
 use crate::reconcile::{Comparison, Offer};
@@ -110,12 +110,14 @@ impl Link {
             self.go_live(their_place, our_place);
         } else {
             self.sent = ours.summary.head.sequence;
+            let difference = theirs.summary.digest.minus(&ours.summary.digest);
+            let begin = Begin { head: theirs.summary.head.sequence, difference };
             self.state = if self.ends.opener {
-                State::Offering { offer: Offer::default(), theirs }
+                State::Offering { offer: Offer::default(), begin }
             } else {
                 to.push(Ask::Send(Message::More));
                 let comparison = Comparison::default();
-                State::Comparing { comparison, batch_is_last: false, asked: true, theirs }
+                State::Comparing { comparison, batch_is_last: false, asked: true, begin }
             };
         }
         self.pump(view, to)
@@ -143,6 +145,7 @@ impl Link {
         self.random = old.random;
         self.conversation = old.conversation;
         self.distrust = old.distrust;
+        self.compared = old.compared;
         self.now = old.now;
     }
 

@@ -52,35 +52,8 @@ impl Link {
                 Message::Have { fingerprints, through } => {
                     self.on_have(fingerprints, through, view, to)?;
                 }
-                Message::Fingerprints(batch) => {
-                    let State::Comparing { comparison, batch_is_last, asked: asked @ true, .. } =
-                        &mut self.state
-                    else {
-                        return Err(peer("it sends fingerprints that nobody asked for".into()));
-                    };
-                    *asked = false;
-                    *batch_is_last = batch.last;
-                    comparison
-                        .accepts(&batch)
-                        .map_err(|_| peer("its fingerprints are out of order".into()))?;
-                    let differences = comparison.compare(&batch, view)?;
-                    if !differences.theirs.is_empty() && self.ends.theirs == Access::Write {
-                        self.wanting = Some(None);
-                        to.push(Ask::Send(Message::Want { fingerprints: differences.theirs }));
-                    }
-                    if self.ends.ours == Access::Write {
-                        self.offering = differences.ours.into();
-                        self.pump(view, to)?;
-                    }
-                    self.advance_comparison(view, to)?;
-                }
-                Message::Reconciled => {
-                    let State::Offering { theirs, .. } = &self.state else {
-                        return Err(peer("it ends a reconciliation that nobody began".into()));
-                    };
-                    let applied = theirs.summary.head.sequence;
-                    self.finish_reconciliation(applied, view, to)?;
-                }
+                Message::Fingerprints(batch) => self.on_fingerprints(&batch, view, to)?,
+                Message::Reconciled => self.on_reconciled(view, to)?,
                 _ => unreachable!("only these five are put into an inbox"),
             }
         }
