@@ -330,14 +330,7 @@ impl Link {
             self.work_off(view, to)?;
         }
         if self.check_at.is_some_and(|at| at <= now.instant) {
-            self.schedule_check();
-            if self.cursor_is_stale && self.outstanding.is_empty() {
-                self.commit(Vec::new(), Some(self.applied.sequence), false, None, to);
-            }
-            let summary = view.summary();
-            if self.is_quiet(&summary) {
-                to.push(Ask::Send(Message::Check { summary, applied: self.applied.sequence }));
-            }
+            self.check(view, to);
         }
         Ok(())
     }

@@ -96,3 +96,16 @@ fn while_versions_wait_nothing_is_compared() {
     assert!(!holds(&world, 1, "early"));
     assert_eq!(comparisons(&mut world), 0);
 }
+
+#[test]
+fn a_link_that_is_hardly_ever_quiet_is_checked_all_the_same() {
+    let mut world = diverged(&BOTH);
+    for n in 0..20 {
+        // Each tells the other how far it is; so the cursors of both have to be written.
+        world.put(0, "a", &format!("{n}"));
+        world.put(1, "b", &format!("{n}"));
+        world.run();
+        world.pass(Duration::from_secs(10));
+    }
+    assert!(holds(&world, 1, "lost"));
+}

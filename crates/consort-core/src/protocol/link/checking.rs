@@ -11,21 +11,35 @@ use crate::store::{Sequence, Summary, View};
 /// How long a quiet link waits before it checks that both sides hold the same: at least, and how much is random.
 const CHECK_AFTER: Duration = Duration::from_secs(15);
 const CHECK_JITTER: Duration = Duration::from_secs(30);
+/// How soon a link that is busy is looked at again.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// The first check of a link comes soon, since what a crash left behind shows then.
 pub(super) const FIRST_CHECK_AFTER: Duration = Duration::from_secs(1);
 
 impl Link {
-    pub(super) fn schedule_check(&mut self) {
-        let jitter = u64::try_from(CHECK_JITTER.as_micros()).expect("it is seconds");
-        let jitter = Duration::from_micros(self.random.below(jitter));
-        self.check_at = Some(self.now.instant + CHECK_AFTER + jitter);
+    /// Says what this side holds, for the peer to compare, if the link is quiet; otherwise looks again soon, since one that
+    /// is seldom quiet has to be checked as well.
+    pub(super) fn check(&mut self, view: &impl View, to: &mut Vec<Ask>) {
+        let summary = view.summary();
+        let after = if self.is_quiet(&summary) {
+            to.push(Ask::Send(Message::Check { summary, applied: self.applied.sequence }));
+            let jitter = u64::try_from(CHECK_JITTER.as_micros()).expect("it is seconds");
+            CHECK_AFTER + Duration::from_micros(self.random.below(jitter))
+        } else {
+            LOOK_AGAIN_AFTER
+        };
+        self.check_at = Some(self.now.instant + after);
+        if self.cursor_is_stale && self.outstanding.is_empty() {
+            self.commit(Vec::new(), Some(self.applied.sequence), false, None, to);
+        }
     }
 
     /// Whether nothing is on its way in either direction, as far as this side knows.
-    pub(super) fn is_quiet(&self, summary: &Summary) -> bool {
+    fn is_quiet(&self, summary: &Summary) -> bool {
         matches!(self.state, State::Live)
             && self.inbox.is_empty()
-            && self.outstanding.is_empty()
+            // Commits of cursors alone change nothing that is compared.
+            && self.outstanding_bytes == 0
             && self.in_flight.len() == 0
             && self.given_in_flight.len() == 0
             && self.wanting.is_none()
@@ -39,21 +53,29 @@ impl Link {
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
+        let their_feed_counts = self.ends.theirs != Access::Read;
         let ours = view.summary();
         self.known = self.known.max(theirs.head.sequence);
-        let we_have_theirs = self.ends.theirs == Access::Read || theirs.head == self.applied;
+        let we_have_theirs = !their_feed_counts || theirs.head == self.applied;
         let they_have_ours = self.ends.ours == Access::Read || applied == ours.head.sequence;
         let caught_up = self.is_quiet(&ours) && we_have_theirs && they_have_ours;
         if !caught_up || theirs.digest == ours.digest || self.has_to_differ(&theirs, &ours) {
             return Ok(());
         }
+        self.begin_again(true, view, to)
+    }
+
+    fn begin_again(
+        &mut self,
+        reconcile: bool,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<(), LinkError> {
         if self.ends.opener {
-            self.distrust = true;
-            self.say_hello(view, to)
-        } else {
-            to.push(Ask::Send(Message::Restart { reconcile: true }));
-            Ok(())
+            return self.on_restart(reconcile, view, to);
         }
+        to.push(Ask::Send(Message::Restart { reconcile }));
+        Ok(())
     }
 
     /// Whether comparing would show what is known. Nobody takes what a reader has, so a comparison with one may leave a
