@@ -5,7 +5,7 @@ use std::time::Duration;
 use consort_core::limits::MAX_CLOCK_SKEW_MS;
 use consort_core::protocol::Message;
 use consort_core::protocol::event::Access;
-use consort_core::store::{Store, View};
+use consort_core::store::{Epoch, Store, View};
 
 use crate::world::{DATASET, World, key};
 
@@ -108,4 +108,15 @@ fn a_link_that_is_hardly_ever_quiet_is_checked_all_the_same() {
         world.pass(Duration::from_secs(10));
     }
     assert!(holds(&world, 1, "lost"));
+}
+
+#[test]
+fn a_feed_that_becomes_another_one_does_not_end_the_checking() {
+    let mut world = diverged(&BOTH);
+    for node in &mut world.nodes {
+        node.epoch = Some(Epoch(77));
+    }
+    world.pass(A_CHECK);
+    world.pass(A_CHECK);
+    world.assert_converged();
 }

@@ -54,6 +54,11 @@ impl Link {
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
         let their_feed_counts = self.ends.theirs != Access::Read;
+        let is_live = matches!(self.state, State::Live);
+        if is_live && their_feed_counts && theirs.head.epoch != self.applied.epoch {
+            // Its store noticed that it had been rolled back. What was applied of the old feed says nothing of this one.
+            return self.begin_again(false, view, to);
+        }
         let ours = view.summary();
         self.known = self.known.max(theirs.head.sequence);
         let we_have_theirs = !their_feed_counts || theirs.head == self.applied;
