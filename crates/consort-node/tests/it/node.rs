@@ -268,6 +268,23 @@ async fn a_reader_reads_and_cannot_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_relay_passes_on_what_others_wrote_and_writes_nothing() {
+    let a = Machine::first().await;
+    a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
+    let b = a.joined("b", Role::Relay).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let refused = [
+        b.put("photos", "x", std::io::Cursor::new(b"x"), PutOptions::default()).await.err(),
+        b.link("photos", dir.path(), LinkOptions::default()).await.err(),
+    ];
+    for error in refused {
+        assert_eq!(error.expect("it is refused").kind, ErrorKind::NotAllowed);
+    }
+    let read_only = LinkOptions { read_only: true, ..LinkOptions::default() };
+    b.link("photos", dir.path(), read_only).await.expect("it may look");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_node_is_cut_off_is_told_so_and_does_not_come_back() {
     let a = Machine::first().await;
     a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
