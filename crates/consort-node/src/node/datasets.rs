@@ -178,7 +178,8 @@ impl Node {
             let dataset = fact.parameters.id;
             let Some(link) = shared.link_of(dataset) else {
                 let message = format!("{} is not linked to a directory here", fact.name);
-                return Err(NodeError::failed(message));
+                let hint = "`consort dataset list` shows which datasets are";
+                return Err(NodeError::failed(message).hint(hint));
             };
             shared.stop_folder(dataset);
             shared.save_links()?;
