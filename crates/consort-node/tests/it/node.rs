@@ -285,6 +285,14 @@ async fn a_relay_passes_on_what_others_wrote_and_writes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_is_good_for_at_least_as_long_as_was_asked() {
+    let a = Machine::first().await;
+    a.invite(Role::Reader, Duration::from_millis(1), 1).await.expect("a ticket, if a short one");
+    let never = a.invite(Role::Reader, Duration::ZERO, 1).await.expect_err("of no use");
+    assert_eq!(never.kind, ErrorKind::Usage);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_node_is_cut_off_is_told_so_and_does_not_come_back() {
     let a = Machine::first().await;
     a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
