@@ -439,9 +439,10 @@ fn listen_address(store: &DiskStore, config: Config) -> Result<SocketAddr, NodeE
 
 fn make_home(home: &Path) -> Result<(), NodeError> {
     use std::os::unix::fs::DirBuilderExt;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(home);
-    made.map_err(|error| {
-        NodeError::failed(format!("cannot make {}: {error}", home.display()))
+    // The home may be there already, and open to others; what is in the store is not for them.
+    let store = home.join("store");
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&store).map_err(|error| {
+        NodeError::failed(format!("cannot make {}: {error}", store.display()))
             .hint("choose another --home, or make it writable")
     })
 }

@@ -293,6 +293,19 @@ async fn a_ticket_is_good_for_at_least_as_long_as_was_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_is_its_owners_alone_whatever_the_home_is() {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+    let home = tempfile::tempdir().expect("a directory");
+    let mode = |path: &std::path::Path| path.metadata().expect("it is there").permissions().mode();
+    std::fs::set_permissions(home.path(), Permissions::from_mode(0o755)).expect("it is ours");
+    init(home.path(), Some("a")).expect("a fresh home");
+    for part in ["identity", "store"] {
+        assert_eq!(mode(&home.path().join(part)) & 0o077, 0, "{part}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_node_is_cut_off_is_told_so_and_does_not_come_back() {
     let a = Machine::first().await;
     a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
