@@ -545,6 +545,8 @@ impl Runtime {
             let reason = Some("this node's store failed".to_owned());
             self.shared.set_peer(peer, PeerState { addr: None, connected: false, reason });
         }
+        // Of a store that cannot be read, they would ask for ever.
+        self.replicas.clear();
     }
 
     fn now(&self) -> Now {
