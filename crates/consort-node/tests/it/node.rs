@@ -9,9 +9,10 @@ use consort_core::protocol::message::Message;
 use consort_core::protocol::{Envelope, codec};
 use consort_node::net::{Identity, KnownPeer, NetEvent, Network, NetworkConfig};
 use consort_node::{
-    Config, DatasetOptions, ErrorKind, FeedCursor, LinkOptions, Node, NodeError, PutOptions, Role,
-    init, join,
+    Config, DatasetOptions, ErrorKind, FeedCursor, LinkOptions, Node, NodeError, NodeId,
+    PutOptions, Role, init, join,
 };
+use consort_store::DiskStore;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
@@ -477,6 +478,35 @@ async fn a_member_that_sends_garbage_is_disconnected_and_the_others_are_served()
         .await;
     network.shutdown().await;
     a.in_sync().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_of_strangers_is_not_kept() {
+    let mut a = Machine::first().await;
+    let ticket = a.invite(Role::Writer, DAY, 1).await.expect("a ticket");
+    let home = tempfile::tempdir().expect("a directory");
+    join(home.path(), &ticket, Some("hostile"), None).await.expect("it is let in");
+    let identity = Identity::load(&home.path().join("identity")).expect("it is a member");
+    let (sender, mut events) = mpsc::channel(16);
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = NetworkConfig { listen, on_content: Arc::new(|_, _| {}), join: None };
+    let network = Network::start(config, &identity, sender).await.expect("it starts");
+    // It tells of nodes that nobody else has heard of, before it says where it is itself.
+    let invented = NodeId([0xee; 16]);
+    let stranger = KnownPeer { node: invented, addresses: vec![SocketAddr::from(([9; 4], 9))] };
+    let known = KnownPeer { node: a.identity().node, addresses: vec![a.listen_addr()] };
+    network.set_peers(vec![stranger.clone(), known.clone()]);
+    let connected = |event| matches!(event, NetEvent::Connected { .. }).then_some(());
+    next(&mut events, connected).await;
+    network.forget(known.node);
+    network.set_peers(vec![stranger, known]);
+    next(&mut events, connected).await;
+    a.stop().await;
+    let store = DiskStore::open(&a.home.path().join("store")).expect("it is closed");
+    let kept = store.setting("peers").expect("it can be read").unwrap_or_default();
+    let holds = |node: NodeId| kept.windows(16).any(|bytes| bytes == node.0);
+    assert!(holds(identity.node()), "a member's own word is kept");
+    assert!(!holds(invented));
 }
 
 /// The first event that `choose` wants.
