@@ -11,6 +11,7 @@ use consort_store::DiskStore;
 use crate::cluster::DatasetFact;
 use crate::error::NodeError;
 use crate::folder::Trouble;
+use crate::net::Identity;
 use crate::report::{
     DatasetState, DatasetStatus, Finding, LinkStatus, PeerStatus, Severity, Status,
 };
@@ -260,7 +261,9 @@ fn ok(what: String) -> Finding {
 /// # Errors
 /// The store cannot be opened, or its node runs.
 pub fn check_store(home: &Path, mut progress: impl FnMut(u64)) -> Result<Vec<Finding>, NodeError> {
-    let store = DiskStore::open(&home.join("store"))?;
+    // A damaged identity is no reason not to look.
+    let node = Identity::load(&home.join("identity")).ok().map(|identity| identity.node());
+    let store = DiskStore::open_for(&home.join("store"), node)?;
     let report = store.check(|step| progress(step.done));
     let mut findings: Vec<Finding> = report
         .findings
