@@ -97,7 +97,7 @@ impl Node {
                     .map(|link| self.name_of(link.peer))
                     .collect();
                 let reason = format!(
-                    "versions that come from {} lie in the future of this machine's clock: set the clocks of both right",
+                    "versions that come from {} lie in the future of this machine's clock: set the clocks right; if they are, give that node a new --home and join it again, as its versions keep their time",
                     names.join(", ")
                 );
                 (DatasetState::Waiting, Some(reason))
