@@ -1,6 +1,7 @@
 //! The terminal. This is the only file that writes to it: results go to stdout, everything else to stderr, and with
 //! `--json` stdout carries JSON alone.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write as _};
 use std::sync::Mutex;
@@ -137,9 +138,12 @@ impl Ui {
 
     /// Replaces what the terminal shows by `text`.
     pub(crate) fn redraw(&self, text: &str) -> Result<(), Error> {
-        // Home, then clear the rest of each line and of the screen: no flicker, as nothing is blanked first.
-        let lines = text.replace('\n', "\x1b[K\n");
-        self.write(format!("\x1b[H{lines}\x1b[J").as_bytes())?;
+        // A terminal that does not tell its height gets everything.
+        let rows = rustix::termios::tcgetwinsize(io::stdout()).map_or(0, |size| size.ws_row);
+        let lines = fit(text, rows.into()).replace('\n', "\x1b[K\n");
+        // Home, then clear the rest of each line and of the screen: no flicker, as nothing is blanked first. Long lines
+        // are cut off meanwhile, so that a line is a row.
+        self.write(format!("\x1b[?7l\x1b[H{lines}\x1b[J\x1b[?7h").as_bytes())?;
         self.flush()
     }
 
@@ -289,6 +293,18 @@ fn output_error(error: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+/// As many of the lines as fit on a screen with so many rows, the last of which the cursor has; all if that is zero.
+fn fit(text: &str, rows: usize) -> Cow<'_, str> {
+    let lines: Vec<&str> = text.lines().collect();
+    if rows == 0 || lines.len() < rows {
+        return text.into();
+    }
+    let shown = &lines[..rows.saturating_sub(2)];
+    let left = lines.len() - shown.len();
+    let end = format!("and {}\n", text::counted(left as u64, "more line", "more lines"));
+    shown.iter().flat_map(|line| [line, "\n"]).chain([&*end]).collect()
+}
+
 
     #[test]
     fn json_lines_are_harmless_on_a_terminal_and_mean_the_same() {
@@ -304,3 +320,12 @@ mod tests {
         assert_eq!(Style::Colored.paint(Tone::Bad, "x"), "\x1b[31mx\x1b[0m");
     }
 }
+    #[test]
+    fn a_screen_that_is_too_low_shows_the_beginning_and_says_so() {
+        let text = "1\n2\n3\n4\n";
+        assert_eq!(fit(text, 0), text);
+        assert_eq!(fit(text, 5), text);
+        assert_eq!(fit(text, 4), "1\n2\nand 2 more lines\n");
+        assert_eq!(fit(text, 1), "and 4 more lines\n");
+    }
+
