@@ -71,7 +71,7 @@ async fn receive(
     entry: &json::Entry,
     mut write: impl AsyncFnMut(&[u8]) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let mut progress = context.ui.progress("fetching", Unit::Bytes);
+    let mut progress = context.ui.progress("fetching");
     let mut buffer = vec![0; wire::MAX_FRAME_BYTES];
     let mut body = answers.body();
     let mut received = 0;
@@ -82,7 +82,7 @@ async fn receive(
         }
         write(&buffer[..length]).await?;
         received += length as u64;
-        progress.set(received, Some(entry.size), "");
+        progress.set(Unit::Bytes, received, Some(entry.size), "");
     }
     answers.end().await
 }
