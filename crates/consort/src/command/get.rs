@@ -41,10 +41,16 @@ impl Get {
                 .hint("with --json, name a file: -o FILE"));
         }
         let request = Request::Get { name: self.name, key: self.key };
+        let name = self.name.clone();
         let mut answers = context.node().ask(request).await?;
         let entry: json::Entry = answers.first().await?;
         match self.output {
             None => {
+            None if entry.kind == json::EntryKind::Directory => {
+                let key = plain(&entry.key);
+                Err(Error::usage(format!("{key} is a directory, which has no bytes"))
+                    .hint(format!("`consort ls {} {key}/` shows what is in it", plain(&name))))
+            }
                 receive(&mut answers, context, &entry, async |chunk| context.ui.write(chunk))
                     .await?;
                 context.ui.flush()
