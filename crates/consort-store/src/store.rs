@@ -90,6 +90,12 @@ pub(crate) struct Shared {
 impl DiskStore {
     /// Opens the store in `directory`, which is made if it does not exist. Finishes what a crash interrupted.
     pub fn open(directory: &Path) -> Result<Self, OpenError> {
+        Self::open_for(directory, None)
+    }
+
+    /// Opens the store of a node: an author that is drawn for it begins as the node's identity does, so that people can
+    /// tell from a version, and from the name of a conflict copy, whose it is. Otherwise like [`open`](Self::open).
+    pub fn open_for(directory: &Path, node: Option<NodeId>) -> Result<Self, OpenError> {
         let failed = |name: &str| {
             let path = directory.join(name);
             move |source: io::Error| OpenError::Io { path, source }
@@ -111,7 +117,8 @@ impl DiskStore {
         let identity = match found.identity {
             Some(identity) if identity.stamp == stamp => identity,
             _ => {
-                let identity = draw_identity(stamp).map_err(unreadable)?;
+                let begins = node.map(|node| half(node.0));
+                let identity = draw_identity(stamp, begins).map_err(unreadable)?;
                 rows.put(Table::Node, layout::IDENTITY, layout::encode_identity(&identity));
                 identity
             }
@@ -486,15 +493,26 @@ impl Found {
     }
 }
 
-/// An author and an epoch that nobody had before.
-pub(crate) fn draw_identity(stamp: Stamp) -> Result<Identity, StoreError> {
+/// An author and an epoch that nobody had before. The rest of an author is long enough to be unique by itself.
+pub(crate) fn draw_identity(
+    stamp: Stamp,
+    author_begins: Option<[u8; 8]>,
+) -> Result<Identity, StoreError> {
     let mut random = [0; 24];
     File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut random))
         .map_err(|error| StoreError::Failed(format!("no random numbers: {error}")))?;
+    if let Some(begins) = author_begins {
+        random[..8].copy_from_slice(&begins);
+    }
     let (author, epoch) = random.split_first_chunk::<16>().expect("24 bytes");
     let epoch = epoch.try_into().expect("8 bytes are left of 24");
     Ok(Identity { author: AuthorId(*author), epoch: Epoch(u64::from_le_bytes(epoch)), stamp })
+}
+
+/// The first half of an identity.
+pub(crate) fn half(id: [u8; 16]) -> [u8; 8] {
+    *id.first_chunk().expect("8 of 16 bytes")
 }
 
 fn lock(path: &Path) -> Result<File, OpenError> {
