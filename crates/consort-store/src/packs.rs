@@ -160,6 +160,10 @@ impl Packs {
             synced.tail = PackTail { pack: number, length: end };
             state.current = Some(Pack { number, length: end, file: Arc::new(file) });
         }
+        // Rows point into the last pack also if it is gone.
+        if tail != PackTail::default() {
+            state.next = state.next.max(tail.pack + 1);
+        }
         sync_directory(&directory)?;
         Ok((Self { directory, state: Mutex::new(state) }, synced))
     }

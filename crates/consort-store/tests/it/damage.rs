@@ -139,6 +139,20 @@ fn a_damaged_or_missing_pack_is_found() {
     assert!(found.contains(&Finding::NoSuchPlace { pack: 0, offset: 16 + 36 }), "{found:?}");
 }
 
+/// Or reading an old chunk would find a new one there, and nobody would learn that the old one is lost.
+#[test]
+fn a_pack_that_is_gone_is_not_begun_again() {
+    let directory = full();
+    fs::remove_file(directory.path().join("packs/0000000000000000.pack")).expect("removes");
+    let store = DiskStore::open(directory.path()).expect("opens");
+    let place = store.pack(b"b chunk").expect("packs");
+    assert!(matches!(place, consort_store::Place::Packed { pack: 1, .. }), "{place:?}");
+    store.commit(Transaction::new(DATASET, Body::Nothing)).expect("commits");
+    drop(store);
+    let found = findings(directory.path());
+    assert_eq!(found, [Finding::NoSuchPlace { pack: 0, offset: 16 + 36 }]);
+}
+
 #[test]
 fn nothing_is_wrong_with_a_store_that_is_in_use() {
     let directory = full();
