@@ -6,7 +6,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
+};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -75,6 +77,8 @@ pub struct DiskStore(Arc<Handle>);
 
 struct Handle {
     shared: Arc<Shared>,
+    /// Held while a dataset is linked, unlinked or dropped: each takes many steps, and two at once would undo each other.
+    changing: Mutex<()>,
     committer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -132,7 +136,8 @@ impl DiskStore {
         });
         let committer =
             committer::spawn(Arc::clone(&shared), Clock::after(found.clock)).map_err(failed(""))?;
-        let store = Self(Arc::new(Handle { shared, committer: Mutex::new(Some(committer)) }));
+        let committer = Mutex::new(Some(committer));
+        let store = Self(Arc::new(Handle { shared, changing: Mutex::new(()), committer }));
         store.finish_interrupted().map_err(unreadable)?;
         Ok(store)
     }
@@ -163,6 +168,7 @@ impl DiskStore {
 
     /// Removes a dataset and all its rows. It is gone at once, and durably; the rows go in steps, until this returns.
     pub fn drop_dataset(&self, dataset: DatasetId) -> Result<(), StoreError> {
+        let _alone = self.alone();
         let row = self.dataset(dataset)?;
         self.edit(Edit::Enter { dataset, state: State::Dropping })?;
         self.finish_dropping(dataset, row)
@@ -172,6 +178,7 @@ impl DiskStore {
     /// settled. Linking marks every key pending; unlinking removes the directory's records, pending rows and places.
     /// Durable when it returns.
     pub fn set_linked(&self, dataset: DatasetId, linked: bool) -> Result<(), StoreError> {
+        let _alone = self.alone();
         let row = self.dataset(dataset)?;
         match (row.state, linked) {
             (State::Plain, true) => {
@@ -355,6 +362,10 @@ impl DiskStore {
                 next => from = next,
             }
         }
+    }
+
+    fn alone(&self) -> MutexGuard<'_, ()> {
+        self.0.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn edit(&self, edit: Edit) -> Result<Outcome, StoreError> {

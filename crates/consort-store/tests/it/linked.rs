@@ -198,3 +198,26 @@ fn a_dropped_dataset_leaves_no_rows_and_begins_another_feed_when_it_comes_back()
     assert!(!store.is_linked(DATASET).expect("is there"));
     assert_clean(&store);
 }
+
+#[test]
+fn linking_and_unlinking_at_once_are_one_after_the_other() {
+    const KEYS: u64 = 10_000;
+    let (_directory, store) = store();
+    for part in 0..KEYS / 1000 {
+        let writes = (0..1000).map(|n| write(&format!("{part}/{n}"), b"x")).collect();
+        store.commit(local(writes)).expect("commits");
+    }
+    for _ in 0..4 {
+        store.set_linked(DATASET, true).expect("links");
+        std::thread::scope(|scope| {
+            let unlinking = scope.spawn(|| store.set_linked(DATASET, false).expect("unlinks"));
+            while !unlinking.is_finished() && store.is_linked(DATASET).expect("is there") {
+                std::thread::yield_now();
+            }
+            store.set_linked(DATASET, true).expect("links");
+        });
+        assert!(store.is_linked(DATASET).expect("is there"));
+        assert_eq!(store.view(DATASET).expect("views").pending_count(), KEYS);
+        assert_clean(&store);
+    }
+}
