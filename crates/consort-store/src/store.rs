@@ -110,6 +110,9 @@ impl DiskStore {
         let found = Found::read(&tables).map_err(unreadable)?;
         let (packs, synced) =
             Packs::open(directory.join("packs"), found.pack_tail).map_err(failed("packs"))?;
+        // The names of what was made just now are durable before anything is acknowledged.
+        let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
+        parent.into_iter().chain([directory]).try_for_each(sync_directory).map_err(failed(""))?;
 
         let mut rows = Rows::default();
         let identity = match found.identity {
