@@ -386,7 +386,7 @@ impl DiskStore {
         row.ok_or(StoreError::UnknownDataset(dataset))
     }
 
-    fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &Shared {
         &self.0.shared
     }
 }
@@ -625,6 +625,7 @@ mod tests {
     fn dropping_goes_on_after_a_crash() {
         let (_directory, store) = interrupted(State::Dropping);
         assert!(store.datasets().is_empty());
-        assert_eq!(store.check(|_| {}).rows, 0);
+        let own = ["identity", "clock", "next number"];
+        assert_eq!(store.check(|_| {}).rows, own.len() as u64);
     }
 }

@@ -189,7 +189,8 @@ fn a_dropped_dataset_leaves_no_rows_and_begins_another_feed_when_it_comes_back()
     store.drop_dataset(DATASET).expect("drops");
     assert!(store.view(DATASET).is_err());
     assert!(store.datasets().is_empty());
-    assert_eq!(store.check(|_| {}).rows, 0);
+    let own = ["identity", "clock", "next number"];
+    assert_eq!(store.check(|_| {}).rows, own.len() as u64);
 
     store.open_dataset(parameters(DATASET)).expect("opens");
     let after = store.view(DATASET).expect("views").summary();
