@@ -136,9 +136,9 @@ pub(crate) const CLOCK: [u8; 1] = [2];
 pub(crate) const NEXT_NUMBER: [u8; 1] = [3];
 pub(crate) const PACK_TAIL: [u8; 1] = [4];
 pub(crate) const DATASETS: [u8; 1] = [5];
-const REPLICA: u8 = 6;
-const CURSOR: u8 = 7;
-const SETTING: u8 = 8;
+pub(crate) const REPLICA: u8 = 6;
+pub(crate) const CURSOR: u8 = 7;
+pub(crate) const SETTING: u8 = 8;
 
 /// The key of a dataset's own row.
 pub(crate) fn dataset_key(id: DatasetId) -> Vec<u8> {
@@ -156,6 +156,11 @@ pub(crate) fn dataset_of(key: &[u8]) -> Result<DatasetId, DecodeError> {
 /// The key of a replica's row.
 pub(crate) fn replica_key(number: Number) -> Vec<u8> {
     [&[REPLICA][..], &prefix(number)].concat()
+}
+
+/// Reads the dataset's number back from the key of a replica or a cursor.
+pub(crate) fn replica_of(key: &[u8]) -> Result<Number, DecodeError> {
+    number_of(key.get(1..).unwrap_or_default())
 }
 
 /// What the keys of a dataset's cursors begin with.
@@ -673,3 +678,6 @@ fn narrow<T: TryFrom<u64>>(value: u64, what: &'static str) -> Result<T, DecodeEr
 pub(crate) fn number_of(key: &[u8]) -> Result<Number, DecodeError> {
     Ok(Number(u32::from_be_bytes(Reader::new(key).array("dataset number")?)))
 }
+
+#[cfg(test)]
+mod tests;
