@@ -150,7 +150,8 @@ fn what_is_counted_wrong_is_found() {
         damaged(|view, rows| {
             let Summary { digest, head } = view.summary();
             let (records, pending) = (view.record_count(), view.pending_count());
-            let mut row = ReplicaRow { digest, head: head.sequence, records, pending };
+            let (head, pending_bytes) = (head.sequence, view.pending_bytes());
+            let mut row = ReplicaRow { digest, head, records, pending, pending_bytes };
             change(&mut row);
             rows.put(Table::Node, layout::replica_key(NUMBER), layout::encode_replica(&row));
         })
@@ -164,6 +165,10 @@ fn what_is_counted_wrong_is_found() {
     assert_eq!(
         with(|row| row.pending = 5),
         [Finding::PendingCount { dataset, counted: 5, found: 2 }]
+    );
+    assert_eq!(
+        with(|row| row.pending_bytes = 5),
+        [Finding::PendingBytes { dataset, counted: 5, found: 2 }]
     );
     let found = with(|row| row.head = Sequence(2));
     let told = |table| found.contains(&Finding::BeyondHead { dataset, table });
@@ -201,7 +206,10 @@ fn an_index_that_does_not_fit_the_packs_is_found() {
 
     let unindexed = Finding::Unindexed { pack: 0, offset: 52 };
     let hash = ChunkHash::of(b"a chunk");
-    assert_eq!(damaged(|_, rows| rows.remove(Table::Chunks, hash.0)), std::slice::from_ref(&unindexed));
+    assert_eq!(
+        damaged(|_, rows| rows.remove(Table::Chunks, hash.0)),
+        std::slice::from_ref(&unindexed)
+    );
     let site = Site::File(NUMBER, key("b"));
     let extent = layout::encode_extent(Extent { offset: 0, length: 7 });
     let further = layout::place_key(hash, &site);
