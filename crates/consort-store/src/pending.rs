@@ -86,7 +86,7 @@ mod tests {
         few.follow(NONE.into_iter());
         let rows = few.rows(|_| unreachable!("they are known")).unwrap().unwrap();
         assert_eq!(*rows, PendingRows::from([(b"b"[..].into(), b"3"[..].into())]));
-        let keys: Vec<_> = (0..MAX_ROWS).map(|number| number.to_be_bytes()).collect();
+        let keys: Vec<_> = (0_u32..).map(u32::to_be_bytes).take(MAX_ROWS).collect();
         few.follow(keys.iter().map(|key| (&key[..], Some(&b""[..]))));
         assert_eq!(few.rows(read_nothing).unwrap().unwrap().len(), 0);
     }
@@ -95,7 +95,8 @@ mod tests {
     fn many_rows_are_not_kept() {
         let few = FewPending::default();
         let read = |most: usize| {
-            Ok((0..most).map(|n| (n.to_be_bytes()[..].into(), [][..].into())).collect())
+            let keys = (0_u32..).map(u32::to_be_bytes).take(most);
+            Ok(keys.map(|key| (key[..].into(), [][..].into())).collect())
         };
         assert!(few.rows(read).unwrap().is_none());
     }
