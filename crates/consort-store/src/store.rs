@@ -1,16 +1,17 @@
 //! [`DiskStore`]: opening, and the handle by which everything else is asked for.
 
+mod opening;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
-use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
 };
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use std::{fmt, fs, io};
 
 use consort_core::limits::MAX_CHUNK_BYTES;
 use consort_core::model::{Clock, Commit};
@@ -18,20 +19,22 @@ use consort_core::store::{
     Applied, Cursor, DatasetParameters, Epoch, LocalWrite, Store, StoreError,
 };
 use consort_core::{AuthorId, ChunkHash, DatasetId, NodeId, WallTime};
-use rustix::fs::{FlockOperation, flock};
-use thiserror::Error;
 
 use crate::check::{self, CheckProgress, CheckReport};
 use crate::chunks::{self, Chunks};
 use crate::committer::{self, Done, Job};
 use crate::edit::{Edit, Outcome};
-use crate::layout::{self, DatasetRow, Extent, Identity, Site, Stamp, State, Table};
-use crate::lsm::{Rows, Tables, damaged};
+use crate::layout::{self, DatasetRow, Extent, Identity, Site, State, Table};
+use crate::lsm::{Rows, Tables};
 use crate::packs::{Packed, Packs, ReadError, sync_directory};
 use crate::queue::Queue;
 use crate::transaction::{Body, Place, Transaction};
 use crate::upgrade;
-use crate::view::{DiskView, decoded};
+use crate::view::DiskView;
+
+pub use opening::OpenError;
+use opening::{Found, lock, stamp, unreadable};
+pub(crate) use opening::{draw_identity, half};
 
 /// The places of one chunk that [`DiskStore::locate`] returns at most. If the first ones fail, so will likely the rest.
 pub const MAX_PLACES: usize = 8;
@@ -40,35 +43,6 @@ pub const MAX_SETTING_BYTES: usize = 64 * 1024;
 
 /// How often [`DiskStore::close`] looks whether the last user is gone.
 const CLOSED_LOOK: Duration = Duration::from_millis(2);
-
-/// Why a store could not be opened. Nothing in it was changed.
-#[derive(Debug, Error)]
-pub enum OpenError {
-    /// Another process has it open.
-    #[error("the store in {} is in use by another process; stop that node first", .0.display())]
-    Locked(PathBuf),
-    /// A later version of this program wrote it.
-    #[error(
-        "the store has format {found}, and this version of consort knows formats up to {known}; install a newer one"
-    )]
-    NewerFormat {
-        /// The format of the store.
-        found: u32,
-        /// The latest that is known.
-        known: u32,
-    },
-    /// Its files are not what they must be.
-    #[error("the store is damaged ({0}); move it away and restore this node from its peers")]
-    Damaged(String),
-    /// The medium failed.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// What was opened.
-        path: PathBuf,
-        /// How it failed.
-        source: io::Error,
-    },
-}
 
 /// A store on disk: a handle that is cheap to clone. When the last one is dropped, what was submitted is committed, and
 /// the store is closed; views of it keep its lock.
@@ -473,88 +447,6 @@ impl Shared {
     }
 }
 
-/// What the rows say when a store is opened.
-struct Found {
-    identity: Option<Identity>,
-    clock: consort_core::Timestamp,
-    pack_tail: layout::PackTail,
-    datasets: BTreeMap<DatasetId, DatasetRow>,
-}
-
-impl Found {
-    fn read(tables: &Arc<Tables>) -> Result<Self, StoreError> {
-        let moment = tables.moment();
-        let get = |key: &[u8]| moment.get(Table::Node, key);
-        let node = Table::Node;
-        let identity =
-            decoded(node, get(&layout::IDENTITY)?.map(|row| layout::decode_identity(&row)))?;
-        let clock = decoded(node, get(&layout::CLOCK)?.map(|row| layout::decode_clock(&row)))?;
-        let tail =
-            decoded(node, get(&layout::PACK_TAIL)?.map(|row| layout::decode_pack_tail(&row)))?;
-        let mut datasets = BTreeMap::new();
-        for row in moment.rows(node, &layout::DATASETS, layout::DATASETS.to_vec()) {
-            let (key, value) = row?;
-            let wrong = |error| damaged(node, error);
-            let id = layout::dataset_of(&key).map_err(wrong)?;
-            datasets.insert(id, layout::decode_dataset(&value).map_err(wrong)?);
-        }
-        Ok(Self {
-            identity,
-            clock: clock.unwrap_or_default(),
-            pack_tail: tail.unwrap_or_default(),
-            datasets,
-        })
-    }
-}
-
-/// An author and an epoch that nobody had before. The rest of an author is long enough to be unique by itself.
-pub(crate) fn draw_identity(
-    stamp: Stamp,
-    author_begins: Option<[u8; 8]>,
-) -> Result<Identity, StoreError> {
-    let mut random = [0; 24];
-    File::open("/dev/urandom")
-        .and_then(|mut source| source.read_exact(&mut random))
-        .map_err(|error| StoreError::Failed(format!("no random numbers: {error}")))?;
-    if let Some(begins) = author_begins {
-        random[..8].copy_from_slice(&begins);
-    }
-    let (author, epoch) = random.split_first_chunk::<16>().expect("24 bytes");
-    let epoch = epoch.try_into().expect("8 bytes are left of 24");
-    Ok(Identity { author: AuthorId(*author), epoch: Epoch(u64::from_le_bytes(epoch)), stamp })
-}
-
-/// The first half of an identity.
-pub(crate) fn half(id: [u8; 16]) -> [u8; 8] {
-    *id.first_chunk().expect("8 of 16 bytes")
-}
-
-fn lock(path: &Path) -> Result<File, OpenError> {
-    let failed = |source| OpenError::Io { path: path.to_owned(), source };
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(false).open(path).map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(OpenError::Locked(path.parent().unwrap_or(path).to_owned()))
-        }
-        Err(error) => Err(failed(error.into())),
-    }
-}
-
-/// What the stamp file is, which is made if it is missing.
-fn stamp(directory: &Path) -> io::Result<Stamp> {
-    let path = directory.join("STAMP");
-    if !path.try_exists()? {
-        File::create(&path)?.sync_all()?;
-        sync_directory(directory)?;
-    }
-    let metadata = fs::metadata(&path)?;
-    let changed_ns =
-        metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
-    Ok(Stamp { inode: metadata.ino(), changed_ns })
-}
-
 fn waited<T: Send + 'static>(
     submit: impl FnOnce(Box<dyn FnOnce(Result<T, StoreError>) + Send>),
 ) -> Result<T, StoreError> {
@@ -569,81 +461,4 @@ fn waited<T: Send + 'static>(
 
 fn closed() -> StoreError {
     StoreError::Failed("the store was closed".to_owned())
-}
-
-fn unreadable(error: StoreError) -> OpenError {
-    OpenError::Damaged(error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use consort_core::model::merge::Saw;
-    use consort_core::store::View;
-    use consort_core::{Attributes, Content, FingerprintKey, Key};
-
-    use super::*;
-
-    const DATASET: DatasetParameters =
-        DatasetParameters { id: DatasetId([1; 16]), fingerprint_key: FingerprintKey([2; 32]) };
-
-    /// A store with two keys that a crash stopped right after a dataset entered `state`.
-    fn interrupted(state: State) -> (tempfile::TempDir, DiskStore) {
-        let directory = tempfile::tempdir().expect("a directory");
-        let store = DiskStore::open(directory.path()).expect("opens");
-        store.open_dataset(DATASET).expect("opens");
-        if state == State::Unlinking {
-            store.set_linked(DATASET.id, true).expect("links");
-        }
-        let write = |name: &str| LocalWrite {
-            key: Key::new(name).expect("a valid key"),
-            saw: Saw::Nothing,
-            content: Content::Inline([1].into()),
-            attributes: Attributes::default(),
-        };
-        let body = Body::Local { writes: vec![write("a"), write("b")], now: WallTime(1) };
-        store.commit(Transaction::new(DATASET.id, body)).expect("commits");
-        store.edit(Edit::Enter { dataset: DATASET.id, state }).expect("enters");
-        drop(store);
-        let store = DiskStore::open(directory.path()).expect("opens");
-        (directory, store)
-    }
-
-    #[test]
-    fn linking_goes_on_after_a_crash() {
-        let (_directory, store) = interrupted(State::Linking);
-        assert!(store.is_linked(DATASET.id).expect("is there"));
-        let view = store.view(DATASET.id).expect("views");
-        assert_eq!(view.pending(None, 9).expect("reads").len(), 2);
-        assert_eq!(view.pending_count(), 2);
-        assert!(store.check(|_| {}).is_clean());
-    }
-
-    #[test]
-    fn linking_counts_a_key_once_that_was_marked_before_the_crash() {
-        let (directory, store) = interrupted(State::Linking);
-        store.edit(Edit::Enter { dataset: DATASET.id, state: State::Linking }).expect("enters");
-        drop(store);
-        let store = DiskStore::open(directory.path()).expect("opens");
-        assert_eq!(store.view(DATASET.id).expect("views").pending_count(), 2);
-        assert!(store.check(|_| {}).is_clean());
-    }
-
-    #[test]
-    fn unlinking_goes_on_after_a_crash() {
-        let (_directory, store) = interrupted(State::Unlinking);
-        assert!(!store.is_linked(DATASET.id).expect("is there"));
-        let view = store.view(DATASET.id).expect("views");
-        assert_eq!(view.pending(None, 9).expect("reads").len(), 0);
-        assert_eq!(view.pending_count(), 0);
-        assert!(store.check(|_| {}).is_clean());
-        assert_eq!(view.summary().digest.count, 2);
-    }
-
-    #[test]
-    fn dropping_goes_on_after_a_crash() {
-        let (_directory, store) = interrupted(State::Dropping);
-        assert!(store.datasets().is_empty());
-        let own = ["identity", "clock", "next number"];
-        assert_eq!(store.check(|_| {}).rows, own.len() as u64);
-    }
 }

@@ -2,7 +2,7 @@
 
 use consort_core::model::merge::Saw;
 use consort_core::store::{DatasetParameters, LocalWrite, Summary, View};
-use consort_core::{Attributes, ChunkHash, Content, Dot, FingerprintKey, WallTime};
+use consort_core::{Attributes, ChunkHash, Content, Dot, FingerprintKey, Key, WallTime};
 
 use super::*;
 use crate::lsm::Rows;
