@@ -1,11 +1,12 @@
 //! The database under the store: its tables and how they are tuned, moments to read and batches to write. What rows
 //! mean stands in `layout.rs`; who writes them, in `committer.rs`.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use consort_core::encoding::DecodeError;
 use consort_core::store::StoreError;
@@ -54,7 +55,13 @@ pub(crate) struct Tables {
     keyspaces: Vec<Keyspace>,
     pending: FewPending,
     /// Held as long as anything can still read or write. The last field, so that it is released last.
-    _lock: File,
+    _lock: Lock,
+}
+
+/// The lock of the store's directory. The channel ends after the file is let go: so somebody can wait for that.
+pub(crate) struct Lock {
+    pub(crate) _file: File,
+    pub(crate) _held: mpsc::Sender<Infallible>,
 }
 
 /// All tables at one moment.
@@ -81,7 +88,7 @@ struct Change {
 
 impl Tables {
     /// Opens the database in `directory`, which is made if need be.
-    pub(crate) fn open(directory: &Path, lock: File) -> Result<Self, fjall::Error> {
+    pub(crate) fn open(directory: &Path, lock: Lock) -> Result<Self, fjall::Error> {
         let database = Database::builder(directory)
             .cache_size(BLOCK_CACHE_BYTES)
             .max_journaling_size(JOURNAL_BYTES)

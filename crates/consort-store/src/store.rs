@@ -5,12 +5,13 @@ mod opening;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
 };
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{fmt, fs, io};
 
 use consort_core::limits::MAX_CHUNK_BYTES;
@@ -25,7 +26,7 @@ use crate::chunks::{self, Chunks};
 use crate::committer::{self, Done, Job};
 use crate::edit::{Edit, Outcome};
 use crate::layout::{self, DatasetRow, Extent, Identity, Site, State, Table};
-use crate::lsm::{Rows, Tables};
+use crate::lsm::{Lock, Rows, Tables};
 use crate::packs::{Packed, Packs, ReadError, sync_directory};
 use crate::queue::Queue;
 use crate::transaction::{Body, Place, Transaction};
@@ -41,9 +42,6 @@ pub const MAX_PLACES: usize = 8;
 /// The bytes of a setting at most: settings are for what configures a node, not for data.
 pub const MAX_SETTING_BYTES: usize = 64 * 1024;
 
-/// How often [`DiskStore::close`] looks whether the last user is gone.
-const CLOSED_LOOK: Duration = Duration::from_millis(2);
-
 /// A store on disk: a handle that is cheap to clone. When the last one is dropped, what was submitted is committed, and
 /// the store is closed; views of it keep its lock.
 #[derive(Clone)]
@@ -54,6 +52,8 @@ struct Handle {
     /// Held while a dataset is linked, unlinked or dropped: each takes many steps, and two at once would undo each other.
     changing: Mutex<()>,
     committer: Mutex<Option<JoinHandle<()>>>,
+    /// Ends when the store's lock is released.
+    held: Arc<Mutex<mpsc::Receiver<Infallible>>>,
 }
 
 /// What the handles and the committer share.
@@ -79,7 +79,9 @@ impl DiskStore {
             move |source: io::Error| OpenError::Io { path, source }
         };
         fs::create_dir_all(directory).map_err(failed(""))?;
-        let lock = lock(&directory.join("LOCK"))?;
+        let (sender, held) = mpsc::channel();
+        let lock = Lock { _file: lock(&directory.join("LOCK"))?, _held: sender };
+        let held = Arc::new(Mutex::new(held));
         upgrade::upgrade(directory)?;
         let tables =
             Arc::new(Tables::open(&directory.join("rows"), lock).map_err(|error| match error {
@@ -121,7 +123,7 @@ impl DiskStore {
         let committer =
             committer::spawn(Arc::clone(&shared), Clock::after(found.clock)).map_err(failed(""))?;
         let committer = Mutex::new(Some(committer));
-        let store = Self(Arc::new(Handle { shared, changing: Mutex::new(()), committer }));
+        let store = Self(Arc::new(Handle { shared, changing: Mutex::new(()), committer, held }));
         store.finish_interrupted().map_err(unreadable)?;
         Ok(store)
     }
@@ -271,16 +273,10 @@ impl DiskStore {
     /// Gives this handle up, and waits until the store is closed and may be opened again: until the other handles and
     /// all views are gone as well, but no longer than `patience`. Whether it is closed. Blocks.
     pub fn close(self, patience: Duration) -> bool {
-        let tables = Arc::downgrade(&self.shared().tables);
+        let held = Arc::clone(&self.0.held);
         drop(self);
-        let end = Instant::now() + patience;
-        while tables.strong_count() != 0 {
-            if end <= Instant::now() {
-                return false;
-            }
-            thread::sleep(CLOSED_LOOK);
-        }
-        true
+        let held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Disconnected)
     }
 
     fn places(&self, hash: ChunkHash) -> Result<Vec<Place>, StoreError> {
