@@ -92,7 +92,8 @@ fn peers(text: &mut String, peers: &[json::PeerStatus], style: Style) {
             }
         };
         table.row([
-            format!("  {} {}", plain(&peer.peer.name), short(&peer.peer.node)),
+            format!("  {}", plain(&peer.peer.name)),
+            short(&peer.peer.node),
             peer.role.as_str().to_string(),
             peer.address.map_or_else(|| "no address".to_string(), |address| address.to_string()),
             standing,
