@@ -2,18 +2,19 @@
 //! does not depend on the size of the store. What the rows should be stands in `docs/storage.md`.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::{fmt, io};
 
 use consort_core::encoding::DecodeError;
 use consort_core::store::{Sequence, StoreError, Stored};
-use consort_core::{DatasetId, Digest, Entry, Fingerprint, Key};
+use consort_core::{AuthorId, DatasetId, Digest, Entry, Fingerprint, Key, Timestamp};
 use thiserror::Error;
 
+use crate::chunks;
 use crate::layout::{
     self, ChunkRow, DatasetRow, Extent, Number, PackTail, ReplicaRow, Site, Table,
 };
 use crate::lsm::Moment;
-use crate::packs::Packs;
+use crate::packs::{Frame, Packed, Packs};
 use crate::store::Shared;
 use crate::view::decoded;
 
@@ -91,6 +92,18 @@ pub enum Finding {
         /// The rows that were counted.
         rows: u64,
     },
+    /// A row of the feed says that its commit ends where another does not.
+    #[error("the feed of {dataset} does not know where a commit ends")]
+    CommitEnd {
+        /// The dataset.
+        dataset: DatasetId,
+    },
+    /// Two datasets have the same number, or a later one would get it.
+    #[error("the number of {dataset} is not its own")]
+    Number {
+        /// The dataset.
+        dataset: DatasetId,
+    },
     /// A row names a place beyond the end of the feed.
     #[error("a row of `{table}` in {dataset} names a place beyond the end of the feed")]
     BeyondHead {
@@ -115,6 +128,16 @@ pub enum Finding {
         /// What is there.
         found: u64,
     },
+    /// The stored count of the bytes of pending keys is wrong.
+    #[error("{dataset} has {found} bytes of pending keys, but counts {counted}")]
+    PendingBytes {
+        /// The dataset.
+        dataset: DatasetId,
+        /// What is stored.
+        counted: u64,
+        /// What is there.
+        found: u64,
+    },
     /// The stored count of pending keys is wrong.
     #[error("{dataset} has {found} pending keys, but counts {counted}")]
     PendingCount {
@@ -125,8 +148,8 @@ pub enum Finding {
         /// What is there.
         found: u64,
     },
-    /// A row says that a chunk is where no pack is.
-    #[error("a chunk should be at {offset} of pack {pack}, which is not there or shorter")]
+    /// A row says that a chunk is where it is not.
+    #[error("a chunk should be at {offset} of pack {pack}, and is not")]
     NoSuchPlace {
         /// The pack.
         pack: u64,
@@ -136,6 +159,14 @@ pub enum Finding {
     /// A place of a chunk is not found, since the chunk's own row does not say that there are more.
     #[error("a row of `chunks` is a place that nobody finds")]
     HiddenPlace,
+    /// A packed chunk has no row, so nobody finds it.
+    #[error("the chunk at {offset} of pack {pack} is not in the index")]
+    Unindexed {
+        /// The pack.
+        pack: u64,
+        /// Where the chunk begins.
+        offset: u64,
+    },
     /// A packed chunk does not have its hash.
     #[error("the chunk at {offset} of pack {pack} is damaged")]
     Chunk {
@@ -172,8 +203,16 @@ impl fmt::Display for CheckReport {
 /// Checks the store.
 pub(crate) fn check(shared: &Shared, progress: impl FnMut(CheckProgress)) -> CheckReport {
     let moment = shared.tables.moment();
-    let mut check =
-        Check { moment, datasets: BTreeMap::new(), progress, report: CheckReport::default() };
+    let mut check = Check {
+        moment,
+        author: AuthorId::default(),
+        clock: Timestamp::default(),
+        next_number: 0,
+        tail: PackTail::default(),
+        datasets: BTreeMap::new(),
+        progress,
+        report: CheckReport::default(),
+    };
     check.part("node", Check::node);
     check.part("versions", Check::versions);
     check.part("feed", Check::feed);
@@ -181,13 +220,20 @@ pub(crate) fn check(shared: &Shared, progress: impl FnMut(CheckProgress)) -> Che
     check.part("records", Check::records);
     check.part("pending", Check::pending);
     check.totals();
-    let lengths = check.packs(&shared.packs);
-    check.part("chunks", |check| check.chunks(&lengths));
+    check.part("packs", |check| check.packs(&shared.packs));
+    check.part("chunks", |check| check.chunks(&shared.packs));
     check.report
 }
 
 struct Check<P> {
     moment: Moment,
+    /// Who writes here, and the latest reading of its clock.
+    author: AuthorId,
+    clock: Timestamp,
+    /// What the next dataset gets.
+    next_number: u64,
+    /// How far packs are durable.
+    tail: PackTail,
     datasets: BTreeMap<Number, Dataset>,
     progress: P,
     report: CheckReport,
@@ -203,6 +249,7 @@ struct Dataset {
     fingerprints: u64,
     records: u64,
     pending: u64,
+    pending_bytes: u64,
 }
 
 impl<P: FnMut(CheckProgress)> Check<P> {
@@ -245,41 +292,55 @@ impl<P: FnMut(CheckProgress)> Check<P> {
         Ok(())
     }
 
+    /// Reads what the node knows of itself. The rows come in the order of their tags: datasets before what is theirs.
     fn node(&mut self) -> Result<(), StoreError> {
-        let begin = layout::DATASETS.to_vec();
-        for row in self.moment.rows(Table::Node, &layout::DATASETS, begin) {
-            let (key, value) = row?;
-            self.report.rows += 1;
-            match layout::dataset_of(&key).and_then(|id| Ok((id, layout::decode_dataset(&value)?)))
-            {
-                Ok((id, row)) => self.dataset(id, row)?,
-                Err(error) => self.found(Finding::Malformed { table: "node", error }),
+        self.rows(Table::Node, |check, row, value| {
+            let tag = row.first().copied().unwrap_or_default();
+            match [tag] {
+                layout::IDENTITY => check.author = layout::decode_identity(value)?.author,
+                layout::CLOCK => check.clock = layout::decode_clock(value)?,
+                layout::NEXT_NUMBER => {
+                    check.next_number = layout::decode_number(value)?.0.into();
+                }
+                layout::PACK_TAIL => check.tail = layout::decode_pack_tail(value)?,
+                layout::DATASETS => {
+                    let id = layout::dataset_of(row)?;
+                    check.dataset(id, layout::decode_dataset(value)?)?;
+                }
+                [layout::REPLICA] => {
+                    let number = layout::replica_of(row)?;
+                    let dataset = owner(&mut check.datasets, Table::Node, number)?;
+                    dataset.replica = layout::decode_replica(value)?;
+                }
+                [layout::CURSOR] => {
+                    owner(&mut check.datasets, Table::Node, layout::replica_of(row)?)?;
+                    layout::decode_cursor(value)?;
+                }
+                [layout::SETTING] => {}
+                _ => return Err(Finding::Stray { table: Table::Node.name() }.into()),
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
-    fn dataset(&mut self, id: DatasetId, row: DatasetRow) -> Result<(), StoreError> {
-        let replica = self.moment.get(Table::Node, &layout::replica_key(row.number))?;
-        let replica = match replica.map(|row| layout::decode_replica(&row)) {
-            Some(Ok(replica)) => replica,
-            Some(Err(error)) => {
-                self.found(Finding::Malformed { table: "node", error });
-                ReplicaRow::default()
-            }
-            None => ReplicaRow::default(),
+    fn dataset(&mut self, id: DatasetId, row: DatasetRow) -> Result<(), Trouble> {
+        let (replica, digest) = (ReplicaRow::default(), Digest::default());
+        let (feed, fingerprints, records, pending, pending_bytes) = (0, 0, 0, 0, 0);
+        let dataset = Dataset {
+            id,
+            row,
+            replica,
+            digest,
+            feed,
+            fingerprints,
+            records,
+            pending,
+            pending_bytes,
         };
-        let begin = layout::cursors_prefix(row.number);
-        for cursor in self.moment.rows(Table::Node, &begin, begin.clone()) {
-            self.report.rows += 1;
-            if let Err(error) = layout::decode_cursor(&cursor?.1) {
-                self.found(Finding::Malformed { table: "node", error });
-            }
+        let other = self.datasets.insert(row.number, dataset);
+        if other.is_some() || self.next_number <= row.number.0.into() {
+            return Err(Finding::Number { dataset: id }.into());
         }
-        let digest = Digest::default();
-        let (feed, fingerprints, records, pending) = (0, 0, 0, 0);
-        let dataset = Dataset { id, row, replica, digest, feed, fingerprints, records, pending };
-        self.datasets.insert(row.number, dataset);
         Ok(())
     }
 
@@ -293,11 +354,13 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             if siblings.is_empty() {
                 return Err(wrong("are none").into());
             }
-            if layout::encode_siblings(&siblings) != value {
-                return Err(wrong("are not in canonical form").into());
-            }
             if let Some(what) = misfit(&siblings, dataset.replica.head) {
                 return Err(wrong(what).into());
+            }
+            // Or the next write could get the identity of one that is there.
+            let own = |stored: &&Stored| stored.version.dot.author == check.author;
+            if siblings.iter().filter(own).any(|stored| check.clock < stored.version.dot.time) {
+                return Err(wrong("are later than the clock that gave them out").into());
             }
             for Stored { version, sequence } in siblings {
                 let entry = Entry { key: key.clone(), version };
@@ -320,11 +383,18 @@ impl<P: FnMut(CheckProgress)> Check<P> {
     }
 
     fn feed(&mut self) -> Result<(), StoreError> {
+        // Of the row before: whose it is, and where its commit ends.
+        let mut before = None;
         self.rows(Table::Feed, |check, row, value| {
-            let sequence = layout::sequence_of(row)?;
-            let dataset = owner(&mut check.datasets, Table::Feed, layout::number_of(row)?)?;
+            let (number, sequence) = (layout::number_of(row)?, layout::sequence_of(row)?);
+            let dataset = owner(&mut check.datasets, Table::Feed, number)?;
             dataset.feed += 1;
-            dataset.within(Table::Feed, layout::decode_feed(sequence, value)?.commit_end)
+            let end = layout::decode_feed(sequence, value)?.commit_end;
+            let same = |(of, its): (Number, Sequence)| of == number && sequence <= its;
+            if before.replace((number, end)).is_some_and(|b| same(b) && b.1 != end) {
+                return Err(Finding::CommitEnd { dataset: dataset.id }.into());
+            }
+            dataset.within(Table::Feed, end)
         })
     }
 
@@ -351,8 +421,10 @@ impl<P: FnMut(CheckProgress)> Check<P> {
         self.rows(Table::Pending, |check, row, value| {
             layout::name_of(row)?;
             let dataset = owner(&mut check.datasets, Table::Pending, layout::number_of(row)?)?;
+            let row = layout::decode_pending(value)?;
             dataset.pending += 1;
-            dataset.within(Table::Pending, Sequence(layout::decode_varint(value)?))
+            dataset.pending_bytes = dataset.pending_bytes.wrapping_add(row.bytes);
+            dataset.within(Table::Pending, row.sequence)
         })
     }
 
@@ -384,49 +456,54 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             let (counted, found) = (dataset.replica.pending, dataset.pending);
             if found != counted {
                 findings.push(Finding::PendingCount { dataset: id, counted, found });
+                continue;
+            }
+            let (counted, found) = (dataset.replica.pending_bytes, dataset.pending_bytes);
+            if found != counted {
+                findings.push(Finding::PendingBytes { dataset: id, counted, found });
             }
         }
         findings.into_iter().for_each(|finding| self.found(finding));
     }
 
-    /// Reads the packs; returns how long each is.
-    fn packs(&mut self, packs: &Packs) -> BTreeMap<u64, u64> {
-        let mut lengths = BTreeMap::new();
-        self.part("packs", |check| {
-            let failed = |error: std::io::Error| StoreError::Failed(error.to_string());
-            let tail = check.moment.get(Table::Node, &layout::PACK_TAIL)?;
-            let tail = decoded(Table::Node, tail.map(|row| layout::decode_pack_tail(&row)))?;
-            let tail = tail.unwrap_or_default();
-            for pack in packs.numbers().map_err(failed)? {
-                let (length, end) =
-                    packs.scan(pack, |frame| check.frame(pack, tail, frame)).map_err(failed)?;
-                lengths.insert(pack, length);
-                // Behind the tail somebody may be writing just now.
-                let due = if pack == tail.pack { tail.length } else { length };
-                if pack <= tail.pack && end < due {
-                    check.found(Finding::Pack { pack, offset: end });
-                }
+    fn packs(&mut self, packs: &Packs) -> Result<(), StoreError> {
+        let failed = |error: io::Error| StoreError::Failed(error.to_string());
+        let tail = self.tail;
+        let numbers = packs.numbers().map_err(failed)?;
+        for &pack in &numbers {
+            let (length, end) =
+                packs.scan(pack, |frame| self.frame(pack, &frame)).map_err(failed)?;
+            // Behind the tail somebody may be writing just now.
+            let due = if pack == tail.pack { tail.length } else { length };
+            if pack <= tail.pack && end < due {
+                self.found(Finding::Pack { pack, offset: end });
             }
-            if tail.length != 0 && !lengths.contains_key(&tail.pack) {
-                check.found(Finding::Pack { pack: tail.pack, offset: 0 });
-            }
-            Ok(())
-        });
-        lengths
+        }
+        if tail.length != 0 && !numbers.contains(&tail.pack) {
+            self.found(Finding::Pack { pack: tail.pack, offset: 0 });
+        }
+        Ok(())
     }
 
-    fn frame(&mut self, pack: u64, tail: PackTail, frame: crate::packs::Frame) {
+    fn frame(&mut self, pack: u64, &Frame { hash, offset, intact, .. }: &Frame) {
         self.report.chunks += 1;
         if self.report.chunks.is_multiple_of(PROGRESS_ROWS) {
             (self.progress)(CheckProgress { reading: "packs", done: self.report.chunks });
         }
-        let durable = (pack, frame.offset) < (tail.pack, tail.length);
-        if durable && !frame.intact {
-            self.found(Finding::Chunk { pack, offset: frame.offset });
+        if (self.tail.pack, self.tail.length) <= (pack, offset) {
+            return;
+        }
+        // Packs come before files among the further places. A row that cannot be read is found with the rows.
+        let places = chunks::places(&self.moment, hash, 2);
+        let in_pack = |(site, _): &(Site, Extent)| matches!(site, Site::Pack(_));
+        if !intact {
+            self.found(Finding::Chunk { pack, offset });
+        } else if places.is_ok_and(|places| !places.iter().any(in_pack)) {
+            self.found(Finding::Unindexed { pack, offset });
         }
     }
 
-    fn chunks(&mut self, lengths: &BTreeMap<u64, u64>) -> Result<(), StoreError> {
+    fn chunks(&mut self, packs: &Packs) -> Result<(), StoreError> {
         // The chunk whose further places may follow.
         let mut with_more = None;
         self.rows(Table::Chunks, |check, row, value| {
@@ -442,8 +519,8 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             };
             match place {
                 Some((Site::Pack(pack), Extent { offset, length })) => {
-                    let end = offset.saturating_add(u64::from(length));
-                    if lengths.get(&pack).is_none_or(|length| *length < end) {
+                    let held = packs.holds(Packed { pack, offset, length }, hash);
+                    if !held.map_err(|error| StoreError::Failed(error.to_string()))? {
                         return Err(Finding::NoSuchPlace { pack, offset }.into());
                     }
                 }
@@ -520,3 +597,6 @@ impl From<StoreError> for Trouble {
         Self::Store(error)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
+};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -75,6 +77,8 @@ pub struct DiskStore(Arc<Handle>);
 
 struct Handle {
     shared: Arc<Shared>,
+    /// Held while a dataset is linked, unlinked or dropped: each takes many steps, and two at once would undo each other.
+    changing: Mutex<()>,
     committer: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -90,6 +94,12 @@ pub(crate) struct Shared {
 impl DiskStore {
     /// Opens the store in `directory`, which is made if it does not exist. Finishes what a crash interrupted.
     pub fn open(directory: &Path) -> Result<Self, OpenError> {
+        Self::open_for(directory, None)
+    }
+
+    /// Opens the store of a node: an author that is drawn for it begins as the node's identity does, so that people can
+    /// tell from a version, and from the name of a conflict copy, whose it is. Otherwise like [`open`](Self::open).
+    pub fn open_for(directory: &Path, node: Option<NodeId>) -> Result<Self, OpenError> {
         let failed = |name: &str| {
             let path = directory.join(name);
             move |source: io::Error| OpenError::Io { path, source }
@@ -106,12 +116,16 @@ impl DiskStore {
         let found = Found::read(&tables).map_err(unreadable)?;
         let (packs, synced) =
             Packs::open(directory.join("packs"), found.pack_tail).map_err(failed("packs"))?;
+        // The names of what was made just now are durable before anything is acknowledged.
+        let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
+        parent.into_iter().chain([directory]).try_for_each(sync_directory).map_err(failed(""))?;
 
         let mut rows = Rows::default();
         let identity = match found.identity {
             Some(identity) if identity.stamp == stamp => identity,
             _ => {
-                let identity = draw_identity(stamp).map_err(unreadable)?;
+                let begins = node.map(|node| half(node.0));
+                let identity = draw_identity(stamp, begins).map_err(unreadable)?;
                 rows.put(Table::Node, layout::IDENTITY, layout::encode_identity(&identity));
                 identity
             }
@@ -132,7 +146,8 @@ impl DiskStore {
         });
         let committer =
             committer::spawn(Arc::clone(&shared), Clock::after(found.clock)).map_err(failed(""))?;
-        let store = Self(Arc::new(Handle { shared, committer: Mutex::new(Some(committer)) }));
+        let committer = Mutex::new(Some(committer));
+        let store = Self(Arc::new(Handle { shared, changing: Mutex::new(()), committer }));
         store.finish_interrupted().map_err(unreadable)?;
         Ok(store)
     }
@@ -163,6 +178,7 @@ impl DiskStore {
 
     /// Removes a dataset and all its rows. It is gone at once, and durably; the rows go in steps, until this returns.
     pub fn drop_dataset(&self, dataset: DatasetId) -> Result<(), StoreError> {
+        let _alone = self.alone();
         let row = self.dataset(dataset)?;
         self.edit(Edit::Enter { dataset, state: State::Dropping })?;
         self.finish_dropping(dataset, row)
@@ -172,6 +188,7 @@ impl DiskStore {
     /// settled. Linking marks every key pending; unlinking removes the directory's records, pending rows and places.
     /// Durable when it returns.
     pub fn set_linked(&self, dataset: DatasetId, linked: bool) -> Result<(), StoreError> {
+        let _alone = self.alone();
         let row = self.dataset(dataset)?;
         match (row.state, linked) {
             (State::Plain, true) => {
@@ -357,6 +374,10 @@ impl DiskStore {
         }
     }
 
+    fn alone(&self) -> MutexGuard<'_, ()> {
+        self.0.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn edit(&self, edit: Edit) -> Result<Outcome, StoreError> {
         waited(|done| self.put(Job::Edit(edit, Box::new(done)), 0))
     }
@@ -372,7 +393,7 @@ impl DiskStore {
         row.ok_or(StoreError::UnknownDataset(dataset))
     }
 
-    fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &Shared {
         &self.0.shared
     }
 }
@@ -486,15 +507,26 @@ impl Found {
     }
 }
 
-/// An author and an epoch that nobody had before.
-pub(crate) fn draw_identity(stamp: Stamp) -> Result<Identity, StoreError> {
+/// An author and an epoch that nobody had before. The rest of an author is long enough to be unique by itself.
+pub(crate) fn draw_identity(
+    stamp: Stamp,
+    author_begins: Option<[u8; 8]>,
+) -> Result<Identity, StoreError> {
     let mut random = [0; 24];
     File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut random))
         .map_err(|error| StoreError::Failed(format!("no random numbers: {error}")))?;
+    if let Some(begins) = author_begins {
+        random[..8].copy_from_slice(&begins);
+    }
     let (author, epoch) = random.split_first_chunk::<16>().expect("24 bytes");
     let epoch = epoch.try_into().expect("8 bytes are left of 24");
     Ok(Identity { author: AuthorId(*author), epoch: Epoch(u64::from_le_bytes(epoch)), stamp })
+}
+
+/// The first half of an identity.
+pub(crate) fn half(id: [u8; 16]) -> [u8; 8] {
+    *id.first_chunk().expect("8 of 16 bytes")
 }
 
 fn lock(path: &Path) -> Result<File, OpenError> {
@@ -611,6 +643,7 @@ mod tests {
     fn dropping_goes_on_after_a_crash() {
         let (_directory, store) = interrupted(State::Dropping);
         assert!(store.datasets().is_empty());
-        assert_eq!(store.check(|_| {}).rows, 0);
+        let own = ["identity", "clock", "next number"];
+        assert_eq!(store.check(|_| {}).rows, own.len() as u64);
     }
 }

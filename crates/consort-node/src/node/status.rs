@@ -11,6 +11,7 @@ use consort_store::DiskStore;
 use crate::cluster::DatasetFact;
 use crate::error::NodeError;
 use crate::folder::Trouble;
+use crate::net::Identity;
 use crate::report::{
     DatasetState, DatasetStatus, Finding, LinkStatus, PeerStatus, Severity, Status,
 };
@@ -60,15 +61,16 @@ impl Node {
         let dataset = fact.parameters.id;
         let links = self.ask(|reply| Cause::Links { dataset, reply }).await?;
         let store = self.shared.store.clone();
-        let (summary, pending) = blocking(move || {
+        let (summary, pending, pending_bytes) = blocking(move || {
             let view = store.view(dataset)?;
-            Ok((view.summary(), view.pending_count()))
+            Ok((view.summary(), view.pending_count(), view.pending_bytes()))
         })
         .await?;
         let folder = self.shared.folder(dataset);
         let link = self.shared.link_of(dataset);
         let progress = folder.as_ref().map(|folder| folder.progress());
-        let (scanning, indexed) = progress.map_or((false, 0), |progress| progress.scan());
+        let scan = progress.and_then(|progress| progress.scan());
+        let underway = progress.map_or(0, |progress| progress.underway());
         let unsettled = progress.map_or(0, |progress| progress.unsettled());
         let busy = 0 < pending || 0 < unsettled || !links.iter().all(is_quiet);
         let trouble = self.shared.is_revoked().then(|| Trouble::Paused(REVOKED.to_owned()));
@@ -80,7 +82,7 @@ impl Node {
         let (state, reason) = match trouble {
             Some(Trouble::Paused(reason)) => (DatasetState::Paused, Some(reason)),
             Some(Trouble::Degraded(reason)) => (DatasetState::Degraded, Some(reason)),
-            None if scanning => (DatasetState::Scanning, None),
+            None if scan.is_some() => (DatasetState::Scanning, None),
             None if links.is_empty() && has_others => {
                 let reason = "no other node can be reached; `consort doctor` says more";
                 (DatasetState::Waiting, Some(reason.to_owned()))
@@ -96,7 +98,7 @@ impl Node {
                     .map(|link| self.name_of(link.peer))
                     .collect();
                 let reason = format!(
-                    "versions that come from {} lie in the future of this machine's clock: set the clocks of both right",
+                    "versions that come from {} lie in the future of this machine's clock: set the clocks right; if they are, give that node a new --home and join it again, as its versions keep their time",
                     names.join(", ")
                 );
                 (DatasetState::Waiting, Some(reason))
@@ -113,9 +115,9 @@ impl Node {
             state,
             reason,
             pending,
-            pending_bytes: 0,
-            indexed,
-            to_index: None,
+            pending_bytes: pending_bytes.saturating_sub(underway),
+            indexed: scan.map_or(0, |scan| scan.done),
+            to_index: scan.and_then(|scan| scan.total),
             conflicts: progress.map_or(0, |progress| progress.conflicts()),
             problems: progress.map(|progress| progress.problems()).unwrap_or_default(),
             rate_bytes: progress.map_or(0, |progress| progress.rate()),
@@ -260,7 +262,9 @@ fn ok(what: String) -> Finding {
 /// # Errors
 /// The store cannot be opened, or its node runs.
 pub fn check_store(home: &Path, mut progress: impl FnMut(u64)) -> Result<Vec<Finding>, NodeError> {
-    let store = DiskStore::open(&home.join("store"))?;
+    // A damaged identity is no reason not to look.
+    let node = Identity::load(&home.join("identity")).ok().map(|identity| identity.node());
+    let store = DiskStore::open_for(&home.join("store"), node)?;
     let report = store.check(|step| progress(step.done));
     let mut findings: Vec<Finding> = report
         .findings
