@@ -374,7 +374,10 @@ impl World<'_, '_> {
         let (over, waits) = std::mem::take(&mut process.waits).into_iter().partition(is_over);
         process.waits = waits;
         let over: Vec<Wait> = over;
-        over.iter().try_for_each(|wait| durable::waited(&self.history, n, &view, &wait.promised))
+        over.iter().try_for_each(|wait| {
+            let peer = self.node(wait.peer).view();
+            durable::waited(&self.history, (n, &view), &peer, &wait.promised)
+        })
     }
 }
 

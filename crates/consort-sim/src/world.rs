@@ -9,13 +9,14 @@ use consort_core::model::attributes::Attributes;
 use consort_core::model::merge::Saw;
 use consort_core::protocol::event::Access;
 use consort_core::random::Random;
+use consort_core::store::memory::MemoryView;
 use consort_core::store::{LocalWrite, View};
 use consort_core::{Content, Instant, Key};
 
 use crate::checkers::no_resurrection::NoResurrection;
-use crate::checkers::{Checked, converged, cursors, durable, live, minimal};
+use crate::checkers::{Checked, causal, converged, cursors, durable, live, minimal};
 use crate::faults;
-use crate::history::History;
+use crate::history::{History, VersionIndex};
 use crate::network::{Network, Pair};
 use crate::node::{DATASET, Job, Node, NodeIndex};
 use crate::scenario::Scenario;
@@ -108,11 +109,10 @@ impl<'s, 't> World<'s, 't> {
             self.run_until(pause)?;
             self.audit()?;
         }
-        self.mend_everything();
+        self.mend_everything()?;
         let converged_after = self.converge()?;
-        let members = self.members().count() as u64;
         let links = self.topology.edges().len() as u64;
-        let lower_limit = self.history.bytes() * members.saturating_sub(1);
+        let lower_limit = self.history.bytes() * (self.nodes.len() as u64 - 1);
         let Traffic { messages, bytes } = self.traffic;
         minimal::check(self.scenario, bytes, lower_limit, links)?;
         self.rest(links)?;
@@ -185,7 +185,7 @@ impl<'s, 't> World<'s, 't> {
         Ok(())
     }
 
-    fn mend_everything(&mut self) {
+    fn mend_everything(&mut self) -> Checked {
         self.note(None, format_args!("everything is mended"));
         self.network.mend_all(&mut self.schedule);
         for n in self.members().collect::<Vec<_>>() {
@@ -193,8 +193,38 @@ impl<'s, 't> World<'s, 't> {
             let sync_us = self.scenario.sync_us;
             let node = self.node_mut(n);
             (node.sync_us, node.clock.ahead_ms, node.clock.drift_ppm) = (sync_us, ahead, 0);
+            if self.is_stranded(n)? {
+                self.wipe(n)?;
+            }
             self.start(n);
         }
+        Ok(())
+    }
+
+    /// Whether a node that only reads has what no writer has any more. Nobody takes that from it, so it will never be
+    /// like the others.
+    fn is_stranded(&self, n: NodeIndex) -> Checked<bool> {
+        let node = self.node(n);
+        if node.access == Access::Write {
+            return Ok(false);
+        }
+        let writers = self.writers_but(n);
+        let is_current = |version: &VersionIndex| {
+            let key = &self.history.known(*version).key;
+            causal::held(&self.history, &node.view(), key).is_ok_and(|held| held.contains(version))
+        };
+        for version in self.history.all().filter(is_current) {
+            if !durable::is_anywhere(&self.history, &writers, version)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The replicas from which others take what they hold, but for one.
+    fn writers_but(&self, gone: NodeIndex) -> Vec<MemoryView> {
+        let others = self.members().filter(|n| *n != gone).map(|n| self.node(n));
+        others.filter(|node| node.access == Access::Write).map(Node::view).collect()
     }
 
     /// Waits until all are the same; how long that took.
@@ -378,13 +408,9 @@ impl<'s, 't> World<'s, 't> {
 
     /// What only this node has may be lost with it.
     fn excuse(&mut self, gone: NodeIndex) -> Checked {
-        let others: Vec<_> =
-            self.members().filter(|n| *n != gone).map(|n| self.node(n).view()).collect();
+        let others = self.writers_but(gone);
         for version in self.history.all() {
-            let mut elsewhere = false;
-            for view in &others {
-                elsewhere |= durable::accounts_for(&self.history, view, version)?;
-            }
+            let elsewhere = durable::is_anywhere(&self.history, &others, version)?;
             self.history.known_mut(version).excused |= !elsewhere;
         }
         Ok(())

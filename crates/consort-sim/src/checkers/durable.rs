@@ -19,16 +19,32 @@ pub(crate) fn accounts_for(
     Ok(history.accounts_for(&held, version))
 }
 
-/// A node waited until it had what a peer held: it has.
+/// Whether one of these replicas does.
+pub(crate) fn is_anywhere(
+    history: &History,
+    views: &[MemoryView],
+    version: VersionIndex,
+) -> Checked<bool> {
+    for view in views {
+        if accounts_for(history, view, version)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A node waited until it had what a peer held: it has. But what was replaced at the peer meanwhile is not in its feed
+/// any more, and what replaced it may lie behind the place that was waited for.
 pub(crate) fn waited(
     history: &History,
-    node: NodeIndex,
-    view: &MemoryView,
+    (node, view): (NodeIndex, &MemoryView),
+    peer: &MemoryView,
     promised: &[(Key, Vec<VersionIndex>)],
 ) -> Checked {
     for (key, promised) in promised {
-        let held = held(history, view, key)?;
-        if let Some(lost) = promised.iter().find(|version| !history.accounts_for(&held, **version)) {
+        let (here, there) = (held(history, view, key)?, held(history, peer, key)?);
+        let mut current = promised.iter().filter(|version| there.contains(version));
+        if let Some(lost) = current.find(|version| !history.accounts_for(&here, **version)) {
             let dot = history.known(*lost).dot;
             let what = format!("{node} was told that it has all, and lacks {key} {dot:?}");
             return Err(Checker::Durable.finds(what));
