@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use consort_core::model::commit::Commit;
+use consort_core::protocol::event::Access;
 use consort_core::protocol::link::Phase;
 use consort_core::protocol::{Effect, Envelope, Event, codec};
-use consort_core::protocol::event::Access;
 use consort_core::store::{LocalWrite, Store, View};
 use consort_core::{Key, NodeId};
 
@@ -106,7 +106,8 @@ impl World<'_, '_> {
         let (peer_id, access) = (self.node(peer).id, self.node(peer).access);
         let opener = self.node(n).id < peer_id;
         let stands = self.network.stands(pair, number);
-        let Some(process) = self.node_mut(n).process.as_mut().filter(|_| peer_runs && stands) else {
+        let Some(process) = self.node_mut(n).process.as_mut().filter(|_| peer_runs && stands)
+        else {
             return Ok(());
         };
         // The end of the old connection is told before the new one.
@@ -242,10 +243,8 @@ impl World<'_, '_> {
                 let keys = dots.iter().map(|(key, _)| key);
                 let before = causal::held_by(history, &node.view(), keys.clone())?;
                 let commit = Commit { entries };
-                let applied = node
-                    .store
-                    .apply_remote(DATASET.id, peer, commit, cursor)
-                    .map_err(failed)?;
+                let applied =
+                    node.store.apply_remote(DATASET.id, peer, commit, cursor).map_err(failed)?;
                 causal::remote(history, &before, &dots, &applied, &node.view())
                     .map_err(|violation| at(n, violation))?;
                 let keys: Vec<Key> = keys.cloned().collect();
@@ -361,7 +360,8 @@ impl World<'_, '_> {
     /// Whoever was told to have everything has it.
     fn look_at_waits(&mut self, n: NodeIndex) -> Checked {
         let node = &mut self.nodes[n.0 as usize];
-        let Some(process) = node.process.as_mut().filter(|process| !process.waits.is_empty()) else {
+        let Some(process) = node.process.as_mut().filter(|process| !process.waits.is_empty())
+        else {
             return Ok(());
         };
         let view = node.store.view(DATASET.id).expect("every store has it open");

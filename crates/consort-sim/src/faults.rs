@@ -51,7 +51,8 @@ pub(crate) fn draw(scenario: &Scenario, random: &mut Random, actions: &mut Vec<(
         actions.push((later(at, random), Action::UsualDisk { node }));
     });
     several(scenario.joins, &mut |random, at| {
-        let reads_only = scenario.reader_in != 0 && random.below(u64::from(scenario.reader_in)) == 0;
+        let reads_only =
+            scenario.reader_in != 0 && random.below(u64::from(scenario.reader_in)) == 0;
         actions.push((at, Action::Join { reads_only }));
     });
     several(scenario.leaves, &mut |random, at| {
@@ -72,6 +73,7 @@ fn any(random: &mut Random) -> u32 {
 
 /// A while after: sometimes milliseconds, sometimes longer than peers wait for a sign of life.
 fn later(at: Instant, random: &mut Random) -> Instant {
-    let most = [20_000, 400_000, 4_000_000, 20_000_000][usize::try_from(random.below(4)).expect("below 4")];
+    let most = [20_000, 400_000, 4_000_000, 20_000_000]
+        [usize::try_from(random.below(4)).expect("below 4")];
     at + Duration::from_micros(1 + random.below(most))
 }

@@ -50,7 +50,10 @@ pub(crate) enum Expected {
     /// One of these stands for it.
     Same(Vec<VersionIndex>),
     /// A new version, which replaces all current ones but these.
-    New { beside: Vec<VersionIndex>, past: Past },
+    New {
+        beside: Vec<VersionIndex>,
+        past: Past,
+    },
 }
 
 impl History {
@@ -145,7 +148,12 @@ impl History {
     }
 
     /// Takes down a version that was written. Nothing if there is one with its dot already.
-    pub(crate) fn write(&mut self, entry: &Entry, bytes: usize, past: Past) -> Option<VersionIndex> {
+    pub(crate) fn write(
+        &mut self,
+        entry: &Entry,
+        bytes: usize,
+        past: Past,
+    ) -> Option<VersionIndex> {
         let Entry { key, version } = entry;
         let index = VersionIndex(u32::try_from(self.versions.len()).expect("runs are short"));
         if self.by_dot.contains_key(&version.dot) {

@@ -81,11 +81,7 @@ pub fn keep_panics() {
 }
 
 /// Runs a script of a scenario.
-pub fn examine(
-    scenario: &Scenario,
-    script: &Script,
-    trace: Trace<'_>,
-) -> Result<Outcome, Failure> {
+pub fn examine(scenario: &Scenario, script: &Script, trace: Trace<'_>) -> Result<Outcome, Failure> {
     let run = AssertUnwindSafe(|| World::new(scenario, script, trace).run());
     match panic::catch_unwind(run) {
         Ok(outcome) => outcome.map_err(Failure::Violated),

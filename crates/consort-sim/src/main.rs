@@ -124,7 +124,9 @@ fn many(args: &Args, out: &mut impl Write) -> io::Result<ExitCode> {
     let Range { start, end } = args.seeds;
     writeln!(out, "seeds {start}..{end} commit {COMMIT}")?;
     out.flush()?;
-    let jobs = args.jobs.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
+    let jobs = args
+        .jobs
+        .map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
     let (next, stop) = (AtomicU64::new(start), AtomicBool::new(false));
     let total = Mutex::new(Total::default());
     #[expect(clippy::disallowed_types, reason = "how long the runs took is no part of them")]

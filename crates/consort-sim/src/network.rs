@@ -191,8 +191,11 @@ impl Network {
         let number = self.connections;
         way.connection = Some(Connection { number, pipes: Default::default() });
         // A handshake takes a round trip and a half; the one who is dialed is done last.
-        let (first, second) =
-            if self.random.below(2) == 0 { (Side::Low, Side::High) } else { (Side::High, Side::Low) };
+        let (first, second) = if self.random.below(2) == 0 {
+            (Side::Low, Side::High)
+        } else {
+            (Side::High, Side::Low)
+        };
         schedule.after(3 * latency, Happening::Connected { pair, number, side: first });
         schedule.after(4 * latency, Happening::Connected { pair, number, side: second });
     }
@@ -285,9 +288,8 @@ impl Network {
     /// the silence.
     pub(crate) fn stop(&mut self, node: NodeIndex, machine_runs: bool, schedule: &mut Schedule) {
         let ways = self.ways.iter().filter(|(pair, _)| pair.low == node || pair.high == node);
-        let pairs: Vec<(Pair, u32)> = ways
-            .filter_map(|(pair, way)| Some((*pair, way.connection.as_ref()?.number)))
-            .collect();
+        let pairs: Vec<(Pair, u32)> =
+            ways.filter_map(|(pair, way)| Some((*pair, way.connection.as_ref()?.number))).collect();
         for (pair, number) in pairs {
             let to = pair.side(node).other();
             self.lose_tail(pair, number, to);
@@ -300,11 +302,18 @@ impl Network {
     }
 
     /// Separates the nodes that are `inside` from all others.
-    pub(crate) fn split(&mut self, id: u32, inside: Vec<bool>, stops: Stops, schedule: &mut Schedule) {
+    pub(crate) fn split(
+        &mut self,
+        id: u32,
+        inside: Vec<bool>,
+        stops: Stops,
+        schedule: &mut Schedule,
+    ) {
         self.splits.insert(id, Split { inside, stops });
-        let ways = self.ways.iter().filter_map(|(pair, way)| {
-            Some((*pair, way.connection.as_ref()?.number))
-        });
+        let ways = self
+            .ways
+            .iter()
+            .filter_map(|(pair, way)| Some((*pair, way.connection.as_ref()?.number)));
         let connections: Vec<(Pair, u32)> = ways.collect();
         for (pair, number) in connections {
             for side in [Side::Low, Side::High] {
@@ -319,7 +328,8 @@ impl Network {
     pub(crate) fn mend(&mut self, id: u32, schedule: &mut Schedule) {
         self.splits.remove(&id);
         let pairs: Vec<Pair> = self.ways.keys().copied().collect();
-        for (pair, to) in pairs.into_iter().flat_map(|pair| [(pair, Side::Low), (pair, Side::High)]) {
+        for (pair, to) in pairs.into_iter().flat_map(|pair| [(pair, Side::Low), (pair, Side::High)])
+        {
             if self.is_blocked(pair, to) {
                 continue;
             }

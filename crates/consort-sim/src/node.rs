@@ -9,9 +9,7 @@ use consort_core::protocol::event::Access;
 use consort_core::random::Random;
 use consort_core::store::memory::{MemoryStore, MemoryView};
 use consort_core::store::{Cursor, DatasetParameters, Epoch, LocalWrite, Sequence, Store};
-use consort_core::{
-    AuthorId, DatasetId, Entry, FingerprintKey, Instant, Key, NodeId, WallTime,
-};
+use consort_core::{AuthorId, DatasetId, Entry, FingerprintKey, Instant, Key, NodeId, WallTime};
 
 use crate::clock::Clock;
 use crate::disk::Disk;

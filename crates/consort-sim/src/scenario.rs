@@ -98,8 +98,8 @@ const CALM: Scenario = Scenario {
     joins: 0,
     leaves: 0,
     converges_within: Duration::from_secs(60),
-    traffic_percent: 400,
-    traffic_per_link: 4_000,
+    traffic_percent: 300,
+    traffic_per_link: 6_000,
 };
 
 /// All scenarios.
@@ -122,8 +122,8 @@ pub const ALL: &[Scenario] = &[
         joins: 2,
         leaves: 2,
         converges_within: Duration::from_secs(120),
-        traffic_percent: 1_500,
-        traffic_per_link: 40_000,
+        traffic_percent: 500,
+        traffic_per_link: 20_000,
         ..CALM
     },
     Scenario {
@@ -133,8 +133,8 @@ pub const ALL: &[Scenario] = &[
         sync_us: (1_000, 60_000),
         crashes: 20,
         slow_disks: 4,
-        traffic_percent: 1_500,
-        traffic_per_link: 40_000,
+        traffic_percent: 500,
+        traffic_per_link: 20_000,
         ..CALM
     },
     Scenario {
@@ -146,8 +146,8 @@ pub const ALL: &[Scenario] = &[
         cuts: 25,
         splits: 8,
         converges_within: Duration::from_secs(120),
-        traffic_percent: 1_500,
-        traffic_per_link: 40_000,
+        traffic_percent: 500,
+        traffic_per_link: 20_000,
         ..CALM
     },
     Scenario {
@@ -162,8 +162,8 @@ pub const ALL: &[Scenario] = &[
         cuts: 8,
         splits: 4,
         clock_ms: 60_000,
-        traffic_percent: 2_000,
-        traffic_per_link: 40_000,
+        traffic_percent: 500,
+        traffic_per_link: 20_000,
         converges_within: Duration::from_secs(120),
         ..CALM
     },
@@ -178,8 +178,8 @@ pub const ALL: &[Scenario] = &[
         crashes: 2,
         cuts: 3,
         converges_within: Duration::from_secs(30 * 60),
-        traffic_percent: 1_500,
-        traffic_per_link: 80_000,
+        traffic_percent: 600,
+        traffic_per_link: 40_000,
         ..CALM
     },
     Scenario {
@@ -192,8 +192,8 @@ pub const ALL: &[Scenario] = &[
         cuts: 4,
         joins: 5,
         leaves: 4,
-        traffic_percent: 3_000,
-        traffic_per_link: 60_000,
+        traffic_percent: 600,
+        traffic_per_link: 40_000,
         ..CALM
     },
     Scenario {
@@ -204,8 +204,8 @@ pub const ALL: &[Scenario] = &[
         preloaded: 3_000,
         content_bytes: 100,
         cuts: 60,
-        traffic_percent: 400,
-        traffic_per_link: 40_000,
+        traffic_percent: 250,
+        traffic_per_link: 20_000,
         ..CALM
     },
     Scenario {
@@ -217,13 +217,17 @@ pub const ALL: &[Scenario] = &[
         batch: 20,
         content_bytes: 16_384,
         eventful: Duration::from_secs(8),
-        network: Conditions { latency_us: (100, 20_000), bytes_per_second: 50_000_000, loss_ppm: 100 },
+        network: Conditions {
+            latency_us: (100, 20_000),
+            bytes_per_second: 50_000_000,
+            loss_ppm: 100,
+        },
         sync_us: (5_000, 200_000),
         cuts: 15,
         slow_disks: 4,
         waits: 2,
-        traffic_percent: 1_000,
-        traffic_per_link: 40_000_000,
+        traffic_percent: 500,
+        traffic_per_link: 1_000_000,
         ..CALM
     },
     Scenario {
@@ -237,8 +241,8 @@ pub const ALL: &[Scenario] = &[
         splits: 1,
         waits: 2,
         converges_within: Duration::from_secs(120),
-        traffic_percent: 800,
-        traffic_per_link: 20_000,
+        traffic_percent: 350,
+        traffic_per_link: 6_000,
         ..CALM
     },
 ];

@@ -60,9 +60,8 @@ impl Topology {
         let wanted = LEAST_DEGREE.min(members.len().saturating_sub(1));
         for &node in &members {
             while self.degree(node) < wanted {
-                let others = |other: &NodeIndex| {
-                    *other != node && !self.are_neighbours(node, *other)
-                };
+                let others =
+                    |other: &NodeIndex| *other != node && !self.are_neighbours(node, *other);
                 let other = self.choose(&members, others, random);
                 self.connect(node, other, &mut added);
             }
@@ -156,7 +155,9 @@ mod tests {
             topology.reach(NodeIndex(0), &mut reached, &mut order);
             assert_eq!(reached.len(), topology.writers.len());
             for (node, neighbours) in &topology.neighbours {
-                assert!(LEAST_DEGREE <= neighbours.len() && neighbours.len() <= GREATEST_DEGREE + 4);
+                assert!(
+                    LEAST_DEGREE <= neighbours.len() && neighbours.len() <= GREATEST_DEGREE + 4
+                );
                 assert!(neighbours.iter().any(|n| reached.contains(n)), "{node:?} hears nobody");
             }
         }

@@ -55,7 +55,10 @@ impl fmt::Display for Brief<'_> {
                 let cursor = hello.cursor.map(|cursor| cursor.sequence.0);
                 let reconcile = if hello.reconcile { " reconcile" } else { "" };
                 let conversation = hello.conversation;
-                write!(f, "Hello {conversation:08x} holds {digest} head {head} cursor {cursor:?}{reconcile}")
+                write!(
+                    f,
+                    "Hello {conversation:08x} holds {digest} head {head} cursor {cursor:?}{reconcile}"
+                )
             }
             Message::Versions { entries, through } => {
                 write!(f, "Versions {}", entries.len())?;

@@ -13,8 +13,9 @@ use consort_core::store::memory::MemoryView;
 use consort_core::store::{LocalWrite, View};
 use consort_core::{Content, Instant, Key};
 
+use crate::checkers::cursors::Cursors;
 use crate::checkers::no_resurrection::NoResurrection;
-use crate::checkers::{Checked, causal, converged, cursors, durable, live, minimal};
+use crate::checkers::{Checked, causal, converged, durable, live, minimal};
 use crate::faults;
 use crate::history::{History, VersionIndex};
 use crate::network::{Network, Pair};
@@ -68,6 +69,7 @@ pub(crate) struct World<'s, 't> {
     pub(crate) network: Network,
     pub(crate) history: History,
     pub(crate) no_resurrection: NoResurrection,
+    cursors: Cursors,
     pub(crate) next_wait: u64,
     pub(crate) traffic: Traffic,
     pub(crate) trace: Trace<'t>,
@@ -87,6 +89,7 @@ impl<'s, 't> World<'s, 't> {
             topology: Topology::default(),
             history: History::new(DATASET.fingerprint_key),
             no_resurrection: NoResurrection::default(),
+            cursors: Cursors::default(),
             next_wait: 0,
             traffic: Traffic::default(),
             trace,
@@ -175,10 +178,10 @@ impl<'s, 't> World<'s, 't> {
     fn audit(&mut self) -> Checked {
         for (a, b) in self.topology.edges() {
             for (n, peer) in [(a, b), (b, a)] {
-                let peer = self.node(peer);
+                let (node, peer) = (self.node(n).view(), self.node(peer));
                 if peer.access == Access::Write {
-                    let node = (n, &self.node(n).view());
-                    cursors::check(&self.history, node, (peer.id, &peer.view()))?;
+                    let peer = (peer.id, &peer.view());
+                    self.cursors.check(&self.history, (n, &node), peer)?;
                 }
             }
         }
@@ -268,7 +271,10 @@ impl<'s, 't> World<'s, 't> {
             format!("{n} holds {} ({:032x}), idle {idle}, {links:?}", digest.count, digest.sum)
         });
         let digests: Vec<String> = digests.collect();
-        live::stuck(self.scenario.converges_within, &format!("not all are the same: {}", digests.join("; ")))
+        live::stuck(
+            self.scenario.converges_within,
+            &format!("not all are the same: {}", digests.join("; ")),
+        )
     }
 
     /// Everybody is told that all is there; then nothing is said any more.
@@ -444,9 +450,7 @@ impl<'s, 't> World<'s, 't> {
     }
 
     fn leave(&mut self, n: NodeIndex) -> Checked {
-        let writes = |other: &NodeIndex| {
-            *other != n && self.node(*other).access == Access::Write
-        };
+        let writes = |other: &NodeIndex| *other != n && self.node(*other).access == Access::Write;
         if !self.members().any(|other| writes(&other)) {
             return Ok(());
         }

@@ -17,7 +17,8 @@ pub(crate) fn pipe(bytes: usize) -> Checked {
     if bytes <= ON_THE_WAY {
         return Ok(());
     }
-    Err(Checker::Bounded.finds(format!("{bytes} bytes are on their way to a peer, over {ON_THE_WAY}")))
+    Err(Checker::Bounded
+        .finds(format!("{bytes} bytes are on their way to a peer, over {ON_THE_WAY}")))
 }
 
 /// So many bytes wait for a node's disk, and come from so many peers.

@@ -1,9 +1,9 @@
 //! A version replaces exactly what its writer saw, on every replica that it reaches: no more, whatever the clocks say,
 //! and no less.
 
+use consort_core::model::canonical;
 use consort_core::store::memory::MemoryView;
 use consort_core::store::{Applied, LocalWrite, View, Written};
-use consort_core::model::canonical;
 use consort_core::{Dot, Key};
 
 use super::{Checked, Checker, Held};
@@ -43,7 +43,10 @@ pub(crate) fn local(
             (Expected::Same(like), Written::Same(dot)) => {
                 let same = find(history, &write.key, dot)?;
                 if !like.contains(&same) {
-                    return wrong(&write.key, format!("{dot:?} stands for a write that is not like it"));
+                    return wrong(
+                        &write.key,
+                        format!("{dot:?} stands for a write that is not like it"),
+                    );
                 }
                 acknowledged.push(same);
             }
@@ -64,14 +67,20 @@ pub(crate) fn local(
                 if let Some(other) = history.of_key(&write.key).iter().find(claimed) {
                     let other = history.known(*other).dot;
                     let seen = &entry.version.seen;
-                    return wrong(&write.key, format!("{dot:?} has {seen:?}: wrong about {other:?}"));
+                    return wrong(
+                        &write.key,
+                        format!("{dot:?} has {seen:?}: wrong about {other:?}"),
+                    );
                 }
                 beside.push(index);
                 *held = beside;
                 acknowledged.push(index);
             }
             (expected, written) => {
-                return wrong(&write.key, format!("{expected:?} must come of a write, but {written:?} did"));
+                return wrong(
+                    &write.key,
+                    format!("{expected:?} must come of a write, but {written:?} did"),
+                );
             }
         }
     }

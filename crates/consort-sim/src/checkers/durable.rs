@@ -58,7 +58,8 @@ pub(crate) fn everything(history: &History, node: NodeIndex, view: &MemoryView) 
     for version in history.all() {
         let known = history.known(version);
         if known.acknowledged && !known.excused && !accounts_for(history, view, version)? {
-            let what = format!("{node} lacks {} {:?}, which was acknowledged", known.key, known.dot);
+            let what =
+                format!("{node} lacks {} {:?}, which was acknowledged", known.key, known.dot);
             return Err(Checker::Durable.finds(what));
         }
     }

@@ -34,6 +34,7 @@ pub(crate) fn at_rest(messages: u64, links: u64) -> Checked {
     if messages <= MESSAGES_AT_REST * links {
         return Ok(());
     }
-    let what = format!("all is done, and {links} links exchange {messages} messages within {REST:?}");
+    let what =
+        format!("all is done, and {links} links exchange {messages} messages within {REST:?}");
     Err(Checker::Live.finds(what))
 }

@@ -9,7 +9,8 @@ const IN_ANY_CASE: u64 = 100_000;
 
 /// So many bytes were sent over so many links, where every node had to get everything.
 pub(crate) fn check(scenario: &Scenario, sent: u64, lower_limit: u64, links: u64) -> Checked {
-    let most = lower_limit * scenario.traffic_percent / 100 + links * scenario.traffic_per_link
+    let most = lower_limit * scenario.traffic_percent / 100
+        + links * scenario.traffic_per_link
         + IN_ANY_CASE;
     if sent <= most {
         return Ok(());
