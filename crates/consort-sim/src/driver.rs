@@ -32,7 +32,9 @@ impl World<'_, '_> {
         let now = self.schedule.now();
         let node = self.node_mut(n);
         let (now, view) = (node.clock.read(now), node.view());
-        let Some(process) = &mut node.process else { return Ok(()) };
+        let Some(process) = node.process.as_mut().filter(|process| process.is_open) else {
+            return Ok(());
+        };
         let mut effects = Vec::new();
         let outcome = process.replica.handle(event, now, &view, &mut effects);
         drop(view);
@@ -103,8 +105,6 @@ impl World<'_, '_> {
     pub(crate) fn on_connected(&mut self, pair: Pair, number: u32, side: Side) -> Checked {
         let (n, peer) = (pair.node(side), pair.node(side.other()));
         let peer_runs = self.node(peer).process.is_some();
-        let (peer_id, access) = (self.node(peer).id, self.node(peer).access);
-        let opener = self.node(n).id < peer_id;
         let stands = self.network.stands(pair, number);
         let Some(process) = self.node_mut(n).process.as_mut().filter(|_| peer_runs && stands)
         else {
@@ -118,7 +118,23 @@ impl World<'_, '_> {
             process.connections.insert(peer, number);
         }
         self.note(Some(n), format_args!("connected to {peer} ({number})"));
-        self.event(n, Event::Connected { peer: peer_id, access, opener, standing: false })
+        self.link(n, peer, false)
+    }
+
+    pub(crate) fn on_opened(&mut self, n: NodeIndex, number: u32) -> Checked {
+        let process = self.node_mut(n).process.as_mut();
+        let Some(process) = process.filter(|process| process.number == number) else {
+            return Ok(());
+        };
+        process.is_open = true;
+        let peers: Vec<NodeIndex> = process.connections.keys().copied().collect();
+        peers.into_iter().try_for_each(|peer| self.link(n, peer, true))
+    }
+
+    fn link(&mut self, n: NodeIndex, peer: NodeIndex, standing: bool) -> Checked {
+        let (peer, access) = (self.node(peer).id, self.node(peer).access);
+        let opener = self.node(n).id < peer;
+        self.event(n, Event::Connected { peer, access, opener, standing })
     }
 
     pub(crate) fn on_arrived(&mut self, pair: Pair, number: u32, to: Side) -> Checked {

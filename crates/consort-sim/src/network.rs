@@ -165,8 +165,8 @@ impl Network {
         way.backoff = FIRST_BACKOFF;
         if !way.dialing {
             way.dialing = true;
-            let delay = self.random.below(2 * FIRST_BACKOFF.as_micros() as u64);
-            schedule.after(Duration::from_micros(delay), Happening::Dial(pair));
+            let delay = up_to(&mut self.random, 2 * FIRST_BACKOFF);
+            schedule.after(delay, Happening::Dial(pair));
         }
     }
 
@@ -181,10 +181,9 @@ impl Network {
             return;
         }
         if blocked {
-            let delay = way.backoff.as_micros() as u64;
+            let delay = way.backoff / 2 + up_to(&mut self.random, way.backoff);
             way.dialing = true;
             way.backoff = LAST_BACKOFF.min(2 * way.backoff);
-            let delay = Duration::from_micros(delay / 2 + self.random.below(delay));
             return schedule.after(delay, Happening::Dial(pair));
         }
         self.connections += 1;
@@ -393,6 +392,11 @@ impl Network {
     fn latency(&self, pair: Pair) -> Duration {
         latency(self.conditions, pair)
     }
+}
+
+fn up_to(random: &mut Random, most: Duration) -> Duration {
+    let most = u64::try_from(most.as_micros()).expect("it is seconds");
+    Duration::from_micros(random.below(most + 1))
 }
 
 /// The latency of the way between two nodes, which is always the same.

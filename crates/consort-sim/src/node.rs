@@ -9,7 +9,9 @@ use consort_core::protocol::event::Access;
 use consort_core::random::Random;
 use consort_core::store::memory::{MemoryStore, MemoryView};
 use consort_core::store::{Cursor, DatasetParameters, Epoch, LocalWrite, Sequence, Store};
-use consort_core::{AuthorId, DatasetId, Entry, FingerprintKey, Instant, Key, NodeId, WallTime};
+use consort_core::{
+    AuthorId, Content, DatasetId, Entry, FingerprintKey, Instant, Key, NodeId, WallTime,
+};
 
 use crate::clock::Clock;
 use crate::disk::Disk;
@@ -48,6 +50,8 @@ pub(crate) struct Process {
     /// Which of the machine's it is.
     pub(crate) number: u32,
     pub(crate) replica: Replica,
+    /// Whether the dataset is open. Until then what arrives for it concerns nobody.
+    pub(crate) is_open: bool,
     /// The number of the connection with each peer.
     pub(crate) connections: BTreeMap<NodeIndex, u32>,
     /// When it will be woken, in the world's time.
@@ -79,7 +83,10 @@ impl Job {
     /// About how many bytes it takes.
     pub(crate) fn bytes(&self) -> usize {
         const EACH: usize = 100;
-        let content = |content: &consort_core::Content| EACH + content.size() as usize;
+        let content = |content: &Content| match content {
+            Content::Inline(bytes) => EACH + bytes.len(),
+            _ => EACH,
+        };
         let bytes: usize = match self {
             Self::Remote { entries, .. } => {
                 entries.iter().map(|entry| content(&entry.version.content)).sum()
@@ -110,13 +117,14 @@ impl Node {
         }
     }
 
-    /// Starts a process.
+    /// Starts a process. Its dataset is not open yet.
     pub(crate) fn start(&mut self, now: Instant, random: &mut Random) {
         self.processes += 1;
         self.clock.started = now;
         self.process = Some(Process {
             number: self.processes,
             replica: Replica::new(DATASET.fingerprint_key, self.access, random.next_u64()),
+            is_open: false,
             connections: BTreeMap::new(),
             wake_at: None,
             waits: Vec::new(),

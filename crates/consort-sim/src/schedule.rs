@@ -23,6 +23,8 @@ pub(crate) enum Happening {
     Arrived { pair: Pair, number: u32, to: Side },
     /// If an end still hears nothing, it gives the connection up.
     Silent { pair: Pair, number: u32, side: Side },
+    /// A process opens its dataset.
+    Opened { node: NodeIndex, process: u32 },
     /// A node's disk has synced what it was given.
     Synced { node: NodeIndex, process: u32 },
     /// A deadline of a node's replica.

@@ -15,7 +15,7 @@ use consort_core::{Content, Instant, Key};
 
 use crate::checkers::cursors::Cursors;
 use crate::checkers::no_resurrection::NoResurrection;
-use crate::checkers::{Checked, causal, converged, durable, live, minimal};
+use crate::checkers::{Checked, bounded, causal, converged, durable, live, minimal};
 use crate::faults;
 use crate::history::{History, VersionIndex};
 use crate::network::{Network, Pair};
@@ -29,6 +29,8 @@ use crate::trace::Trace;
 /// How often cursors are looked at while things happen, and how often all are compared when they are mended.
 const AUDIT_EVERY: Duration = Duration::from_secs(1);
 const COMPARE_EVERY: Duration = Duration::from_millis(200);
+/// How long a process may take to open its dataset, in microseconds.
+const OPENS_WITHIN_US: u64 = 1_000_000;
 /// How far clocks are off when they are mended, in milliseconds.
 const MENDED_CLOCK_MS: u64 = 50;
 
@@ -140,6 +142,7 @@ impl<'s, 't> World<'s, 't> {
     fn run_until(&mut self, until: Instant) -> Checked {
         while let Some(happening) = self.schedule.next(until) {
             self.happen(happening)?;
+            live::has_an_end(self.schedule.scheduled(), self.nodes.len())?;
         }
         Ok(())
     }
@@ -160,6 +163,7 @@ impl<'s, 't> World<'s, 't> {
             Happening::Connected { pair, number, side } => self.on_connected(pair, number, side),
             Happening::Arrived { pair, number, to } => self.on_arrived(pair, number, to),
             Happening::Silent { pair, number, side } => self.on_silent(pair, number, side),
+            Happening::Opened { node, process } => self.on_opened(node, process),
             Happening::Synced { node, process } => self.on_synced(node, process),
             Happening::Wake { node, process } => self.on_wake(node, process),
             Happening::Flushed { node, process, peer, id } => {
@@ -349,7 +353,10 @@ impl<'s, 't> World<'s, 't> {
 
     fn commit(&mut self, n: NodeIndex, writes: &[Write]) -> Checked {
         let node = self.node(n);
-        if node.process.is_none() || node.access == Access::Read {
+        if node.process.as_ref().is_none_or(|p| !p.is_open) || node.access == Access::Read {
+            return Ok(());
+        }
+        if bounded::WRITTEN < node.disk.unsynced_bytes() {
             return Ok(());
         }
         let now = node.clock.read(self.schedule.now()).wall;
@@ -429,6 +436,10 @@ impl<'s, 't> World<'s, 't> {
             return;
         }
         node.start(schedule.now(), random);
+        let process = node.processes;
+        // Sometimes connections stand before the dataset is open.
+        let delay = if random.below(4) == 0 { random.below(OPENS_WITHIN_US) } else { 0 };
+        schedule.after(Duration::from_micros(delay), Happening::Opened { node: n, process });
         self.note(Some(n), format_args!("starts"));
         for neighbour in self.topology.neighbours(n).collect::<Vec<_>>() {
             self.redial(Pair::of(n, neighbour));

@@ -8,9 +8,11 @@ use crate::node::{Node, NodeIndex};
 /// What one side may have sent without being acknowledged: a window of its feed and one of what was wanted, each
 /// overshot by a commit, and a little that is not counted.
 const ON_THE_WAY: usize = 2 * (WINDOW_BYTES + MAX_COMMIT_BYTES) + 4 * MAX_MESSAGE_BYTES;
-/// What may be on its way to the disk for one peer: what it sent, twice, since a connection that is replaced leaves
-/// what it asked for.
-const UNSYNCED: usize = 2 * ON_THE_WAY;
+/// What may be on its way to the disk for one peer. A link asks for no more once this much is; the last message, and
+/// those of two windows that arrive together, may overshoot it.
+const UNSYNCED: usize = WINDOW_BYTES + 2 * MAX_COMMIT_BYTES + 2 * MAX_MESSAGE_BYTES;
+/// What writers may have on its way to the disk: then they wait.
+pub(crate) const WRITTEN: usize = 4 * MAX_MESSAGE_BYTES;
 
 /// A pipe holds so many bytes at the most.
 pub(crate) fn pipe(bytes: usize) -> Checked {
@@ -23,7 +25,7 @@ pub(crate) fn pipe(bytes: usize) -> Checked {
 
 /// So many bytes wait for a node's disk, and come from so many peers.
 pub(crate) fn disk(index: NodeIndex, node: &Node, peers: usize) -> Checked {
-    let (bytes, most) = (node.disk.unsynced_bytes(), UNSYNCED * (peers + 1));
+    let (bytes, most) = (node.disk.unsynced_bytes(), UNSYNCED * peers + 2 * WRITTEN);
     if bytes <= most {
         return Ok(());
     }

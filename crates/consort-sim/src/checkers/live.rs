@@ -16,6 +16,18 @@ pub(crate) const CALMING: Duration = Duration::from_secs(5);
 /// Messages of one link in that time: each end checks every 15 to 45 seconds.
 const MESSAGES_AT_REST: u64 = 10;
 
+/// What a run may consist of at the most: far more than any that goes well.
+const EVENTS: u64 = 2_000_000;
+const EVENTS_PER_NODE: u64 = 50_000;
+
+/// So much was scheduled until now.
+pub(crate) fn has_an_end(events: u64, nodes: usize) -> Checked {
+    if events <= EVENTS + EVENTS_PER_NODE * nodes as u64 {
+        return Ok(());
+    }
+    Err(Checker::Live.finds(format!("{events} events, and no end")))
+}
+
 /// Everything is not the same, and there was time enough.
 pub(crate) fn stuck(within: Duration, what: &str) -> Checked {
     Err(Checker::Live.finds(format!("{} s after everything is mended, {what}", within.as_secs())))
