@@ -39,7 +39,7 @@ pub use ignores::{Ignores, LoadIgnoresError, PatternProblem};
 pub use link::{Folder, LinkContext};
 pub use place::{Expected, PlaceError, Placed, RemovedDirectory, Staged, Staging};
 pub use root::{OpenRootError, Root, RootId};
-pub use status::{Progress, Trouble};
+pub use status::{Progress, Scan, Trouble};
 pub use walk::{Walk, WalkEntry, WalkProblem, WalkProblemKind};
 pub use watch::{CookieName, WatchError, WatchEvent, Watcher};
 

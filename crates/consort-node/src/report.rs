@@ -300,17 +300,17 @@ pub struct DatasetStatus {
     pub reason: Option<String>,
     /// Entries that are known and not yet in the directory.
     pub pending: u64,
-    /// Their bytes, as far as they were counted.
+    /// Bytes of them that are still to be written.
     pub pending_bytes: u64,
     /// Entries that a running scan has looked at.
     pub indexed: u64,
-    /// Entries that it has to look at, if that is known.
+    /// About how many entries it has to look at, if that is known.
     pub to_index: Option<u64>,
     /// Versions that lost against concurrent ones and are kept.
     pub conflicts: u64,
     /// Entries that cannot be taken in or shown, and why.
     pub problems: Vec<String>,
-    /// Content that arrives, in bytes per second lately.
+    /// Content that is written to the directory, from peers or from this machine, in bytes per second lately.
     pub rate_bytes: u64,
     /// The links to peers.
     pub links: Vec<LinkStatus>,

@@ -115,6 +115,16 @@ pub enum Finding {
         /// What is there.
         found: u64,
     },
+    /// The stored count of the bytes of pending keys is wrong.
+    #[error("{dataset} has {found} bytes of pending keys, but counts {counted}")]
+    PendingBytes {
+        /// The dataset.
+        dataset: DatasetId,
+        /// What is stored.
+        counted: u64,
+        /// What is there.
+        found: u64,
+    },
     /// The stored count of pending keys is wrong.
     #[error("{dataset} has {found} pending keys, but counts {counted}")]
     PendingCount {
@@ -203,6 +213,7 @@ struct Dataset {
     fingerprints: u64,
     records: u64,
     pending: u64,
+    pending_bytes: u64,
 }
 
 impl<P: FnMut(CheckProgress)> Check<P> {
@@ -277,8 +288,18 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             }
         }
         let digest = Digest::default();
-        let (feed, fingerprints, records, pending) = (0, 0, 0, 0);
-        let dataset = Dataset { id, row, replica, digest, feed, fingerprints, records, pending };
+        let (feed, fingerprints, records, pending, pending_bytes) = (0, 0, 0, 0, 0);
+        let dataset = Dataset {
+            id,
+            row,
+            replica,
+            digest,
+            feed,
+            fingerprints,
+            records,
+            pending,
+            pending_bytes,
+        };
         self.datasets.insert(row.number, dataset);
         Ok(())
     }
@@ -351,8 +372,10 @@ impl<P: FnMut(CheckProgress)> Check<P> {
         self.rows(Table::Pending, |check, row, value| {
             layout::name_of(row)?;
             let dataset = owner(&mut check.datasets, Table::Pending, layout::number_of(row)?)?;
+            let row = layout::decode_pending(value)?;
             dataset.pending += 1;
-            dataset.within(Table::Pending, Sequence(layout::decode_varint(value)?))
+            dataset.pending_bytes = dataset.pending_bytes.wrapping_add(row.bytes);
+            dataset.within(Table::Pending, row.sequence)
         })
     }
 
@@ -384,6 +407,11 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             let (counted, found) = (dataset.replica.pending, dataset.pending);
             if found != counted {
                 findings.push(Finding::PendingCount { dataset: id, counted, found });
+                continue;
+            }
+            let (counted, found) = (dataset.replica.pending_bytes, dataset.pending_bytes);
+            if found != counted {
+                findings.push(Finding::PendingBytes { dataset: id, counted, found });
             }
         }
         findings.into_iter().for_each(|finding| self.found(finding));

@@ -13,7 +13,9 @@ use consort_core::{AuthorId, ChunkHash, DatasetId, Dot, Entry, Key, WallTime};
 
 use crate::chunks::Chunks;
 use crate::edit::{Edit, Outcome};
-use crate::layout::{self, DatasetRow, Extent, Identity, Number, ReplicaRow, Site, State, Table};
+use crate::layout::{
+    self, DatasetRow, Extent, Identity, Number, PendingRow, ReplicaRow, Site, State, Table,
+};
 use crate::lsm::{Moment, Rows};
 use crate::packs::Synced;
 use crate::store::{Shared, draw_identity};
@@ -80,8 +82,8 @@ struct Work<'v> {
 /// A pending row: as it is on disk, and as it will be.
 #[derive(Clone, Copy, Default)]
 struct Pending {
-    before: Option<Sequence>,
-    after: Option<Sequence>,
+    before: Option<PendingRow>,
+    after: Option<PendingRow>,
 }
 
 /// A transaction's effect beyond its dataset's rows.
@@ -292,7 +294,7 @@ impl<'v> Work<'v> {
         }
         for (key, sequence) in &settled {
             let pending = self.pending.get_mut(key).expect("it was looked at above");
-            if pending.after.is_some_and(|pending| pending <= *sequence) {
+            if pending.after.is_some_and(|row| row.sequence <= *sequence) {
                 pending.after = None;
             }
         }
@@ -353,7 +355,8 @@ impl<'v> Work<'v> {
             let is_shown = shown.binary_search(&dot).is_ok();
             if !(is_shown && alone(self.application.touched(&entry.key))) {
                 let pending = self.pending.entry(entry.key.clone()).or_default();
-                pending.after = Some(*sequence);
+                let bytes = entry.version.content.size();
+                pending.after = Some(PendingRow { sequence: *sequence, bytes });
             }
         }
     }
@@ -394,15 +397,18 @@ impl<'v> Work<'v> {
     fn finish(self, rows: &mut Rows) {
         let number = self.view.number();
         let mut pending_count = self.view.pending_count();
+        let mut pending_bytes = self.view.pending_bytes();
         for (key, Pending { before, after }) in &self.pending {
             if before == after {
                 continue;
             }
+            let bytes = |row: &Option<PendingRow>| row.map_or(0, |row| row.bytes);
+            pending_bytes = pending_bytes.wrapping_sub(bytes(before)).wrapping_add(bytes(after));
             let row = layout::name_key(number, key);
             match after {
-                Some(sequence) => {
+                Some(after) => {
                     pending_count += u64::from(before.is_none());
-                    rows.put(Table::Pending, row, layout::encode_varint(sequence.0));
+                    rows.put(Table::Pending, row, layout::encode_pending(after));
                 }
                 None => {
                     pending_count = pending_count.saturating_sub(1);
@@ -412,8 +418,8 @@ impl<'v> Work<'v> {
         }
         let batch = self.application.finish();
         let Summary { digest, head } = batch.summary;
-        let records = self.record_count;
-        let replica = ReplicaRow { digest, head: head.sequence, records, pending: pending_count };
+        let (head, records, pending) = (head.sequence, self.record_count, pending_count);
+        let replica = ReplicaRow { digest, head, records, pending, pending_bytes };
         rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(&replica));
         put_batch(number, &batch, rows);
     }

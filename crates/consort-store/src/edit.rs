@@ -6,7 +6,7 @@ use consort_core::store::{DatasetParameters, StoreError};
 use consort_core::{DatasetId, Key};
 
 use crate::chunks::Chunks;
-use crate::layout::{self, DatasetRow, Number, ReplicaRow, State, Table};
+use crate::layout::{self, DatasetRow, Number, PendingRow, ReplicaRow, State, Table};
 use crate::lsm::{Moment, Rows, damaged};
 use crate::view::{decoded, replica_row};
 
@@ -139,11 +139,18 @@ fn mark(
         let wrong = |error| damaged(Table::Versions, error);
         let key: Key = layout::name_of(row).map_err(wrong)?;
         let siblings = layout::decode_siblings(value).map_err(wrong)?;
-        if let Some(newest) = siblings.iter().map(|stored| stored.sequence).max() {
+        if let Some(newest) = siblings.iter().max_by_key(|stored| stored.sequence) {
             let row = layout::name_key(number, &key);
             // A commit in between, or the step that a crash interrupted, may have marked it already.
-            replica.pending += u64::from(!moment.has(Table::Pending, &row)?);
-            rows.put(Table::Pending, row, layout::encode_varint(newest.0));
+            let before = moment.get(Table::Pending, &row)?;
+            let before =
+                before.map(|row| layout::decode_pending(&row)).transpose().map_err(wrong)?;
+            let (sequence, bytes) = (newest.sequence, newest.version.content.size());
+            replica.pending += u64::from(before.is_none());
+            let counted = before.map_or(0, |row| row.bytes);
+            replica.pending_bytes = replica.pending_bytes.wrapping_sub(counted).wrapping_add(bytes);
+            let pending = PendingRow { sequence, bytes };
+            rows.put(Table::Pending, row, layout::encode_pending(&pending));
         }
         Ok(())
     })?;
@@ -162,8 +169,12 @@ fn clear(
         Table::Node => layout::cursors_prefix(number),
         _ => layout::prefix(number).to_vec(),
     };
-    let mut removed = 0;
-    let outcome = step(table, &prefix, from, moment, |row, _| {
+    let (mut removed, mut bytes) = (0, 0_u64);
+    let outcome = step(table, &prefix, from, moment, |row, value| {
+        if table == Table::Pending {
+            let pending = layout::decode_pending(value).map_err(|error| damaged(table, error))?;
+            bytes = bytes.wrapping_add(pending.bytes);
+        }
         rows.remove(table, row);
         removed += 1;
         Ok(())
@@ -171,7 +182,10 @@ fn clear(
     let mut replica = replica_row(moment, number)?;
     match table {
         Table::Records => replica.records = replica.records.saturating_sub(removed),
-        Table::Pending => replica.pending = replica.pending.saturating_sub(removed),
+        Table::Pending => {
+            replica.pending = replica.pending.saturating_sub(removed);
+            replica.pending_bytes = replica.pending_bytes.wrapping_sub(bytes);
+        }
         _ => return Ok(outcome),
     }
     put_replica(number, &replica, rows);

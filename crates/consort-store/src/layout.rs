@@ -13,7 +13,7 @@ use consort_core::{
 use crate::transaction::{Place, Record};
 
 /// The format that this program writes.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// A table of rows: a keyspace of the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,6 +89,16 @@ pub(crate) struct ReplicaRow {
     pub(crate) head: Sequence,
     pub(crate) records: u64,
     pub(crate) pending: u64,
+    /// Of all pending rows, modulo 2⁶⁴: nobody's claim of a size may make it more than that.
+    pub(crate) pending_bytes: u64,
+}
+
+/// A pending row: the newest change of a key that the linked directory may not show yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PendingRow {
+    pub(crate) sequence: Sequence,
+    /// Of the content of that version.
+    pub(crate) bytes: u64,
 }
 
 /// The row of the store's identity.
@@ -549,6 +559,7 @@ pub(crate) fn encode_replica(row: &ReplicaRow) -> Vec<u8> {
     to.varint(row.head.0);
     to.varint(row.records);
     to.varint(row.pending);
+    to.varint(row.pending_bytes);
     bytes
 }
 
@@ -559,7 +570,29 @@ pub(crate) fn decode_replica(bytes: &[u8]) -> Result<ReplicaRow, DecodeError> {
     let head = Sequence(from.varint("head")?);
     let records = from.varint("count of records")?;
     let pending = from.varint("count of pending keys")?;
-    from.finish().map(|()| ReplicaRow { digest, head, records, pending })
+    let pending_bytes = since_format_2(&mut from, "pending bytes")?;
+    from.finish().map(|()| ReplicaRow { digest, head, records, pending, pending_bytes })
+}
+
+/// The value of a row in `Pending`.
+pub(crate) fn encode_pending(row: &PendingRow) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(10);
+    Writer(&mut bytes).varint(row.sequence.0);
+    Writer(&mut bytes).varint(row.bytes);
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_pending(bytes: &[u8]) -> Result<PendingRow, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let sequence = Sequence(from.varint("sequence")?);
+    let bytes = since_format_2(&mut from, "bytes")?;
+    from.finish().map(|()| PendingRow { sequence, bytes })
+}
+
+/// A number at the end of a row that rows of format 1 do not have.
+fn since_format_2(from: &mut Reader<'_>, what: &'static str) -> Result<u64, DecodeError> {
+    if from.is_empty() { Ok(0) } else { from.varint(what) }
 }
 
 /// The value of a cursor's row.

@@ -3,7 +3,7 @@
 
 use consort_core::model::commit::Commit;
 use consort_core::store::{Cursor, LocalWrite, Sequence};
-use consort_core::{ChunkHash, DatasetId, Dot, Key, Kind, NodeId, WallTime};
+use consort_core::{ChunkHash, DatasetId, Dot, Entry, Key, Kind, NodeId, WallTime};
 
 /// Changes of one dataset that become durable together or not at all.
 #[derive(Clone, Debug)]
@@ -135,19 +135,14 @@ impl Transaction {
 
     /// About how many bytes it takes in memory: what the queue's bound counts.
     pub(crate) fn weight(&self) -> usize {
-        // An entry with its key, vectors and attributes; inline content is what makes some of them larger.
         const ROW: usize = 256;
+        let write = |LocalWrite { key, content, attributes, .. }: &LocalWrite| {
+            ROW + key.len() + content.weight() + attributes.weight()
+        };
         let body = match &self.body {
             Body::Nothing => 0,
-            Body::Remote { commit, .. } => commit
-                .entries
-                .iter()
-                .map(|entry| ROW + entry.key.len() + inline_bytes(&entry.version.content))
-                .sum(),
-            Body::Local { writes, .. } => writes
-                .iter()
-                .map(|write| ROW + write.key.len() + inline_bytes(&write.content))
-                .sum(),
+            Body::Remote { commit, .. } => commit.entries.iter().map(Entry::weight).sum(),
+            Body::Local { writes, .. } => writes.iter().map(write).sum(),
         };
         let others = self.settled.len() + self.places.len() + self.gone.len();
         ROW + body + ROW * self.records.len() + ROW / 2 * others
@@ -163,12 +158,5 @@ impl Transaction {
             RecordChange::Put { version: Basis::Write(write), .. } => *write < writes,
             RecordChange::Put { .. } | RecordChange::Remove { .. } => true,
         })
-    }
-}
-
-fn inline_bytes(content: &consort_core::Content) -> usize {
-    match content {
-        consort_core::Content::Inline(bytes) => bytes.len(),
-        _ => 0,
     }
 }

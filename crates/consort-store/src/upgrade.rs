@@ -17,17 +17,20 @@ pub(crate) fn upgrade(directory: &Path) -> Result<(), OpenError> {
     let found = match fs::read_to_string(&path) {
         Ok(text) => {
             let number = text.strip_prefix(PREFIX).and_then(|rest| rest.trim_end().parse().ok());
-            number
-                .ok_or_else(|| OpenError::Damaged(format!("{} says no format", path.display())))?
+            let says_none = || OpenError::Damaged(format!("{} says no format", path.display()));
+            Some(number.ok_or_else(says_none)?)
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => FORMAT,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(OpenError::Io { path, source }),
     };
     match found {
-        FORMAT => {}
+        Some(FORMAT) => return Ok(()),
+        None => {}
         // Earlier formats get an arm each, with a function that makes the next format of it.
-        0 => return Err(OpenError::Damaged("format 0 was never written".to_owned())),
-        _ => return Err(OpenError::NewerFormat { found, known: FORMAT }),
+        Some(0) => return Err(OpenError::Damaged("format 0 was never written".to_owned())),
+        // Its rows are read as they are: the bytes that it did not count are none.
+        Some(1) => {}
+        Some(found) => return Err(OpenError::NewerFormat { found, known: FORMAT }),
     }
     write(directory).map_err(|source| OpenError::Io { path, source })
 }
@@ -35,9 +38,6 @@ pub(crate) fn upgrade(directory: &Path) -> Result<(), OpenError> {
 /// Writes the current format, beside the old one first.
 fn write(directory: &Path) -> io::Result<()> {
     let path = directory.join(NAME);
-    if path.try_exists()? {
-        return Ok(());
-    }
     let new = directory.join("FORMAT.new");
     let mut file = File::create(&new)?;
     file.write_all(format!("{PREFIX}{FORMAT}\n").as_bytes())?;

@@ -7,7 +7,7 @@ use consort_core::model::canonical;
 use consort_core::store::{Cursor, Epoch, FeedRow, Sequence, StoreError, Stored, Summary, View};
 use consort_core::{Entry, Fingerprint, Key, NodeId};
 
-use crate::layout::{self, FeedPlace, Number, ReplicaRow, Table};
+use crate::layout::{self, FeedPlace, Number, PendingRow, ReplicaRow, Table};
 use crate::lsm::{Moment, damaged};
 use crate::transaction::Record;
 
@@ -54,6 +54,11 @@ impl DiskView {
         self.replica.pending
     }
 
+    /// The bytes of their newest versions, as far as they were counted: not of what was pending before format 2.
+    pub fn pending_bytes(&self) -> u64 {
+        self.replica.pending_bytes
+    }
+
     /// The keys above `after` that the linked directory may not show yet, in order, at most `limit`, each with its
     /// newest change. Steps over the keys that were settled lately; whether there is any and how many there are is
     /// cheaper to learn from [`pending_count`](Self::pending_count).
@@ -65,16 +70,18 @@ impl DiskView {
         // There are no more than were counted: looking for another would step over all that was settled behind them.
         let count = usize::try_from(self.replica.pending).unwrap_or(usize::MAX);
         let limit = limit.min(count);
-        self.named(Table::Pending, "", after, limit, |row| layout::decode_varint(row).map(Sequence))
+        self.named(Table::Pending, "", after, limit, |row| {
+            layout::decode_pending(row).map(|row| row.sequence)
+        })
     }
 
     /// The newest change of a key that the linked directory may not show yet.
-    pub(crate) fn pending_of(&self, key: &Key) -> Result<Option<Sequence>, StoreError> {
+    pub(crate) fn pending_of(&self, key: &Key) -> Result<Option<PendingRow>, StoreError> {
         if self.replica.pending == 0 {
             return Ok(None);
         }
         let row = self.moment.get(Table::Pending, &layout::name_key(self.number, key))?;
-        decoded(Table::Pending, row.map(|row| layout::decode_varint(&row).map(Sequence)))
+        decoded(Table::Pending, row.map(|row| layout::decode_pending(&row)))
     }
 
     /// Whether a path of the linked directory has a record.

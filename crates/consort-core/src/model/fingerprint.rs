@@ -54,6 +54,12 @@ impl Digest {
         self.count += 1;
     }
 
+    /// What has to be added to `other` to get this: equal for equal differences of two sets.
+    pub fn minus(&self, other: &Self) -> Self {
+        let count = self.count.wrapping_sub(other.count);
+        Self { sum: self.sum.wrapping_sub(other.sum), count }
+    }
+
     /// Takes out a version that was replaced.
     pub fn remove(&mut self, fingerprint: Fingerprint) {
         self.sum = self.sum.wrapping_sub(fingerprint.0);

@@ -28,6 +28,46 @@ pub struct Entry {
     pub version: Version,
 }
 
+/// What an entry counts apart from what varies, in bytes; and each of its vector's dots, attributes, references.
+const ENTRY: usize = 256;
+const DOT: usize = 24;
+const ATTRIBUTE: usize = 48;
+const REFERENCE: usize = 48;
+const _: () = assert!(size_of::<Entry>() <= ENTRY && size_of::<Dot>() <= DOT);
+
+impl Entry {
+    /// About how many bytes it takes in memory: what buffers of entries are bounded by. The same everywhere, since both
+    /// ends of a link count by it.
+    pub fn weight(&self) -> usize {
+        let Version { seen, content, attributes, .. } = &self.version;
+        let dots = seen.authors().len() + seen.exceptions().len();
+        ENTRY + self.key.len() + dots * DOT + content.weight() + attributes.weight()
+    }
+}
+
+impl Content {
+    /// Its part of [`Entry::weight`].
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::Deleted => 0,
+            Self::Inline(bytes) => bytes.len(),
+            Self::Chunks(chunks) => chunks.len() * REFERENCE,
+            Self::Tree { nodes, .. } => nodes.len() * REFERENCE,
+        }
+    }
+}
+
+impl Attributes {
+    /// Its part of [`Entry::weight`].
+    pub fn weight(&self) -> usize {
+        let media_type = self.media_type.as_ref().map_or(0, |text| text.len());
+        let metadata: usize =
+            self.metadata.iter().map(|(name, value)| ATTRIBUTE + name.len() + value.len()).sum();
+        let unknown: usize = self.unknown.iter().map(|(_, bytes)| ATTRIBUTE + bytes.len()).sum();
+        media_type + metadata + unknown
+    }
+}
+
 impl Version {
     /// Whether this version replaces `other`, directly or through others. Two versions of a key of which neither
     /// covers the other are *concurrent*.

@@ -117,7 +117,8 @@ pub enum Effect {
         /// How far.
         head: Sequence,
     },
-    /// The peer broke the protocol: end the connection.
+    /// The peer broke the protocol, or the store could not be read for its link: end the connection. Another one
+    /// begins anew, and misses nothing.
     Disconnect {
         /// Whose.
         peer: NodeId,

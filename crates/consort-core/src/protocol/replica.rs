@@ -1,13 +1,14 @@
 //! All links of one dataset's replica. Routes what happens to the link that it concerns, and adds the peer to what the
 //! links ask for; the decisions are in [`link`](super::link).
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use crate::model::fingerprint::FingerprintKey;
 use crate::model::id::NodeId;
 use crate::protocol::event::{Access, Effect, Event, Now};
-use crate::protocol::link::{Ask, Ends, Link, LinkError, Phase};
+use crate::protocol::link::{Ask, Ends, Link, LinkError, Outstanding, Phase};
 use crate::protocol::message::Message;
 use crate::random::Random;
 use crate::store::{Sequence, StoreError, View};
@@ -27,7 +28,7 @@ pub struct Replica {
     random: Random,
     links: BTreeMap<NodeId, Link>,
     /// Commits that links asked for which are gone since, still to be reported.
-    orphans: BTreeMap<NodeId, usize>,
+    orphans: BTreeMap<NodeId, VecDeque<Outstanding>>,
 }
 
 /// How one link stands, for people.
@@ -54,8 +55,9 @@ impl Replica {
 
     /// Handles one event and appends what should happen to `effects`.
     ///
-    /// Fails only if the store cannot be read; then the link that was concerned is gone, so that it neither
-    /// acknowledges nor passes over what it could not look at.
+    /// Fails only if the store cannot be read. A link that could not is gone then, so that it neither acknowledges nor
+    /// passes over what it could not look at, and its connection is to be ended ([`Effect::Disconnect`]): it is made
+    /// again with the next one. The other links have taken in the event. The effects are to be carried out in any case.
     pub fn handle(
         &mut self,
         event: Event,
@@ -74,7 +76,7 @@ impl Replica {
                     fingerprint_key: self.fingerprint_key,
                 };
                 let mut link = Link::new(ends, self.random.next_u64());
-                link.inherit(self.orphans.remove(&peer).unwrap_or(0));
+                link.inherit(self.orphans.remove(&peer).unwrap_or_default());
                 self.links.insert(peer, link);
                 self.with_link(peer, effects, |link, to| link.begin(standing, view, to))
             }
@@ -88,7 +90,7 @@ impl Replica {
             Event::Committed { peer, stale } => {
                 if !self.links.contains_key(&peer) {
                     if let Some(orphans) = self.orphans.get_mut(&peer) {
-                        *orphans = orphans.saturating_sub(1);
+                        orphans.pop_front();
                     }
                     return Ok(());
                 }
@@ -140,6 +142,7 @@ impl Replica {
             Ok(()) => Ok(()),
             Err(LinkError::Store(error)) => {
                 self.forget(peer);
+                effects.push(Effect::Disconnect { peer, reason: error.to_string() });
                 Err(error)
             }
             Err(LinkError::Peer(reason)) => {
@@ -158,14 +161,19 @@ impl Replica {
         mut act: impl FnMut(&mut Link, &mut Vec<Ask>) -> Result<(), LinkError>,
     ) -> Result<(), StoreError> {
         let peers: Vec<NodeId> = self.links.keys().copied().collect();
-        peers.into_iter().try_for_each(|peer| self.with_link(peer, effects, &mut act))
+        // One that fails keeps the others from nothing.
+        peers.into_iter().fold(Ok(()), |outcome, peer| {
+            let own = self.with_link(peer, effects, &mut act);
+            outcome.and(own)
+        })
     }
 
     fn forget(&mut self, peer: NodeId) {
-        if let Some(link) = self.links.remove(&peer)
-            && link.outstanding() != 0
-        {
-            self.orphans.insert(peer, link.outstanding());
+        if let Some(mut link) = self.links.remove(&peer) {
+            let orphans = link.take_outstanding();
+            if !orphans.is_empty() {
+                self.orphans.insert(peer, orphans);
+            }
         }
     }
 }

@@ -4,14 +4,15 @@
 
 use alloc::collections::VecDeque;
 
-use crate::content::Content;
 use crate::limits::{MAX_COMMIT_BYTES, WINDOW_BYTES, WINDOW_MESSAGES};
 use crate::model::version::Entry;
 use crate::protocol::message::Message;
 
-/// What a receiver keeps of one sender, in bytes. A sender may overshoot its window by one commit.
-pub(super) const KEPT_BYTES: usize = WINDOW_BYTES + 2 * MAX_COMMIT_BYTES;
-const KEPT_MESSAGES: usize = WINDOW_MESSAGES + 8;
+/// What a receiver keeps of one sender, in bytes. A sender may overshoot its window by one commit, which may take many
+/// times as much memory as bytes if it is full of small attributes.
+pub(super) const KEPT_BYTES: usize = WINDOW_BYTES + 16 * MAX_COMMIT_BYTES;
+/// And in messages.
+pub(super) const KEPT_MESSAGES: usize = WINDOW_MESSAGES + 8;
 
 /// The messages that a peer has been sent and has not acknowledged, by weight, oldest first.
 #[derive(Debug, Default)]
@@ -95,20 +96,49 @@ fn weight(message: &Message) -> usize {
 
 /// What versions count, in bytes.
 pub(super) fn weight_of(entries: &[Entry]) -> usize {
-    let entry = |Entry { key, version }: &Entry| {
-        let seen = version.seen.authors().len() + version.seen.exceptions().len();
-        let content = match &version.content {
-            Content::Deleted => 0,
-            Content::Inline(bytes) => bytes.len(),
-            Content::Chunks(chunks) => chunks.len() * 36,
-            Content::Tree { nodes, .. } => nodes.len() * 48,
+    entries.iter().map(Entry::weight).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::boxed::Box;
+    use alloc::string::ToString;
+    use alloc::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::encoding::Reader;
+    use crate::limits::{MAX_COMMIT_VERSIONS, MAX_METADATA_BYTES, MAX_UNKNOWN_ATTRIBUTES};
+    use crate::model::canonical;
+    use crate::model::generators::any_entry;
+
+    /// The entry that takes the most memory for its bytes: attributes as many and as small as they may be.
+    fn heaviest(mut entry: Entry) -> Entry {
+        let attributes = &mut entry.version.attributes;
+        let mut names: Vec<Box<str>> = (0..500).map(|n: u32| n.to_string().into()).collect();
+        names.sort_unstable();
+        let mut bytes = 0;
+        let fits = |name: &Box<str>| {
+            bytes += 2 + name.len();
+            bytes <= MAX_METADATA_BYTES
         };
-        let attributes = &version.attributes;
-        let media_type = attributes.media_type.as_ref().map_or(0, |text| text.len());
-        let metadata = attributes.metadata.iter().map(|(name, value)| name.len() + value.len());
-        let unknown = attributes.unknown.iter().map(|(_, bytes)| bytes.len());
-        let attributes = media_type + metadata.sum::<usize>() + unknown.sum::<usize>();
-        2 * EACH + key.len() + seen * 24 + content + attributes
-    };
-    entries.iter().map(entry).sum()
+        attributes.metadata =
+            names.into_iter().take_while(fits).map(|name| (name, "".into())).collect();
+        attributes.unknown =
+            (10..).take(MAX_UNKNOWN_ATTRIBUTES).map(|tag| (tag, Box::from([]))).collect();
+        entry
+    }
+
+    proptest! {
+        #[test]
+        fn a_receiver_has_room_for_any_commit_behind_a_full_window(entry in any_entry(), heavy: bool) {
+            let entry = if heavy { heaviest(entry) } else { entry };
+            let mut bytes = Vec::new();
+            canonical::encode_entry(&entry, &mut bytes);
+            prop_assert!(canonical::decode_entry(&mut Reader::new(&bytes)).is_ok());
+            let count = (MAX_COMMIT_BYTES / bytes.len()).min(MAX_COMMIT_VERSIONS);
+            prop_assert!(WINDOW_BYTES + EACH + count * entry.weight() <= KEPT_BYTES);
+        }
+    }
 }

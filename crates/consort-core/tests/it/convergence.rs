@@ -9,14 +9,16 @@ use proptest::prelude::*;
 
 use crate::world::{DATASET, World, key};
 
-/// Writes, deletions, edits of losers, cuts and reconnections at random, with messages and commits in between.
-fn turbulence(world: &mut World, steps: usize) {
+/// Writes, deletions, edits of losers, cuts and reconnections at random, with messages and commits in between; with
+/// faults also crashes, and stores that cannot be read.
+fn turbulence(world: &mut World, steps: usize, with_faults: bool) {
     let nodes = world.nodes.len() as u64;
     let pick = |world: &mut World, below: u64| usize::try_from(world.random.below(below)).unwrap();
     for step in 0..steps {
         let node = pick(world, nodes);
         let name = format!("dir/{}", pick(world, 6));
-        match pick(world, 12) {
+        // The faults are the last kinds of step.
+        match pick(world, if with_faults { 14 } else { 12 }) {
             0..4 => world.put(node, &name, &format!("{step}")),
             4 => {
                 world.write(node, &name, Saw::Winner, Content::Deleted);
@@ -51,6 +53,8 @@ fn turbulence(world: &mut World, steps: usize) {
                     world.inject(node, other, Message::Lazy);
                 }
             }
+            12 => world.nodes[node].reads_before_a_failure = Some(world.random.below(20)),
+            13 => world.crash(node),
             _ => {
                 for _ in 0..pick(world, 10) {
                     world.step();
@@ -61,6 +65,7 @@ fn turbulence(world: &mut World, steps: usize) {
 }
 
 fn heal(world: &mut World) {
+    world.nodes.iter_mut().for_each(|node| node.reads_before_a_failure = None);
     for a in 0..world.nodes.len() {
         for b in 0..a {
             if !world.connected(a, b) {
@@ -76,9 +81,19 @@ proptest! {
     #[test]
     fn replicas_converge_and_nothing_is_lost(seed: u64, nodes in 2usize..5, steps in 1usize..200) {
         let mut world = World::new(nodes, seed);
-        turbulence(&mut world, steps);
+        turbulence(&mut world, steps, false);
         heal(&mut world);
         prop_assert!(world.nodes.iter().all(|node| node.disconnected.is_empty()));
+        world.assert_converged();
+    }
+
+    #[test]
+    fn faults_end_links_and_lose_nothing(seed: u64, nodes in 2usize..5, steps in 1usize..200) {
+        let mut world = World::new(nodes, seed);
+        turbulence(&mut world, steps, true);
+        heal(&mut world);
+        let ends = world.nodes.iter().flat_map(|node| &node.disconnected);
+        prop_assert!(ends.into_iter().all(|reason| reason.contains("a fault")));
         world.assert_converged();
     }
 

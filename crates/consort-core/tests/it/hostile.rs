@@ -1,5 +1,6 @@
 //! A peer that says anything at all: it is cut off or ignored, and nothing else happens to anybody.
 
+use consort_core::limits::WINDOW_MESSAGES;
 use consort_core::protocol::Message;
 use consort_core::protocol::message::Hello;
 use consort_core::reconcile::Batch;
@@ -8,6 +9,8 @@ use consort_core::{Content, Dot, Entry, Fingerprint, Version, VersionVector};
 use proptest::prelude::*;
 
 use crate::world::{World, key};
+
+const OVERRUN: &str = "it sends without waiting for acknowledgements";
 
 fn any_message() -> impl Strategy<Value = Message> {
     let hello = any::<(u32, bool)>().prop_map(|(conversation, reconcile)| {
@@ -93,4 +96,23 @@ fn acknowledging_what_was_not_sent_ends_the_link() {
     world.settle();
     world.inject(1, 0, Message::Ack { count: 1_000_000 });
     assert_eq!(world.nodes[0].disconnected, ["it acknowledges what it was not sent"]);
+}
+
+#[test]
+fn commits_of_nothing_do_not_pile_up() {
+    let mut world = World::new(2, 1);
+    world.connect(0, 1);
+    world.settle();
+    // The disk is slow, and the peer waits for nothing, not even for its next connection.
+    for _ in 0..4 {
+        for _ in 0..4 * WINDOW_MESSAGES {
+            world.inject(1, 0, Message::Versions { entries: Vec::new(), through: None });
+        }
+        assert_eq!(world.nodes[0].disconnected.pop().as_deref(), Some(OVERRUN));
+        assert!(world.nodes[0].committing.len() <= 2 * WINDOW_MESSAGES);
+        world.connect(0, 1);
+        while world.deliver_one() {}
+    }
+    world.settle();
+    world.assert_converged();
 }

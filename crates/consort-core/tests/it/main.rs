@@ -1,6 +1,7 @@
 //! The core as a whole, in one binary: replicas in a small world without a real clock or network.
 //!
 //! - `world`: the world: stores in memory, queues for connections, a seed that decides what happens next.
+//! - `checking`: two sides find out when they do not hold the same, and say little otherwise.
 //! - `convergence`: whatever happens, all replicas end up the same and nothing is lost.
 //! - `conversation`: what a link says in the common cases, and how little it is.
 //! - `fuzz_bodies`: what the fuzz targets do, with a bounded number of random inputs.
@@ -9,6 +10,7 @@
 //! - `recorded`: the bytes of a conversation, which never change unnoticed.
 //! - `stores`: what a store must make of any commits.
 
+mod checking;
 mod convergence;
 mod conversation;
 mod fuzz_bodies;

@@ -142,3 +142,23 @@ fn a_write_is_not_lost_to_a_peer_that_claims_to_have_seen_it() {
     assert_eq!(held[0].version.content, Content::Inline((*b"mine").into()));
     assert_eq!(held.len(), 1);
 }
+
+/// What it could not look at is neither acknowledged nor passed over; and its other links are not held up.
+#[test]
+fn a_link_that_cannot_read_its_store_ends_and_the_others_go_on() {
+    let mut world = World::new(3, 8);
+    for other in [1, 2] {
+        world.connect(0, other);
+    }
+    world.settle();
+    // The first link that looks at what is new.
+    world.nodes[0].reads_before_a_failure = Some(0);
+    world.put(0, "a", "1");
+    world.run();
+    assert_eq!(world.nodes[0].disconnected.len(), 1);
+    assert!(!world.connected(0, 1) && world.connected(0, 2));
+    assert!(holds(&world, 2, "a") && !holds(&world, 1, "a"));
+    world.connect(0, 1);
+    world.settle();
+    world.assert_converged();
+}

@@ -1,6 +1,7 @@
 //! Replicas in memory, connected by queues. One seed decides the order of everything. Every message goes through the
 //! codec, so what the queues hold is what a network would carry.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -9,13 +10,14 @@ use consort_core::model::merge::{self, Saw};
 use consort_core::protocol::event::Access;
 use consort_core::protocol::{Effect, Envelope, Event, Message, Now, Replica, codec};
 use consort_core::random::Random;
-use consort_core::store::memory::MemoryStore;
+use consort_core::store::memory::{MemoryStore, MemoryView};
 use consort_core::store::{
-    Cursor, DatasetParameters, Epoch, LocalWrite, Store, StoreError, Summary, View, Written,
+    Cursor, DatasetParameters, Epoch, FeedRow, LocalWrite, Sequence, Store, StoreError, Stored,
+    Summary, View, Written,
 };
 use consort_core::{
-    AuthorId, Commit, Content, DatasetId, Dot, Entry, FingerprintKey, Instant, Key, NodeId,
-    WallTime,
+    AuthorId, Commit, Content, DatasetId, Dot, Entry, Fingerprint, FingerprintKey, Instant, Key,
+    NodeId, WallTime,
 };
 
 pub(crate) const DATASET: DatasetId = DatasetId([7; 16]);
@@ -29,7 +31,11 @@ pub(crate) struct Node {
     access: Access,
     /// How far this node's wall clock is ahead of the others'.
     pub(crate) clock_ahead_ms: u64,
-    committing: VecDeque<(NodeId, Vec<Entry>, Option<Cursor>)>,
+    /// The epoch of its feed, if it is another one than at first: its store noticed that it had been rolled back.
+    pub(crate) epoch: Option<Epoch>,
+    /// How many reads of its store succeed before one fails; then the next ones succeed again.
+    pub(crate) reads_before_a_failure: Option<u64>,
+    pub(crate) committing: VecDeque<(NodeId, Vec<Entry>, Option<Cursor>)>,
     /// Barriers that peers answered.
     pub(crate) reached: Vec<Effect>,
     pub(crate) disconnected: Vec<String>,
@@ -70,7 +76,17 @@ impl World {
             store.open_dataset(PARAMETERS).expect("memory does not fail");
             let replica = Replica::new(PARAMETERS.fingerprint_key, access, random.next_u64());
             let (committing, reached, disconnected) = Default::default();
-            Node { store, replica, access, clock_ahead_ms: 0, committing, reached, disconnected }
+            Node {
+                store,
+                replica,
+                access,
+                clock_ahead_ms: 0,
+                epoch: None,
+                reads_before_a_failure: None,
+                committing,
+                reached,
+                disconnected,
+            }
         });
         let nodes = nodes.collect();
         let now = Now { instant: Instant(0), wall: WallTime(1_700_000_000_000) };
@@ -136,6 +152,14 @@ impl World {
         }
     }
 
+    /// Makes a node believe that it has applied all of another's feed: what it lacks then shows in no cursor.
+    pub(crate) fn pretend_to_have_applied(&mut self, node: usize, of: usize) {
+        let cursor = Some(self.summary(of).head);
+        let store = &mut self.nodes[node].store;
+        let applied = store.apply_remote(DATASET, id(of), Commit::default(), cursor);
+        applied.expect("memory does not fail");
+    }
+
     /// Injects bytes as if `from` had sent them.
     pub(crate) fn inject(&mut self, from: usize, to: usize, message: Message) {
         self.event(to, Event::Received { peer: id(from), message });
@@ -157,6 +181,12 @@ impl World {
             Err(node) => self.commit(node),
         }
         true
+    }
+
+    /// Delivers a message, while all disks stand still; false if none is on its way.
+    pub(crate) fn deliver_one(&mut self) -> bool {
+        let waiting = self.pipes.iter().find(|(_, pipe)| !pipe.is_empty()).map(|(&ends, _)| ends);
+        waiting.map(|ends| self.deliver(ends)).is_some()
     }
 
     /// Lets things happen until nothing is left to do, and checks of the quiet links have passed.
@@ -187,17 +217,24 @@ impl World {
         self.run();
     }
 
-    /// Takes everything from a node but its name: its disk was replaced.
-    pub(crate) fn wipe(&mut self, node: usize) {
+    /// Takes everything from a node that is not durable: its process was killed, and begins anew.
+    pub(crate) fn crash(&mut self, node: usize) {
         for other in 0..self.nodes.len() {
             self.disconnect(node, other);
         }
         let this = &mut self.nodes[node];
+        let seed = self.random.next_u64();
+        this.replica = Replica::new(PARAMETERS.fingerprint_key, this.access, seed);
+        this.committing.clear();
+    }
+
+    /// Takes everything from a node but its name: its disk was replaced.
+    pub(crate) fn wipe(&mut self, node: usize) {
+        self.crash(node);
         let author = AuthorId(self.random.next_u64().to_le_bytes().repeat(2).try_into().unwrap());
+        let this = &mut self.nodes[node];
         this.store = MemoryStore::new(author, Epoch(self.random.next_u64()));
         this.store.open_dataset(PARAMETERS).expect("memory does not fail");
-        this.replica = Replica::new(PARAMETERS.fingerprint_key, this.access, 1);
-        this.committing.clear();
     }
 
     fn pass_deadlines(&mut self) {
@@ -232,9 +269,16 @@ impl World {
         let mut effects = Vec::new();
         let this = &mut self.nodes[node];
         let view = this.store.view(DATASET).expect("it is open");
-        let outcome: Result<(), StoreError> =
-            this.replica.handle(event, self.now, &view, &mut effects);
-        outcome.expect("memory does not fail");
+        let view =
+            WorldView { view, epoch: this.epoch, reads: Cell::new(this.reads_before_a_failure) };
+        let outcome = this.replica.handle(event, self.now, &view, &mut effects);
+        let may_fail = this.reads_before_a_failure.is_some();
+        this.reads_before_a_failure = view.reads.into_inner();
+        if let Err(error) = outcome {
+            assert!(may_fail, "memory does not fail");
+            let ends = |effect: &Effect| matches!(effect, Effect::Disconnect { reason, .. } if *reason == error.to_string());
+            assert!(effects.iter().any(ends), "a link that could not read is not ended");
+        }
         for effect in effects {
             self.carry_out(node, effect);
         }
@@ -296,5 +340,72 @@ impl World {
                 all[0].iter().filter(|e| e.key == *key).map(|e| e.version.clone()).collect();
             assert!(merge::winner(&siblings).is_some());
         }
+    }
+}
+
+/// A view of which one read may fail.
+struct WorldView {
+    view: MemoryView,
+    epoch: Option<Epoch>,
+    reads: Cell<Option<u64>>,
+}
+
+impl WorldView {
+    fn read(&self) -> Result<&MemoryView, StoreError> {
+        match self.reads.get() {
+            Some(0) => {
+                self.reads.set(None);
+                Err(StoreError::Failed("a fault".into()))
+            }
+            reads => {
+                self.reads.set(reads.map(|reads| reads - 1));
+                Ok(&self.view)
+            }
+        }
+    }
+}
+
+impl View for WorldView {
+    fn summary(&self) -> Summary {
+        let mut summary = self.view.summary();
+        summary.head.epoch = self.epoch.unwrap_or(summary.head.epoch);
+        summary
+    }
+
+    fn siblings(&self, key: &Key) -> Result<Vec<Stored>, StoreError> {
+        self.read()?.siblings(key)
+    }
+
+    fn feed(&self, after: Sequence, limit_bytes: usize) -> Result<Vec<FeedRow>, StoreError> {
+        self.read()?.feed(after, limit_bytes)
+    }
+
+    fn by_fingerprint(&self, fingerprint: Fingerprint) -> Result<Option<Entry>, StoreError> {
+        self.read()?.by_fingerprint(fingerprint)
+    }
+
+    fn has(&self, fingerprint: Fingerprint) -> Result<bool, StoreError> {
+        self.read()?.has(fingerprint)
+    }
+
+    fn fingerprints(
+        &self,
+        after: Option<Fingerprint>,
+        limit: usize,
+    ) -> Result<Vec<Fingerprint>, StoreError> {
+        self.read()?.fingerprints(after, limit)
+    }
+
+    fn cursor(&self, peer: NodeId) -> Result<Option<Cursor>, StoreError> {
+        self.read()?.cursor(peer)
+    }
+
+    fn scan(
+        &self,
+        prefix: &str,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Vec<(Key, Vec<Stored>)>, StoreError> {
+        self.read()?.scan(prefix, after, limit)
     }
 }

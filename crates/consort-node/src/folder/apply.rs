@@ -26,7 +26,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbound
 
 use self::files::Files;
 use self::open::Half;
-use super::status::Progress;
+use super::status::{Progress, Underway};
 use super::{Ignores, Root, Staged};
 use crate::content::{Contents, Fetched};
 
@@ -103,6 +103,8 @@ pub(super) struct Work {
     pub(super) ops: Vec<Op>,
     /// Afterwards the directory shows all of the key, and nothing else of it.
     pub(super) complete: bool,
+    /// What was written for it.
+    pub(super) written: Underway,
 }
 
 /// What became of a batch.
@@ -233,7 +235,7 @@ struct Job {
     ops: Vec<Option<Op>>,
     open_files: usize,
     complete: bool,
-    bytes: u64,
+    written: Underway,
 }
 
 /// Which keys are gone through, and how far.
@@ -501,7 +503,7 @@ impl Thread {
             match file.staged {
                 Ok(staged) => {
                     let Some(job) = self.jobs.get_mut(&file.job) else { continue };
-                    job.bytes += file.version.content.size();
+                    job.written.join(file.written);
                     job.open_files -= 1;
                     let (path, version) = (file.path, file.version);
                     job.ops[file.slot] = Some(Op::Place { path, staged: Some(staged), version });
@@ -540,11 +542,11 @@ impl Thread {
         if let Some((_, at)) = self.active.get_mut(&job.key) {
             *at = None;
         }
-        self.ready_bytes += job.bytes;
+        self.ready_bytes += job.written.bytes();
         self.ready_since.get_or_insert_with(Instant::now);
         let ops = job.ops.into_iter().flatten().collect();
-        let Job { key, sequence, newest, complete, .. } = job;
-        self.ready.push(Work { key, sequence, newest, ops, complete });
+        let Job { key, sequence, newest, complete, written, .. } = job;
+        self.ready.push(Work { key, sequence, newest, ops, complete, written });
     }
 
     /// Gives a key up for this pass.

@@ -75,6 +75,8 @@ pub(super) struct Engine<'c> {
     /// What is to be scanned: everything, or what is at and beneath a path.
     scans: Vec<Option<Key>>,
     scanning: bool,
+    /// How many entries the watcher found at first.
+    listed: u64,
     rescan_at: Option<Instant>,
     flushes: Vec<Flush>,
     exit: Option<Exit>,
@@ -91,6 +93,7 @@ impl<'c> Engine<'c> {
         inbox: &'c Inbox,
         flushes: Vec<OnFlushed>,
     ) -> std::io::Result<Self> {
+        progress.begin_scan(None);
         let (watcher, events) = match Watcher::start(&root, ignores.clone()) {
             Ok((watcher, events)) => {
                 progress.set_trouble("watch", None);
@@ -102,6 +105,7 @@ impl<'c> Engine<'c> {
                 (None, never())
             }
         };
+        let listed = watcher.as_ref().map_or(0, Watcher::listed);
         let rescan_at = watcher.is_none().then(|| Instant::now() + RESCAN_EVERY);
         let (store, dataset) = (&context.store, context.dataset);
         let indexer = Indexer::start(&root, store, dataset, context.workers)?;
@@ -133,6 +137,7 @@ impl<'c> Engine<'c> {
             deletions: Deletions::new(),
             scans: vec![None],
             scanning: false,
+            listed,
             rescan_at,
             flushes,
             exit: None,
@@ -222,12 +227,18 @@ impl<'c> Engine<'c> {
         } else {
             self.record_refreshed(false);
         }
-        self.progress.set_unsettled((self.dirty.len() + self.indexing.len()) as u64);
+        self.progress.set_unsettled(self.unsettled());
         if wait && !busy && self.exit.is_none() && self.scans.is_empty() {
             self.wait()
         } else {
             Ok(())
         }
+    }
+
+    /// What is known to have changed and is not in the store, at least.
+    fn unsettled(&self) -> u64 {
+        let looks = self.dirty.len() + self.indexing.len() + self.scans.len();
+        (looks + self.deletions.len() + self.commits.len()) as u64
     }
 
     fn wait(&mut self) -> Result<(), StoreError> {

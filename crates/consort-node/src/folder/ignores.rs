@@ -21,6 +21,10 @@ pub(super) const IGNORE_FILE: &str = ".consortignore";
 /// pattern becomes part of an automaton: this bounds what they can make us build.
 pub(super) const MAX_IGNORE_FILE_BYTES: u64 = 64 * 1024;
 
+/// Braces that are opened in one line. Each may lie within the one before, and what is nested deeper than a regular
+/// expression may be makes all patterns unusable; still deeper, it exhausts the stack.
+const MAX_BRACES: usize = 64;
+
 /// The patterns of one linked directory. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Ignores {
@@ -85,6 +89,9 @@ impl Ignores {
         let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&text);
         for (index, line) in text.split(|&byte| byte == b'\n').enumerate() {
             let added = match std::str::from_utf8(line) {
+                Ok(line) if MAX_BRACES < line.matches('{').count() => {
+                    Some(format!("more than {MAX_BRACES} braces are opened"))
+                }
                 Ok(line) => builder.add_line(None, line).err().map(|error| error.to_string()),
                 Err(_) => Some("not UTF-8".to_owned()),
             };
@@ -196,6 +203,17 @@ mod tests {
         assert_eq!(ignores.problems()[0].line, 2);
         assert!(ignores.is_ignored("x.a", false));
         assert!(ignores.is_ignored("x.c", false));
+    }
+
+    #[test]
+    fn braces_in_braces_in_braces_are_reported_and_the_other_patterns_hold() {
+        for depth in [300, 16_000] {
+            let deep = format!("{}b{}", "{a,".repeat(depth), "}".repeat(depth));
+            let (_dir, _root, ignores) = load(&format!("*.{{a,b}}\n{deep}\n*.c\n"));
+            assert_eq!(ignores.problems().len(), 1);
+            assert_eq!(ignores.problems()[0].line, 2);
+            assert!(["x.a", "x.b", "x.c"].iter().all(|key| ignores.is_ignored(key, false)));
+        }
     }
 
     #[test]

@@ -264,13 +264,23 @@ impl Root {
     /// See [`PlaceError`]; `Changed` also if nothing is there any more.
     pub fn remove_file(&self, key: &str, expected: &Meta) -> Result<(), PlaceError> {
         let (parent, name) = self.open_parent(key).map_err(absent_is_changed)?;
-        check(&parent, name, expected, key)?;
+        self.remove_from(&parent, name, key, expected)
+    }
+
+    fn remove_from(
+        &self,
+        parent: &OwnedFd,
+        name: &str,
+        key: &str,
+        expected: &Meta,
+    ) -> Result<(), PlaceError> {
+        check(parent, name, expected, key)?;
         let out = self.temp_name(OUT_PREFIX);
-        rename_new(&parent, name, self.temp(), &out).map_err(absent_is_changed)?;
-        if meta_at(self.temp(), &out)?.same_after_rename(expected) {
+        rename_new(parent, name, self.temp(), &out).map_err(absent_is_changed)?;
+        if self.came_from(&out, expected, parent, key)? {
             return Ok(unlinkat(self.temp(), &out, AtFlags::empty())?);
         }
-        if rename_new(self.temp(), &out, &parent, name).is_err() {
+        if rename_new(self.temp(), &out, parent, name).is_err() {
             // The user made a new entry in its place meanwhile, or took the directory away.
             self.rescue(&out)?;
         }
@@ -400,11 +410,31 @@ impl Root {
             Err(errno) => return Err(absent_is_changed(errno)),
         }
         temp.owned = false;
-        if meta_at(self.temp(), &out)?.same_after_rename(old) {
+        if self.came_from(&out, old, parent, key)? {
             return Ok(unlinkat(self.temp(), &out, AtFlags::empty())?);
         }
         self.put_back(&out, parent, name, &staged.meta)?;
         Err(PlaceError::Changed)
+    }
+
+    /// Whether what was taken out of `parent` is what was expected, and was taken from under `key`: a directory that
+    /// was renamed while it was open took its entries along to other keys, and of those nothing is known.
+    fn came_from(
+        &self,
+        out: &str,
+        expected: &Meta,
+        parent: &OwnedFd,
+        key: &str,
+    ) -> Result<bool, PlaceError> {
+        let is_expected = meta_at(self.temp(), out)?.same_after_rename(expected);
+        Ok(is_expected && self.is_parent_of(parent, key))
+    }
+
+    /// Whether the path of `key` leads through this directory at this moment. If that cannot be told, it does not.
+    fn is_parent_of(&self, dir: &OwnedFd, key: &str) -> bool {
+        let Ok((now, _)) = self.open_parent(key) else { return false };
+        let (Ok(now), Ok(then)) = (meta_of(&now), meta_of(dir)) else { return false };
+        (now.device, now.inode) == (then.device, then.inode)
     }
 
     /// Gives the user's entry, which was swapped out, its place back. Should the user have put
@@ -704,6 +734,26 @@ mod tests {
         fs::write(&temp, "swapped out").unwrap();
         fixture.root.put_back("out-x", &parent, name, &ours).unwrap();
         assert_eq!(read(fixture.at("f")), "swapped out");
+        assert!(fixture.temp_is_empty());
+    }
+
+    #[test]
+    fn a_directory_that_is_renamed_while_it_is_open_keeps_what_is_in_it() {
+        let fixture = Fixture::new();
+        let known = fixture.place("known", "old/f", Expected::Absent).unwrap().meta;
+        let (parent, name) = fixture.root.open_parent("old/f").unwrap();
+        fs::rename(fixture.at("old"), fixture.at("new")).unwrap();
+        let removed = fixture.root.remove_from(&parent, name, "old/f", &known);
+        assert!(matches!(removed, Err(PlaceError::Changed)), "{removed:?}");
+        let staged = fixture.staged("remote");
+        let replaced = fixture.root.replace(staged, &parent, name, "old/f", &known);
+        assert!(matches!(replaced, Err(PlaceError::Changed)), "{replaced:?}");
+        assert_eq!(read(fixture.at("new/f")), "known");
+        // Another directory under the old name is another one.
+        fs::create_dir(fixture.at("old")).unwrap();
+        let removed = fixture.root.remove_from(&parent, name, "old/f", &known);
+        assert!(matches!(removed, Err(PlaceError::Changed)), "{removed:?}");
+        assert_eq!(read(fixture.at("new/f")), "known");
         assert!(fixture.temp_is_empty());
     }
 

@@ -66,7 +66,10 @@ impl Engine<'_> {
         let mut staged = staged.into_iter();
         let mut changes = Changes::default();
         let mut settled = Vec::new();
+        // What was written counts until it is settled.
+        let mut written = Vec::new();
         for work in batch {
+            written.push(work.written);
             let newest = view.siblings(&work.key)?.iter().map(|stored| stored.sequence).max();
             // It was worked out from what is not so any more: what was wanted then may undo what somebody did since.
             let outdated = newest.unwrap_or_default() != work.newest;

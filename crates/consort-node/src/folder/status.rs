@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::PlaceError;
 
@@ -19,13 +19,15 @@ pub enum Trouble {
     Degraded(String),
 }
 
-/// The numbers and problems of one linked directory.
-#[derive(Debug, Default)]
+/// The numbers and problems of one linked directory. Until its first scan is over, one is on.
+#[derive(Debug)]
 pub struct Progress {
     scanning: AtomicBool,
     scanned: AtomicU64,
+    /// Zero if it is not known.
+    to_scan: AtomicU64,
     waiting: AtomicBool,
-    received: AtomicU64,
+    underway: AtomicU64,
     unsettled: AtomicU64,
     conflicts: AtomicU64,
     texts: Mutex<Texts>,
@@ -40,25 +42,88 @@ struct Texts {
     rate: Rate,
 }
 
-/// Bytes per second over the last few seconds.
-#[derive(Debug, Default)]
+/// Bytes per second, over a second or as long as nothing came.
+#[derive(Debug)]
 struct Rate {
-    since: Option<(Instant, u64)>,
+    since: Instant,
+    bytes: u64,
     bytes_per_second: u64,
 }
 
-impl Progress {
-    /// A scan began or ended.
-    pub fn set_scanning(&self, scanning: bool) {
-        if scanning {
-            self.scanned.store(0, Ordering::Relaxed);
-        }
-        self.scanning.store(scanning, Ordering::Relaxed);
+/// A scan that is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scan {
+    /// Entries that it has looked at.
+    pub done: u64,
+    /// About how many there are, if that is known.
+    pub total: Option<u64>,
+}
+
+/// Bytes that were written for versions that are not in place yet. They count until this is dropped.
+#[derive(Debug)]
+pub(super) struct Underway {
+    progress: Arc<Progress>,
+    bytes: u64,
+}
+
+impl Underway {
+    /// None yet.
+    pub(super) fn new(progress: &Arc<Progress>) -> Self {
+        Self { progress: Arc::clone(progress), bytes: 0 }
     }
 
-    /// Whether a scan is on, and how many entries it has looked at.
-    pub fn scan(&self) -> (bool, u64) {
-        (self.scanning.load(Ordering::Relaxed), self.scanned.load(Ordering::Relaxed))
+    /// More were written.
+    pub(super) fn add(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.progress.underway.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.progress.texts().rate.add(bytes as u64);
+    }
+
+    /// Those of another version come to it.
+    pub(super) fn join(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
+    /// How many.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.progress.underway.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        let (scanning, scanned, to_scan) = (AtomicBool::new(true), 0.into(), 0.into());
+        let (waiting, underway) = (AtomicBool::new(false), 0.into());
+        let (unsettled, conflicts, texts) = (0.into(), 0.into(), Mutex::default());
+        Self { scanning, scanned, to_scan, waiting, underway, unsettled, conflicts, texts }
+    }
+}
+
+impl Progress {
+    /// A scan begins, of about so many entries if that is known.
+    pub fn begin_scan(&self, total: Option<u64>) {
+        self.scanned.store(0, Ordering::Relaxed);
+        self.to_scan.store(total.unwrap_or_default(), Ordering::Relaxed);
+        self.scanning.store(true, Ordering::Relaxed);
+    }
+
+    /// The scan is over.
+    pub fn end_scan(&self) {
+        self.scanning.store(false, Ordering::Relaxed);
+    }
+
+    /// The scan that is on.
+    pub fn scan(&self) -> Option<Scan> {
+        let done = self.scanned.load(Ordering::Relaxed);
+        let total = Some(self.to_scan.load(Ordering::Relaxed)).filter(|total| *total != 0);
+        let scan = Scan { done, total: total.map(|total| total.max(done)) };
+        self.scanning.load(Ordering::Relaxed).then_some(scan)
     }
 
     /// The scan has looked at more entries.
@@ -103,24 +168,15 @@ impl Progress {
         self.conflicts.load(Ordering::Relaxed)
     }
 
-    /// Content arrived.
-    pub fn add_received(&self, bytes: u64) {
-        self.received.fetch_add(bytes, Ordering::Relaxed);
+    /// Bytes of pending versions that were written already, though the directory does not show them yet.
+    pub fn underway(&self) -> u64 {
+        self.underway.load(Ordering::Relaxed)
     }
 
-    /// Content that arrived, in bytes per second lately.
+    /// Content that is written, in bytes per second lately.
     pub fn rate(&self) -> u64 {
-        let (now, received) = (Instant::now(), self.received.load(Ordering::Relaxed));
         let rate = &mut self.texts().rate;
-        match rate.since {
-            Some((since, before)) if 1 <= now.duration_since(since).as_secs() => {
-                let ms = u64::try_from(now.duration_since(since).as_millis()).unwrap_or(u64::MAX);
-                rate.bytes_per_second = (received - before).saturating_mul(1000) / ms;
-                rate.since = Some((now, received));
-            }
-            Some(_) => {}
-            None => rate.since = Some((now, received)),
-        }
+        rate.add(0);
         rate.bytes_per_second
     }
 
@@ -183,5 +239,23 @@ impl Progress {
 
     fn texts(&self) -> MutexGuard<'_, Texts> {
         self.texts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self { since: Instant::now(), bytes: 0, bytes_per_second: 0 }
+    }
+}
+
+impl Rate {
+    fn add(&mut self, bytes: u64) {
+        let elapsed = self.since.elapsed();
+        if Duration::from_secs(1) <= elapsed {
+            let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+            self.bytes_per_second = self.bytes.saturating_mul(1000) / ms;
+            (self.since, self.bytes) = (Instant::now(), 0);
+        }
+        self.bytes += bytes;
     }
 }

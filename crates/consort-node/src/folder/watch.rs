@@ -132,6 +132,7 @@ impl From<Errno> for WatchError {
 pub struct Watcher {
     root: Arc<Root>,
     stop: Arc<OwnedFd>,
+    listed: u64,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -165,14 +166,22 @@ impl Watcher {
             cookie_watch: -1,
             moving: Vec::new(),
             exhausted: false,
+            listed: 0,
             outbox: Outbox::new(sender),
         };
         worker.watch_all()?;
+        let listed = worker.listed;
         let thread = thread::Builder::new()
             .name("consort-watch".to_owned())
             .spawn(move || worker.run())
             .map_err(WatchError::Io)?;
-        Ok((Self { root: Arc::clone(root), stop, thread: Some(thread) }, receiver))
+        Ok((Self { root: Arc::clone(root), stop, listed, thread: Some(thread) }, receiver))
+    }
+
+    /// How many entries were seen in the directories that were watched at the start.
+    #[must_use]
+    pub fn listed(&self) -> u64 {
+        self.listed
     }
 
     /// Asks for a [`WatchEvent::Cookie`] behind the events of everything that was changed before
@@ -209,6 +218,8 @@ struct Worker {
     /// Directories that left their name and have not been found at another one yet.
     moving: Vec<NodeId>,
     exhausted: bool,
+    /// Entries that were seen in directories that came to be watched.
+    listed: u64,
     outbox: Outbox,
 }
 
@@ -473,14 +484,15 @@ impl Worker {
             }
             // What could not be listed in full is seen to by the scan, too.
             let _ = for_each_name(&dir, &mut buffer, |name, file_type| {
-                if matches!(file_type, FileType::Directory | FileType::Unknown)
-                    && let Ok(name) = name.to_str()
+                let Ok(name) = name.to_str() else { return Ok(()) };
+                let is_dir = matches!(file_type, FileType::Directory | FileType::Unknown);
+                let key = join_key(&key, name);
+                if is_possible_name(name)
+                    && key.len() <= MAX_KEY_BYTES
+                    && !self.ignores.is_ignored_itself(&key, is_dir)
                 {
-                    let key = join_key(&key, name);
-                    if is_possible_name(name)
-                        && key.len() <= MAX_KEY_BYTES
-                        && !self.ignores.is_ignored_itself(&key, true)
-                    {
+                    self.listed += 1;
+                    if is_dir {
                         todo.push((Some(node), name.to_owned(), key));
                     }
                 }
@@ -592,6 +604,23 @@ mod tests {
 
     fn writing(key: &str) -> WatchEvent {
         WatchEvent::Writing { key: key.to_owned() }
+    }
+
+    #[test]
+    fn what_there_is_to_scan_is_known_from_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(".consortignore"), "skip/\n*.tmp\n").unwrap();
+        for directory in ["a/b", "skip/c"] {
+            fs::create_dir_all(dir.path().join(directory)).unwrap();
+        }
+        for file in ["f", "f.tmp", "a/f", "a/b/f", "a/b/f.tmp", "skip/f", "skip/c/f"] {
+            fs::write(dir.path().join(file), "").unwrap();
+        }
+        let root = Arc::new(Root::open(dir.path()).unwrap());
+        let ignores = Ignores::load(&root).unwrap();
+        let (watcher, _events) = Watcher::start(&root, ignores.clone()).unwrap();
+        let walked = crate::folder::Walk::new(&root, &ignores, None).count();
+        assert_eq!(watcher.listed(), walked as u64);
     }
 
     #[test]
@@ -714,6 +743,7 @@ mod tests {
             cookie_watch: -1,
             moving: Vec::new(),
             exhausted: false,
+            listed: 0,
             outbox: Outbox::new(sender),
         };
         worker.watch_all().unwrap();

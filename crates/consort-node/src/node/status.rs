@@ -60,15 +60,16 @@ impl Node {
         let dataset = fact.parameters.id;
         let links = self.ask(|reply| Cause::Links { dataset, reply }).await?;
         let store = self.shared.store.clone();
-        let (summary, pending) = blocking(move || {
+        let (summary, pending, pending_bytes) = blocking(move || {
             let view = store.view(dataset)?;
-            Ok((view.summary(), view.pending_count()))
+            Ok((view.summary(), view.pending_count(), view.pending_bytes()))
         })
         .await?;
         let folder = self.shared.folder(dataset);
         let link = self.shared.link_of(dataset);
         let progress = folder.as_ref().map(|folder| folder.progress());
-        let (scanning, indexed) = progress.map_or((false, 0), |progress| progress.scan());
+        let scan = progress.and_then(|progress| progress.scan());
+        let underway = progress.map_or(0, |progress| progress.underway());
         let unsettled = progress.map_or(0, |progress| progress.unsettled());
         let busy = 0 < pending || 0 < unsettled || !links.iter().all(is_quiet);
         let trouble = self.shared.is_revoked().then(|| Trouble::Paused(REVOKED.to_owned()));
@@ -80,7 +81,7 @@ impl Node {
         let (state, reason) = match trouble {
             Some(Trouble::Paused(reason)) => (DatasetState::Paused, Some(reason)),
             Some(Trouble::Degraded(reason)) => (DatasetState::Degraded, Some(reason)),
-            None if scanning => (DatasetState::Scanning, None),
+            None if scan.is_some() => (DatasetState::Scanning, None),
             None if links.is_empty() && has_others => {
                 let reason = "no other node can be reached; `consort doctor` says more";
                 (DatasetState::Waiting, Some(reason.to_owned()))
@@ -113,9 +114,9 @@ impl Node {
             state,
             reason,
             pending,
-            pending_bytes: 0,
-            indexed,
-            to_index: None,
+            pending_bytes: pending_bytes.saturating_sub(underway),
+            indexed: scan.map_or(0, |scan| scan.done),
+            to_index: scan.and_then(|scan| scan.total),
             conflicts: progress.map_or(0, |progress| progress.conflicts()),
             problems: progress.map(|progress| progress.problems()).unwrap_or_default(),
             rate_bytes: progress.map_or(0, |progress| progress.rate()),

@@ -1,8 +1,11 @@
 //! Linked directories against a real store, without a network: what others wrote is committed to the store directly.
-//! The harness stands here; single situations are in `folder/situations.rs`, random histories in `folder/random.rs`.
+//! The harness stands here; single situations are in `folder/situations.rs`, those of ignored paths in
+//! `folder/ignoring.rs`, what is told about a directory in `folder/standing.rs`, random histories in `folder/random.rs`.
 
+mod ignoring;
 mod random;
 mod situations;
+mod standing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

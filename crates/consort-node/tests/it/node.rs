@@ -351,7 +351,28 @@ async fn a_directory_can_be_linked_unlinked_and_linked_again_but_never_twice() {
     assert_eq!(std::fs::read_to_string(linked.join("key")).expect("a file"), "value");
     a.link("photos", &linked, options()).await.expect("it is linked again");
     a.link("photos", &linked, options()).await.expect("it is linked already");
+    a.in_sync().await;
     assert_eq!(a.stat("photos", "key").await.expect("it is there").conflicts, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_directory_that_is_away_waits_no_longer_than_its_link() {
+    let (a, b) = pair().await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let (linked, away) = (dir.path().join("linked"), dir.path().join("away"));
+    a.link("photos", &linked, LinkOptions::default()).await.expect("it is linked");
+    a.write("key", "value").await;
+    b.in_sync().await;
+    std::fs::rename(&linked, &away).expect("renamed");
+    until("its absence", async || {
+        let status = a.status().await.expect("a status");
+        status.datasets[0].state == consort_node::DatasetState::Paused
+    })
+    .await;
+    let error = b.wait("photos", Duration::from_secs(2)).await.expect_err("nobody can look");
+    assert_eq!(error.kind, ErrorKind::TimedOut);
+    let unlinked = async { a.unlink("photos").await.expect("it is unlinked") };
+    tokio::join!(b.in_sync(), a.in_sync(), unlinked);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use consort_core::model::Commit;
 use consort_core::store::{Applied, Sequence, View, Written};
 use consort_core::{
-    Attributes, AuthorId, ChunkHash, Content, DatasetId, Dot, Entry, Timestamp, Version,
+    Attributes, AuthorId, ChunkHash, Content, DatasetId, Dot, Entry, Key, Timestamp, Version,
     VersionVector,
 };
 use consort_store::{Basis, Body, DiskStore, Place, RecordChange, Transaction};
@@ -31,6 +31,11 @@ fn pending(store: &DiskStore) -> Vec<(String, u64)> {
     let view = store.view(DATASET).expect("views");
     let rows = view.pending(None, usize::MAX).expect("reads");
     assert_eq!(view.pending_count(), rows.len() as u64);
+    let size = |(key, sequence): &(Key, Sequence)| {
+        let held = view.siblings(key).expect("reads");
+        held.iter().find(|stored| stored.sequence == *sequence).map(|s| s.version.content.size())
+    };
+    assert_eq!(Some(view.pending_bytes()), rows.iter().map(size).sum());
     rows.into_iter().map(|(key, sequence)| (key.to_string(), sequence.0)).collect()
 }
 

@@ -17,10 +17,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::random::from_environment;
 use crate::tree;
 
-/// How long anything may take before the test gives up. Far beyond what it takes: a slow machine is no failure.
-pub(crate) const BOUND: Duration = Duration::from_secs(60);
+/// How many seconds anything may take before the test gives up. Far beyond what it takes: a slow machine is no failure.
+const PATIENCE_SECONDS: u64 = 60;
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(5);
@@ -143,16 +144,16 @@ impl Cluster {
         let started = Instant::now();
         loop {
             for node in &running {
-                node.run(["wait", DATASET, "--timeout", "60s"]).expect_done();
+                node.wait();
             }
             let differences = differences_between(&running);
             let unsettled = running.iter().find(|node| node.dataset()["state"] != "in-sync");
             match (differences.is_empty(), unsettled) {
                 (true, None) => return,
-                (true, Some(node)) if started.elapsed() > BOUND => {
+                (true, Some(node)) if started.elapsed() > patience() => {
                     panic!("all directories are equal, but {} says {}", node.name, node.dataset());
                 }
-                (false, _) if started.elapsed() > BOUND => {
+                (false, _) if started.elapsed() > patience() => {
                     panic!("the directories do not become equal:\n{}", differences.join("\n"));
                 }
                 _ => thread::sleep(POLL),
@@ -217,7 +218,7 @@ impl Node {
         let ended = thread::spawn(move || child.wait_with_output());
         let started = Instant::now();
         while !ended.is_finished() {
-            if started.elapsed() > 2 * BOUND {
+            if started.elapsed() > 2 * patience() {
                 signal(pid, Signal::KILL);
                 panic!("{shown} did not end");
             }
@@ -283,7 +284,7 @@ impl Node {
         let status = loop {
             match child.try_wait().expect("it can be waited for") {
                 Some(status) => break status,
-                None if started.elapsed() > BOUND => {
+                None if started.elapsed() > patience() => {
                     // The process is put back so that it is killed with the others.
                     self.process = Some(child);
                     panic!("{} does not stop", self.name);
@@ -338,7 +339,8 @@ impl Node {
 
     /// Waits until this node and its directory hold all that reachable peers hold.
     pub(crate) fn wait(&self) {
-        self.run(["wait", DATASET, "--timeout", "60s"]).expect_done();
+        let timeout = format!("{}s", patience().as_secs());
+        self.run(["wait", DATASET, "--timeout", &timeout]).expect_done();
     }
 
     pub(crate) fn status(&self) -> Value {
@@ -435,6 +437,11 @@ impl<T> Answer for Option<T> {
     }
 }
 
+/// How long anything may take before the test gives up.
+pub(crate) fn patience() -> Duration {
+    Duration::from_secs(from_environment("CONSORT_TEST_PATIENCE", PATIENCE_SECONDS))
+}
+
 /// Waits until `condition` holds.
 pub(crate) fn until<A: Answer>(what: &str, mut condition: impl FnMut() -> A) -> A::Found {
     let started = Instant::now();
@@ -442,7 +449,7 @@ pub(crate) fn until<A: Answer>(what: &str, mut condition: impl FnMut() -> A) -> 
         if let Some(found) = condition().found() {
             return found;
         }
-        assert!(started.elapsed() < BOUND, "waited too long for {what}");
+        assert!(started.elapsed() < patience(), "waited too long for {what}");
         thread::sleep(POLL);
     }
 }

@@ -21,6 +21,7 @@ fn a_real_tree_arrives_completely() {
     }
     let files = from_environment("CONSORT_TEST_FILES", 250);
     tree::make(&first.dir, usize::try_from(files).expect("a count"), 1);
+    fs::write(first.path("large"), Random::new(4).bytes(large_file_bytes())).expect("a new file");
     let source = tree::read(&first.dir);
     cluster.settle();
 
@@ -100,24 +101,26 @@ fn a_renamed_directory_moves_no_content() {
 fn a_kibibyte_inserted_at_the_head_moves_little() {
     let cluster = Cluster::linked(2);
     let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
-    let mebibytes =
-        usize::try_from(from_environment("CONSORT_TEST_INSERT_MIB", 48)).expect("small");
     let mut random = Random::new(2);
-    let old = random.bytes(mebibytes * 1024 * 1024);
+    let old = random.bytes(large_file_bytes());
     fs::write(a.path("large"), &old).expect("a new file");
     cluster.settle();
 
-    let before = a.traffic();
-    let new = cluster.beside("new");
-    let mut file = File::create(&new).expect("a new file");
-    file.write_all(&random.bytes(1024)).expect("writable");
-    file.write_all(&old).expect("writable");
-    drop(file);
-    fs::rename(&new, a.path("large")).expect("replaced");
-    cluster.settle();
-
-    let moved = a.traffic() - before;
-    assert!(moved < 256 * 1024, "{moved} bytes for 1 KiB inserted into {mebibytes} MiB");
+    let mut moved = [0; 5];
+    for moved in &mut moved {
+        let before = a.traffic();
+        let new = cluster.beside("new");
+        let mut file = File::create(&new).expect("a new file");
+        file.write_all(&random.bytes(1024)).expect("writable");
+        file.write_all(&old).expect("writable");
+        drop(file);
+        fs::rename(&new, a.path("large")).expect("replaced");
+        cluster.settle();
+        *moved = a.traffic() - before;
+    }
+    moved.sort_unstable();
+    println!("1 KiB inserted into {} bytes, five times: {moved:?} bytes moved", old.len());
+    assert!(moved[2] < 256 * 1024, "{moved:?}");
     assert_eq!(fs::metadata(b.path("large")).expect("it is there").len(), old.len() as u64 + 1024);
 }
 
@@ -215,4 +218,9 @@ fn bytes_read(pid: u32) -> u64 {
 fn copy(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp runs");
     assert!(copied.success(), "cannot copy {}", from.display());
+}
+
+/// The size of a file that counts as large.
+fn large_file_bytes() -> usize {
+    usize::try_from(from_environment("CONSORT_TEST_LARGE_MIB", 48) << 20).expect("it fits")
 }

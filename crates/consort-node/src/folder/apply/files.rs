@@ -9,7 +9,7 @@ use consort_core::{ChunkHash, ChunkRef, Content, Key, Version};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::content::{Chunks, Contents, Fetched};
-use crate::folder::status::Progress;
+use crate::folder::status::{Progress, Underway};
 use crate::folder::{PlaceError, Root, Staged, Staging};
 
 /// Chunks that are wanted from peers at a time, for one directory, and their bytes. This bounds the memory of a
@@ -34,6 +34,8 @@ pub(super) struct Ended {
     pub(super) version: Arc<Version>,
     /// The file; or that it cannot be had now, and whether that is because the disk is full.
     pub(super) staged: Result<Staged, bool>,
+    /// Its bytes.
+    pub(super) written: Underway,
 }
 
 /// The files that are being staged.
@@ -64,6 +66,7 @@ struct File {
     path: Key,
     version: Arc<Version>,
     staging: Option<Staging>,
+    written: Underway,
     /// The chunks that were not looked for yet.
     chunks: Option<Chunks>,
     /// Chunks that are wanted and have not arrived.
@@ -122,8 +125,19 @@ impl Files {
     pub(super) fn begin(&mut self, job: u64, slot: usize, path: Key, version: Arc<Version>) {
         let chunks = Some(self.contents.chunks_of(&version.content, self.manifest_timeout));
         let (staging, outstanding, fetched, stalled) = (None, 0, false, false);
-        let file =
-            File { job, slot, path, version, staging, chunks, outstanding, fetched, stalled };
+        let written = Underway::new(&self.progress);
+        let file = File {
+            job,
+            slot,
+            path,
+            version,
+            staging,
+            written,
+            chunks,
+            outstanding,
+            fetched,
+            stalled,
+        };
         self.files.insert(self.next_id, file);
         self.searching.push_back(self.next_id);
         self.next_id += 1;
@@ -191,7 +205,6 @@ impl Files {
                 let Some((chunk, takers)) = self.wanted.remove(&hash) else { return };
                 self.wanted_bytes -= u64::from(chunk.length);
                 self.takers -= takers.len();
-                self.progress.add_received(bytes.len() as u64);
                 for (id, offset) in takers {
                     let Some(file) = self.files.get_mut(&id) else { continue };
                     file.outstanding -= 1;
@@ -256,8 +269,9 @@ impl Files {
                 Ok(())
             }),
         };
-        if let Err(error) = written {
-            self.on_error(id, &error);
+        match written {
+            Ok(()) => file.written.add(bytes.len()),
+            Err(error) => self.on_error(id, &error),
         }
     }
 
@@ -299,8 +313,8 @@ impl Files {
     }
 
     fn end(&mut self, id: u64, staged: Result<Staged, bool>) {
-        if let Some(File { job, slot, path, version, .. }) = self.remove(id) {
-            self.ended.push(Ended { job, slot, path, version, staged });
+        if let Some(File { job, slot, path, version, written, .. }) = self.remove(id) {
+            self.ended.push(Ended { job, slot, path, version, staged, written });
         }
     }
 

@@ -13,6 +13,7 @@ use super::{Job, Op, Thread};
 use crate::folder::EntryKind;
 use crate::folder::engine::recorded_meta;
 use crate::folder::project::copied_key;
+use crate::folder::status::Underway;
 
 /// What a key is looked at for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +96,8 @@ impl Thread {
             return Ok(());
         }
         let sequence = sequence.unwrap_or_default();
-        let (ops, open_files, bytes) = (Vec::new(), 0, 0);
-        let mut job = Job { key, sequence, newest, ops, open_files, complete, bytes };
+        let (ops, open_files, written) = (Vec::new(), 0, Underway::new(&self.progress));
+        let mut job = Job { key, sequence, newest, ops, open_files, complete, written };
         let id = self.next_id;
         self.next_id += 1;
         if showing {

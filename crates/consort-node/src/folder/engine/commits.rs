@@ -57,6 +57,11 @@ impl Commits {
         Self { done, results, gathered, outstanding, next: 0, refreshed, refreshed_since }
     }
 
+    /// How many paths were gathered and are not durable.
+    pub(super) fn len(&self) -> usize {
+        self.gathered.paths.len() + self.outstanding.values().map(HashSet::len).sum::<usize>()
+    }
+
     /// Whether everything that was gathered is durable.
     pub(super) fn are_done(&self) -> bool {
         self.outstanding.is_empty() && self.gathered.paths.is_empty()

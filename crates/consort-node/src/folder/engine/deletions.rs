@@ -43,6 +43,10 @@ impl Deletions {
         Self { gone, last, before: 0, believed: 0, allowed, asked }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.gone.len()
+    }
+
     pub(super) fn contains(&self, path: &Key) -> bool {
         self.gone.contains(path)
     }
@@ -90,14 +94,21 @@ impl Engine<'_> {
         let view = self.view()?;
         let Some(record) = view.record(&path)? else { return Ok(()) };
         if self.is_ignored(&path, record.kind == consort_core::Kind::Directory) {
-            // What is left alone is not deleted elsewhere; when it is not any more, it comes back.
-            self.gather_removal(path);
-            self.submit_if_full();
+            self.let_alone(path)?;
         } else if self.is_refused(&path, None) {
             self.progress.set_problem(&path, Some("its deletion cannot be written".to_owned()));
         } else {
             self.deletions.add(path, view.record_count());
         }
+        Ok(())
+    }
+
+    /// What is ignored is as if it had never been known here: it is not deleted elsewhere when it goes, nor replaced
+    /// when it changes, also if all that is found when it is ignored no more. What others have appears again then.
+    pub(super) fn let_alone(&mut self, path: Key) -> Result<(), StoreError> {
+        self.settle_path(&path)?;
+        self.gather_removal(path);
+        self.submit_if_full();
         Ok(())
     }
 

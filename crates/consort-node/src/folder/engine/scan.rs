@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use consort_core::Key;
 use consort_core::store::StoreError;
+use consort_core::{Key, Kind};
 use consort_store::{DiskStore, Record};
 
 use super::look::Look;
@@ -26,11 +26,14 @@ impl Engine<'_> {
         }
         self.scanning = true;
         if start.is_none() {
-            self.progress.set_scanning(true);
+            let known = self.view()?.record_count().max(std::mem::take(&mut self.listed));
+            self.progress.begin_scan(Some(known));
             self.progress.clear_problems();
             for problem in self.ignores.problems() {
-                let text = format!("line {} is not a pattern: {}", problem.line, problem.message);
-                self.progress.set_problem(IGNORE_FILE, Some(text));
+                // Not under the path itself: as an entry, the file is all right.
+                let line = format!("{IGNORE_FILE}, line {}", problem.line);
+                let text = format!("it is not a pattern: {}", problem.message);
+                self.progress.set_problem(&line, Some(text));
             }
         }
         let (root, ignores) = (Arc::clone(&self.root), self.ignores.clone());
@@ -66,7 +69,7 @@ impl Engine<'_> {
         self.progress.add_scanned((walked % SCAN_SLICE) as u64);
         self.scanning = false;
         if start.is_none() && self.exit.is_none() {
-            self.progress.set_scanning(false);
+            self.progress.end_scan();
             self.progress.set_conflicts(records.conflicts);
             self.progress.set_trouble("overflow", None);
         }
@@ -88,6 +91,10 @@ impl Engine<'_> {
             };
             if key == Some(&path) {
                 return Ok(Some(record));
+            }
+            if self.is_ignored(&path, record.kind == Kind::Directory) {
+                self.let_alone(path)?;
+                continue;
             }
             let is_unknown = unknown.iter().any(|top| {
                 top.is_empty()

@@ -229,21 +229,6 @@ fn a_removal_that_comes_to_nothing_is_tried_again() {
 }
 
 #[test]
-fn a_directory_that_is_deleted_keeps_what_is_ignored_in_it() {
-    let mut site = Site::new();
-    site.write(".consortignore", "*.tmp\n");
-    site.flush();
-    site.write("dir/a", "a");
-    site.write("dir/b.tmp", "b");
-    site.settle();
-    site.remote_deletion("dir/a");
-    site.remote_deletion("dir");
-    site.settle();
-    assert_eq!((site.read("dir/a"), site.read("dir/b.tmp").as_deref()), (None, Some("b")));
-    assert!(site.winner("dir").is_none(), "the deletion has come back");
-}
-
-#[test]
 fn directories_that_were_made_for_what_is_in_them_go_with_it() {
     let mut site = Site::new();
     site.remote("a/b/c", Stands::After, b"c");
@@ -351,52 +336,6 @@ fn a_directory_that_is_deleted_as_a_whole_deletes_nothing_elsewhere() {
     site.until("it is missed", is_paused);
     let left = (0..100).filter(|number| site.winner(&format!("f{number}")).is_some()).count();
     assert_eq!(left, 100);
-}
-
-#[test]
-fn patterns_that_arrive_hold_at_once_and_what_they_let_go_appears() {
-    let mut site = Site::new();
-    site.remote(".consortignore", Stands::After, b"*.log\n");
-    site.settle();
-    site.remote("a.log", Stands::After, b"theirs");
-    site.remote("a.txt", Stands::After, b"a");
-    site.settle();
-    site.write("b.log", "mine");
-    site.flush();
-    assert!(!site.at("a.log").exists() && site.winner("b.log").is_none());
-    site.remote(".consortignore", Stands::After, b"*.other\n");
-    site.until("what was ignored is there", |site| site.at("a.log").exists());
-    site.until("and known", |site| site.winner("b.log").is_some());
-    site.settle();
-    site.check();
-}
-
-#[test]
-fn patterns_that_change_while_the_node_is_down_count_when_it_is_up() {
-    let mut site = Site::new();
-    site.write(".consortignore", "*.log\n");
-    site.flush();
-    site.remote("a.log", Stands::After, b"theirs");
-    site.settle();
-    site.stop();
-    fs::remove_file(site.at(".consortignore")).unwrap();
-    site.start();
-    site.until("what was ignored is there", |site| site.at("a.log").exists());
-    site.settle();
-    site.check();
-}
-
-#[test]
-fn patterns_that_arrive_and_cannot_be_used_stop_nothing() {
-    let mut site = Site::new();
-    site.remote(".consortignore", Stands::After, &b"pattern\n".repeat(20_000));
-    site.remote("f", Stands::After, b"f");
-    site.until("the rest goes on", |site| site.at("f").exists());
-    site.flush();
-    assert!(!site.folder().progress().problems().is_empty());
-    site.remote(".consortignore", Stands::After, b"*.log\n");
-    site.settle();
-    site.check();
 }
 
 /// A version that has seen so many authors that nobody can write after it.

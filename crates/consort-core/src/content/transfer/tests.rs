@@ -1,0 +1,288 @@
+//! Providers of every kind, by seed: whatever they do, what somebody keeps arrives.
+
+use alloc::vec;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::content::ChunkHash;
+
+/// Providers that answer as they are told to, and everything that is checked on the way.
+struct World {
+    now: Instant,
+    transfer: Transfer,
+    random: Random,
+    peers: BTreeMap<NodeId, Peer>,
+    wanted: BTreeSet<ChunkRef>,
+    arrived: BTreeSet<ChunkRef>,
+    unavailable: Vec<ChunkRef>,
+    faults: Vec<(NodeId, Fault)>,
+}
+
+#[derive(Default)]
+struct Peer {
+    up: bool,
+    has: BTreeSet<ChunkRef>,
+    lies: bool,
+    stalls: bool,
+    /// Forgets chunks and goes away.
+    fickle: bool,
+    requests: VecDeque<(u32, Vec<ChunkRef>)>,
+}
+
+fn chunk(n: u64) -> ChunkRef {
+    let length = 1 + u32::try_from(n * 7919 % MAX_CHUNK_BYTES as u64).expect("below");
+    ChunkRef { hash: ChunkHash::of(&n.to_le_bytes()), length }
+}
+
+fn node(n: u8) -> NodeId {
+    NodeId([n; 16])
+}
+
+impl World {
+    fn new(seed: u64, peers: impl IntoIterator<Item = Peer>) -> Self {
+        let mut world = Self {
+            now: Instant(1),
+            transfer: Transfer::new(seed),
+            random: Random::new(seed),
+            peers: (0..).map(node).zip(peers).collect(),
+            wanted: BTreeSet::new(),
+            arrived: BTreeSet::new(),
+            unavailable: Vec::new(),
+            faults: Vec::new(),
+        };
+        let peers: Vec<_> = world.peers.keys().copied().collect();
+        peers.into_iter().for_each(|peer| world.set_up(peer, true));
+        world
+    }
+
+    fn set_up(&mut self, id: NodeId, up: bool) {
+        let peer = self.peers.get_mut(&id).expect("it exists");
+        peer.up = up;
+        peer.requests.clear();
+        if up {
+            self.transfer.provider_up(self.now, id);
+        } else {
+            self.transfer.provider_down(self.now, id);
+        }
+        self.pump();
+    }
+
+    fn want(&mut self, chunks: impl IntoIterator<Item = ChunkRef>) {
+        for chunk in chunks {
+            self.wanted.insert(chunk);
+            self.transfer.want(self.now, chunk);
+        }
+        self.pump();
+    }
+
+    fn pump(&mut self) {
+        while let Some(effect) = self.transfer.poll(self.now) {
+            match effect {
+                Effect::Request { peer, id, chunks } => {
+                    let peer = self.peers.get_mut(&peer).expect("it exists");
+                    assert!(peer.up, "a peer is asked that is not there");
+                    let sum: usize = chunks.iter().map(|chunk| chunk.length as usize).sum();
+                    assert!(!chunks.is_empty() && chunks.len() <= MAX_REQUEST_CHUNKS);
+                    assert!(sum <= MAX_CONTENT_MESSAGE_BYTES);
+                    let mut asked = BTreeSet::new();
+                    peer.requests.push_back((id, chunks));
+                    for chunk in peer.requests.iter().flat_map(|(_, chunks)| chunks) {
+                        assert!(asked.insert(*chunk), "a peer is asked twice at a time");
+                    }
+                }
+                Effect::Drop { peer, fault } => {
+                    self.peers.get_mut(&peer).expect("it exists").requests.clear();
+                    self.faults.push((peer, fault));
+                }
+                Effect::Unavailable { chunk, .. } => self.unavailable.push(chunk),
+            }
+        }
+    }
+
+    /// One peer answers its oldest request.
+    fn answer(&mut self, id: NodeId) {
+        let peer = self.peers.get_mut(&id).expect("it exists");
+        if peer.stalls {
+            return;
+        }
+        let Some((request, chunks)) = peer.requests.pop_front() else { return };
+        let mut outcomes = Vec::new();
+        for chunk in &chunks {
+            outcomes.push(match peer.has.contains(chunk) {
+                _ if peer.lies && self.random.below(4) == 0 => Outcome::Wrong,
+                true => Outcome::Arrived,
+                false => Outcome::Missing,
+            });
+            if outcomes.last() == Some(&Outcome::Arrived) && self.wanted.contains(chunk) {
+                self.arrived.insert(*chunk);
+            }
+        }
+        self.transfer.answered(self.now, id, request, &outcomes);
+        self.pump();
+    }
+
+    /// Anything that can happen.
+    fn step(&mut self) {
+        self.now = self.now + Duration::from_micros(self.random.below(200_000));
+        let at = usize::try_from(self.random.below(self.peers.len() as u64)).expect("small");
+        let (&id, peer) = self.peers.iter_mut().nth(at).expect("it is in range");
+        let fickle = peer.fickle && self.random.below(4) == 0;
+        match self.random.below(16) {
+            0 if fickle => {
+                let up = !peer.up;
+                self.set_up(id, up);
+            }
+            1 if fickle => drop(peer.has.pop_first()),
+            2 if fickle && peer.up => {
+                peer.requests.clear();
+                self.transfer.failed(self.now, id);
+            }
+            3 if self.random.below(8) == 0 => {
+                if let Some(at) = self.transfer.deadline() {
+                    self.now = self.now.max(at);
+                }
+            }
+            4 => {
+                // Somebody changes their mind, and back.
+                if let Some(chunk) = self.transfer.wants.keys().next().copied() {
+                    self.transfer.cancel(chunk);
+                    self.transfer.want(self.now, chunk);
+                }
+            }
+            _ => self.answer(id),
+        }
+        if self.transfer.deadline().is_some_and(|at| at <= self.now) {
+            self.transfer.on_deadline(self.now);
+        }
+        self.pump();
+        self.check();
+    }
+
+    fn check(&self) {
+        let transfer = &self.transfer;
+        for (order, chunk) in &transfer.queue {
+            assert_eq!(transfer.wants[chunk].order, *order);
+            assert_eq!(transfer.wants[chunk].asked, None);
+        }
+        for (chunk, want) in &transfer.wants {
+            assert!(want.asked.is_some() || transfer.queue.contains_key(&want.order));
+            let asked =
+                want.asked.is_none_or(|peer| transfer.providers[&peer].asked.contains(chunk));
+            assert!(asked, "a chunk waits for somebody who was not asked for it");
+        }
+        for provider in transfer.providers.values() {
+            let chunks = || provider.requests.values().flat_map(|sent| &sent.chunks);
+            assert_eq!(chunks().count(), provider.asked.len());
+            let pending: usize = chunks().map(|chunk| chunk.length as usize).sum();
+            assert_eq!(provider.pending, pending);
+            assert!(pending <= MAX_WINDOW_BYTES + MAX_CONTENT_MESSAGE_BYTES);
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.transfer.wanted() == 0 && self.arrived == self.wanted
+    }
+}
+
+fn holder(count: u64) -> Peer {
+    Peer { has: (0..count).map(chunk).collect(), ..Peer::default() }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+    #[test]
+    fn what_somebody_keeps_arrives_however_the_others_behave(
+        seed: u64,
+        count in 1u64..200,
+        others in proptest::collection::vec((any::<bool>(), any::<bool>(), any::<bool>()), 0..5),
+    ) {
+        let mut random = Random::new(seed);
+        let mut peers = vec![holder(count)];
+        for (lies, stalls, fickle) in others {
+            let mut peer = Peer { lies, stalls, fickle, ..holder(count) };
+            peer.has.retain(|_| random.below(3) != 0);
+            peers.push(peer);
+        }
+        let mut world = World::new(seed, peers);
+        world.want((0..count).map(chunk));
+        let mut steps = 0;
+        while !world.is_done() {
+            world.step();
+            steps += 1;
+            prop_assert!(steps < 100_000, "{} of {count} arrived", world.arrived.len());
+        }
+    }
+}
+
+#[test]
+fn several_providers_are_asked_at_once() {
+    let mut world = World::new(3, [holder(400), holder(400), holder(400)]);
+    world.want((0..400).map(chunk));
+    assert!(world.peers.values().all(|peer| peer.requests.len() >= 3));
+}
+
+#[test]
+fn what_nobody_has_is_reported_once_a_round_and_asked_of_whoever_comes() {
+    let mut world = World::new(1, [holder(0)]);
+    world.want([chunk(0)]);
+    world.answer(node(0));
+    assert_eq!(world.unavailable, [chunk(0)]);
+    world.now = world.transfer.deadline().expect("it will be asked for again");
+    world.transfer.on_deadline(world.now);
+    world.pump();
+    assert_eq!(world.unavailable.len(), 1);
+    world.answer(node(0));
+    assert_eq!(world.unavailable.len(), 2);
+    world.peers.insert(node(1), holder(1));
+    world.set_up(node(1), true);
+    world.answer(node(1));
+    assert!(world.is_done() && world.transfer.deadline().is_none());
+}
+
+#[test]
+fn what_is_wanted_while_nobody_is_there_is_reported_and_asked_of_the_first_to_come() {
+    let mut world = World::new(1, []);
+    world.want([chunk(0)]);
+    assert_eq!(world.unavailable, [chunk(0)]);
+    world.peers.insert(node(1), holder(1));
+    world.set_up(node(1), true);
+    world.answer(node(1));
+    assert!(world.is_done());
+}
+
+#[test]
+fn a_provider_that_does_not_answer_in_time_is_dropped_and_asked_for_less() {
+    let mut world = World::new(1, [Peer { stalls: true, ..holder(100) }]);
+    world.want((0..100).map(chunk));
+    world.peers.insert(node(1), holder(100));
+    world.set_up(node(1), true);
+    while !world.peers[&node(1)].requests.is_empty() {
+        world.answer(node(1));
+    }
+    assert!(!world.is_done());
+    world.now = world.transfer.deadline().expect("somebody owes an answer");
+    world.transfer.on_deadline(world.now);
+    world.pump();
+    assert_eq!(world.faults, [(node(0), Fault::TimedOut)]);
+    assert!(world.transfer.providers[&node(0)].window < FIRST_WINDOW_BYTES);
+    while !world.peers[&node(1)].requests.is_empty() {
+        world.answer(node(1));
+    }
+    assert!(world.is_done());
+}
+
+#[test]
+fn a_provider_of_wrong_bytes_is_dropped_and_another_one_used() {
+    let mut world = World::new(9, [holder(64), holder(64)]);
+    world.want((0..64).map(chunk));
+    let (id, chunks) = world.peers.get_mut(&node(0)).unwrap().requests.pop_front().unwrap();
+    world.transfer.answered(world.now, node(0), id, &vec![Outcome::Wrong; chunks.len()]);
+    world.pump();
+    assert_eq!(world.faults, [(node(0), Fault::WrongBytes)]);
+    assert!(world.peers[&node(0)].requests.is_empty());
+    while !world.peers[&node(1)].requests.is_empty() {
+        world.answer(node(1));
+    }
+    assert!(world.is_done());
+}
