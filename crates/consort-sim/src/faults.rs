@@ -8,13 +8,13 @@ use consort_core::random::Random;
 
 use crate::network::Stops;
 use crate::scenario::Scenario;
-use crate::script::{Action, moment, up_to};
+use crate::script::{Action, moment_after, up_to};
 
 /// Draws all faults.
 pub(crate) fn draw(scenario: &Scenario, random: &mut Random, actions: &mut Vec<(Instant, Action)>) {
     let mut several = |most: u32, act: &mut dyn FnMut(&mut Random, Instant)| {
         for _ in 0..up_to(random, most) {
-            let at = moment(scenario, random);
+            let at = moment_after(scenario.calm, scenario, random);
             act(random, at);
         }
     };

@@ -18,6 +18,8 @@ pub struct Scenario {
     pub reader_in: u32,
     /// How long writers write and faults happen. Then everything is mended.
     pub eventful: Duration,
+    /// How long nothing fails in the beginning.
+    pub calm: Duration,
 
     /// Commits of writers.
     pub writes: u32,
@@ -79,6 +81,7 @@ const CALM: Scenario = Scenario {
     nodes: (2, 8),
     reader_in: 0,
     eventful: Duration::from_secs(20),
+    calm: Duration::ZERO,
     writes: 120,
     preloaded: 0,
     keys: 60,
@@ -200,6 +203,8 @@ pub const ALL: &[Scenario] = &[
         name: "flaky",
         about: "a large dataset, a little news, and connections that do not last: links resume where they were",
         nodes: (2, 4),
+        eventful: Duration::from_secs(30),
+        calm: Duration::from_secs(5),
         writes: 400,
         preloaded: 4_000,
         content_bytes: 60,
@@ -213,20 +218,21 @@ pub const ALL: &[Scenario] = &[
         name: "flood",
         about: "more than windows hold, towards slow disks and over connections that do not last",
         nodes: (2, 3),
-        writes: 500,
+        writes: 700,
         keys: 2_000,
         batch: 40,
         content_bytes: 16_384,
         eventful: Duration::from_secs(8),
         network: Conditions {
             latency_us: (100, 20_000),
-            bytes_per_second: 50_000_000,
+            bytes_per_second: 5_000_000,
             loss_ppm: 100,
         },
         sync_us: (5_000, 200_000),
         cuts: 15,
         slow_disks: 4,
         waits: 2,
+        converges_within: Duration::from_secs(120),
         traffic_percent: 500,
         traffic_per_link: 1_000_000,
         ..CALM

@@ -1,6 +1,8 @@
 //! What will happen to a run from outside, drawn from a scenario by a seed before it begins: the same for every run of
 //! that seed, and something that can be shortened.
 
+use std::time::Duration;
+
 use consort_core::Instant;
 use consort_core::random::Random;
 
@@ -96,7 +98,13 @@ impl Script {
 
 /// A moment of the eventful part of a run.
 pub(crate) fn moment(scenario: &Scenario, random: &mut Random) -> Instant {
-    Instant(random.below(u64::try_from(scenario.eventful.as_micros()).expect("it is seconds")))
+    moment_after(Duration::ZERO, scenario, random)
+}
+
+/// A moment of the eventful part of a run, some time after its beginning.
+pub(crate) fn moment_after(after: Duration, scenario: &Scenario, random: &mut Random) -> Instant {
+    let left = scenario.eventful.saturating_sub(after).as_micros();
+    Instant(random.below(u64::try_from(left).expect("it is seconds"))) + after
 }
 
 /// A number below `bound`, which is not zero.

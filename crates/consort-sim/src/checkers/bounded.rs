@@ -8,9 +8,9 @@ use crate::node::{Node, NodeIndex};
 /// What one side may have sent without being acknowledged: a window of its feed and one of what was wanted, each
 /// overshot by a commit, and a little that is not counted.
 const ON_THE_WAY: usize = 2 * (WINDOW_BYTES + MAX_COMMIT_BYTES) + 4 * MAX_MESSAGE_BYTES;
-/// What may be on its way to the disk for one peer. A link asks for no more once this much is; the last message, and
-/// those of two windows that arrive together, may overshoot it.
-const UNSYNCED: usize = WINDOW_BYTES + 2 * MAX_COMMIT_BYTES + 2 * MAX_MESSAGE_BYTES;
+/// What may be on its way to the disk for one peer, also if it connects again and again. A link asks for no more once
+/// this much is; the last message may overshoot it.
+const UNSYNCED: usize = WINDOW_BYTES + 16 * MAX_COMMIT_BYTES + MAX_MESSAGE_BYTES;
 /// What writers may have on its way to the disk: then they wait.
 pub(crate) const WRITTEN: usize = 4 * MAX_MESSAGE_BYTES;
 
