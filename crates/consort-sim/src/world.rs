@@ -255,7 +255,13 @@ impl<'s, 't> World<'s, 't> {
     }
 
     fn all_done(&self) -> bool {
-        self.members().all(|n| self.node(n).disk.is_idle())
+        let is_done = |n| {
+            let node = self.node(n);
+            let head = node.view().summary().head.sequence;
+            let mut links = node.process.iter().flat_map(|process| process.replica.links(head));
+            node.disk.is_idle() && links.all(live::is_done)
+        };
+        self.members().all(is_done)
             && converged::say_the_same(self.members().map(|n| self.node(n).view()))
     }
 

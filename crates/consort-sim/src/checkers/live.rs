@@ -33,9 +33,14 @@ pub(crate) fn stuck(within: Duration, what: &str) -> Checked {
     Err(Checker::Live.finds(format!("{} s after everything is mended, {what}", within.as_secs())))
 }
 
+/// Whether a link says that it has nothing to do.
+pub(crate) fn is_done(report: LinkReport) -> bool {
+    report.phase == Phase::Live && report.behind == 0 && report.lacks == 0
+}
+
 /// How a link stands when all is done.
 pub(crate) fn link(node: NodeIndex, report: LinkReport) -> Checked {
-    if report.phase == Phase::Live && report.behind == 0 && report.lacks == 0 {
+    if is_done(report) {
         return Ok(());
     }
     Err(Checker::Live.finds(format!("all is done, and {node} has {report:?}")))
