@@ -1,0 +1,96 @@
+//! Runs the real protocol on machines that do not exist, and looks for what goes wrong.
+//!
+//! Everything that [`consort_core`] asks of the outside is simulated here by one thread and from one seed: time, clocks,
+//! the network, disks, crashes, writers. So a run takes milliseconds, is the same each time, and can be made to go as
+//! badly as no test on real machines could. `docs/simulator.md` says how to read a run that failed.
+//!
+//! In reading order: [`scenario`] (what runs are made of), `script` (what will happen to one run), `world` (the loop),
+//! `node` and `driver` (one machine, and what the real node's loop does there), `network`, `disk`, `clock`, `topology`
+//! (the parts that fail), `history` (what really happened), `checkers` (what must hold), [`shrink`] (shorter runs that
+//! fail as well).
+
+mod checkers;
+mod clock;
+mod disk;
+mod driver;
+mod faults;
+mod history;
+mod network;
+mod node;
+pub mod scenario;
+mod schedule;
+mod script;
+pub mod shrink;
+mod topology;
+mod trace;
+mod workload;
+mod world;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
+
+pub use checkers::{Checker, Violation};
+pub use network::Conditions;
+pub use scenario::Scenario;
+pub use script::Script;
+pub use trace::Trace;
+pub use world::Outcome;
+
+use world::World;
+
+/// The commit that this was built from.
+pub const COMMIT: &str = env!("CONSORT_COMMIT");
+
+/// How a run failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// A checker found something.
+    Violated(Violation),
+    /// The code panicked, with these words.
+    Crashed(String),
+}
+
+impl Failure {
+    /// Whether both are of one kind, so that they may have one cause.
+    pub fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Violated(one), Self::Violated(other)) => one.checker == other.checker,
+            (Self::Crashed(one), Self::Crashed(other)) => one == other,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Violated(violation) => violation.fmt(f),
+            Self::Crashed(words) => write!(f, "crashed: {words}"),
+        }
+    }
+}
+
+thread_local! {
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Keeps the words of panics for [`Failure::Crashed`] instead of printing them. For programs that do nothing else.
+pub fn keep_panics() {
+    panic::set_hook(Box::new(|info| PANIC.set(info.to_string())));
+}
+
+/// Runs a script of a scenario.
+pub fn examine(scenario: &Scenario, script: &Script, trace: Trace<'_>) -> Result<Outcome, Failure> {
+    let run = AssertUnwindSafe(|| World::new(scenario, script, trace).run());
+    match panic::catch_unwind(run) {
+        Ok(outcome) => outcome.map_err(Failure::Violated),
+        Err(_) => Err(Failure::Crashed(PANIC.take())),
+    }
+}
+
+/// The scenario of a seed, if none is chosen: any of the table.
+pub fn scenario_of(seed: u64) -> &'static Scenario {
+    let place = consort_core::random::Random::new(seed).below(scenario::ALL.len() as u64);
+    &scenario::ALL[usize::try_from(place).expect("a place in a table")]
+}

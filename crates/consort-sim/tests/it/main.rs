@@ -1,0 +1,62 @@
+//! The simulator itself: that its runs can be repeated, that nothing is found in a few of each scenario, and that a
+//! run which fails becomes shorter. That the checkers can fail at all is shown by `mutations/run`.
+
+use std::time::Duration;
+
+use consort_sim::shrink::shrink;
+use consort_sim::{Checker, Failure, Scenario, Script, Trace, examine, scenario};
+
+fn traced(scenario: &Scenario, seed: u64) -> String {
+    let script = Script::draw(seed, scenario);
+    let mut lines = Vec::new();
+    let result = examine(scenario, &script, Trace::to(&mut lines));
+    String::from_utf8(lines).expect("it is text") + &format!("{result:?}")
+}
+
+#[test]
+fn two_runs_of_a_seed_are_the_same_to_the_letter() {
+    for name in ["all", "churn", "clocks", "splits"] {
+        let scenario = scenario::named(name).expect("it is in the table");
+        for seed in 0..3 {
+            assert_eq!(traced(scenario, seed), traced(scenario, seed), "{name} {seed}");
+        }
+    }
+    let all = scenario::named("all").expect("it is in the table");
+    assert_ne!(traced(all, 1), traced(all, 2));
+}
+
+#[test]
+fn nothing_is_found_in_a_few_runs_of_each_scenario() {
+    for scenario in scenario::ALL {
+        let seeds = if matches!(scenario.name, "mesh" | "flood" | "flaky") { 1 } else { 6 };
+        for seed in 100..100 + seeds {
+            let result = examine(scenario, &Script::draw(seed, scenario), Trace::off());
+            assert!(result.is_ok(), "{} {seed}: {result:?}", scenario.name);
+        }
+    }
+}
+
+#[test]
+fn a_run_that_fails_is_made_shorter_and_still_fails() {
+    // Nothing can be the same at once, so whatever is not yet everywhere in the end is a failure.
+    let all = scenario::named("crashes").expect("it is in the table");
+    let scenario = Scenario { converges_within: Duration::ZERO, ..*all };
+    let failing = (0..).find_map(|seed| {
+        let script = Script::draw(seed, &scenario);
+        examine(&scenario, &script, Trace::off()).err().map(|failure| (script, failure))
+    });
+    let (script, failure) = failing.expect("one of all seeds fails");
+    let before = script.size();
+    let (script, failure) = shrink(&scenario, script, failure);
+    let Failure::Violated(violation) = failure else { panic!("it does not crash: {failure}") };
+    assert_eq!(violation.checker, Checker::Live);
+    assert!(script.size().0 <= before.0 && script.size().1 < before.1 / 2, "{:?}", script.size());
+}
+
+#[test]
+fn scenarios_have_names_of_their_own() {
+    for (place, scenario) in scenario::ALL.iter().enumerate() {
+        let first = scenario::ALL.iter().position(|other| other.name == scenario.name);
+        assert_eq!(first, Some(place));
+    }
+}
