@@ -4,6 +4,7 @@
 mod changes;
 mod copy;
 mod latency;
+mod reconcile;
 mod unchanged;
 
 use std::fs;
@@ -35,6 +36,8 @@ pub(crate) enum Case {
     Latency,
     /// The first copy of 1,000,000 small files
     Memory,
+    /// 1 to 100,000 differences among 1,000,000 versions are found, in memory
+    Reconcile,
 }
 
 /// How and where to measure.
@@ -80,6 +83,7 @@ impl Bench {
             Case::Insert => changes::insert(self),
             Case::Rename => changes::rename(self),
             Case::Latency => latency::latency(self),
+            Case::Reconcile => reconcile::reconcile(self),
         }
     }
 

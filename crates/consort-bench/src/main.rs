@@ -88,7 +88,11 @@ fn measure(args: &Args) -> Result<(), Failure> {
     if against_rsync {
         rsync::expect_installed()?;
     }
-    let binary = consort::binary(args.consort.as_deref())?;
+    // What needs no process needs no program.
+    let binary = match args.case {
+        Case::Reconcile => PathBuf::new(),
+        _ => consort::binary(args.consort.as_deref())?,
+    };
     let mut place = tempfile::Builder::new()
         .prefix("bench-")
         .tempdir_in(place(args.dir.as_deref())?)

@@ -254,8 +254,24 @@ pub(crate) fn decode_addresses(from: &mut Reader<'_>) -> Result<Vec<SocketAddr>,
 #[cfg(test)]
 mod tests {
     use consort_core::{Attributes, AuthorId, VersionVector};
+    use proptest::prelude::*;
 
     use super::*;
+
+    proptest! {
+        /// A member's content is an admin's, but what a later version wrote may be anything.
+        #[test]
+        fn any_bytes_are_a_fact_or_refused(
+            bytes in prop::collection::vec(prop_oneof![0u8..8, Just(FORMAT), any::<u8>()], 0..120),
+        ) {
+            let node = NodeId([5; 16]);
+            if let Ok(member) = decode_member(node, &bytes) {
+                let Content::Inline(again) = encode_member(&member) else { panic!("it is inline") };
+                prop_assert_eq!(decode_member(node, &again), Ok(member));
+            }
+            let _ = decode_dataset("photos", &dataset_key("photos"), Dot::default(), &bytes);
+        }
+    }
 
     #[test]
     fn facts_come_back_from_their_bytes() {

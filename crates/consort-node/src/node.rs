@@ -72,8 +72,8 @@ pub fn init(home: &Path, name: Option<&str>) -> Result<Initialized, NodeError> {
     make_home(home)?;
     let name = name.map_or_else(host_name, str::to_owned);
     let identity = Identity::create_cluster(&home.join("identity"), &name)?;
-    DiskStore::open(&home.join("store"))?;
     let peer = identity.peer();
+    DiskStore::open_for(&home.join("store"), Some(peer.node))?;
     Ok(Initialized { node: peer.node, name: peer.name.clone(), cluster: peer.cluster.clone() })
 }
 
@@ -93,18 +93,17 @@ pub async fn join(
         .map_err(|error: net::ticket::ParseTicketError| NodeError::usage(error.to_string()))?;
     make_home(home)?;
     let name = name.map_or_else(host_name, str::to_owned);
-    if !Identity::is_there(&home.join("identity")) {
-        // A store that is of no use has to show before the ticket is used up.
-        drop(DiskStore::open(&home.join("store"))?);
-    }
+    let node = Identity::prepare(&home.join("identity"), &name)?;
+    // A store that is of no use has to show before the ticket is used up.
+    drop(DiskStore::open_for(&home.join("store"), Some(node))?);
     let joined = net::join(&ticket, &home.join("identity"), &name, listen).await?;
-    let store = DiskStore::open(&home.join("store"))?;
+    let store = DiskStore::open_for(&home.join("store"), Some(node))?;
     store.set_setting(LEARNED, Some(joined.welcome))?;
     if let Some(listen) = listen {
         store.set_setting(LISTEN, Some(listen.to_string().into_bytes()))?;
     }
     let peer = joined.identity.peer();
-    let (node, name, cluster) = (peer.node, peer.name.clone(), peer.cluster.clone());
+    let (name, cluster) = (peer.name.clone(), peer.cluster.clone());
     Ok(Joined { node, name, cluster, role: peer.role })
 }
 
@@ -115,8 +114,8 @@ impl Node {
     /// The home is no node's, its store is in use, damaged or of a newer version, or the port is taken.
     pub async fn start(home: &Path, config: Config) -> Result<Self, NodeError> {
         let identity = Arc::new(Identity::load(&home.join("identity"))?);
-        let directory = home.join("store");
-        let store = blocking(move || Ok(DiskStore::open(&directory)?)).await?;
+        let (directory, node) = (home.join("store"), identity.node());
+        let store = blocking(move || Ok(DiskStore::open_for(&directory, Some(node))?)).await?;
         let cluster = cluster_dataset(&identity.authority_fingerprint());
         store.open_dataset(cluster)?;
         let listen = listen_address(&store, config)?;
@@ -439,9 +438,10 @@ fn listen_address(store: &DiskStore, config: Config) -> Result<SocketAddr, NodeE
 
 fn make_home(home: &Path) -> Result<(), NodeError> {
     use std::os::unix::fs::DirBuilderExt;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(home);
-    made.map_err(|error| {
-        NodeError::failed(format!("cannot make {}: {error}", home.display()))
+    // The home may be there already, and open to others; what is in the store is not for them.
+    let store = home.join("store");
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&store).map_err(|error| {
+        NodeError::failed(format!("cannot make {}: {error}", store.display()))
             .hint("choose another --home, or make it writable")
     })
 }

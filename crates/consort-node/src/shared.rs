@@ -192,6 +192,10 @@ impl Shared {
         let learned = {
             let mut state = self.state();
             let State { learned, facts, peers, .. } = &mut *state;
+            let knows_members = facts.member(self.identity.node).is_some();
+            if !firsthand && knows_members && facts.member(node).is_none() {
+                return false;
+            }
             if MAX_LEARNED <= learned.len() && !learned.contains_key(&node) {
                 // Nobody may crowd out the members with inventions.
                 let is_known = |node: &NodeId| {
@@ -213,7 +217,11 @@ impl Shared {
             known.truncate(MAX_LEARNED_ADDRESSES);
             learned.clone()
         };
-        if let Err(error) = self.store.set_setting(LEARNED, Some(encode_learned(&learned))) {
+        // What others say comes again with the next greeting. It is not worth a write to the disk, least of all of those
+        // who say much.
+        if firsthand
+            && let Err(error) = self.store.set_setting(LEARNED, Some(encode_learned(&learned)))
+        {
             tracing::warn!(%error, "addresses of peers are not remembered");
         }
         true

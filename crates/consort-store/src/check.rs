@@ -1,189 +1,44 @@
 //! Reads everything, trusts nothing, reports problems. Every table is read once, in order, so the memory that this takes
 //! does not depend on the size of the store. What the rows should be stands in `docs/storage.md`.
 
+mod report;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
-use std::fmt;
+use std::io;
 
 use consort_core::encoding::DecodeError;
 use consort_core::store::{Sequence, StoreError, Stored};
-use consort_core::{DatasetId, Digest, Entry, Fingerprint, Key};
-use thiserror::Error;
+use consort_core::{AuthorId, DatasetId, Digest, Entry, Fingerprint, Timestamp};
 
+use crate::chunks;
 use crate::layout::{
     self, ChunkRow, DatasetRow, Extent, Number, PackTail, ReplicaRow, Site, Table,
 };
 use crate::lsm::Moment;
-use crate::packs::Packs;
+use crate::packs::{Frame, Packed, Packs};
 use crate::store::Shared;
 use crate::view::decoded;
 
-/// The findings that are reported one by one; more are only counted. A damaged disk can damage every row.
-pub const MAX_FINDINGS: usize = 1000;
+pub use report::{CheckProgress, CheckReport, Finding, MAX_FINDINGS};
+
 /// Rows between two reports of progress.
 const PROGRESS_ROWS: u64 = 16 * 1024;
-
-/// How far a check has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CheckProgress {
-    /// What is being read: a table, or `packs`.
-    pub reading: &'static str,
-    /// How many rows or chunks of it were read.
-    pub done: u64,
-}
-
-/// What a check found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CheckReport {
-    /// Rows that were read.
-    pub rows: u64,
-    /// Packed chunks that were read.
-    pub chunks: u64,
-    /// The first [`MAX_FINDINGS`] problems.
-    pub findings: Vec<Finding>,
-    /// All problems.
-    pub problems: u64,
-}
-
-/// One problem of a store.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Finding {
-    /// A part of the store could not be read at all; what follows there was not looked at.
-    #[error("`{part}` cannot be read: {error}")]
-    Unreadable {
-        /// A table, or `packs`.
-        part: &'static str,
-        /// Why.
-        error: String,
-    },
-    /// A row is not what the format says.
-    #[error("a row of `{table}` does not decode: {error}")]
-    Malformed {
-        /// Its table.
-        table: &'static str,
-        /// What is wrong with it.
-        error: DecodeError,
-    },
-    /// A row belongs to no dataset.
-    #[error("a row of `{table}` belongs to no dataset")]
-    Stray {
-        /// Its table.
-        table: &'static str,
-    },
-    /// A key's versions are not as they must be.
-    #[error("the versions of {key:?} in {dataset} {what}")]
-    Versions {
-        /// The dataset.
-        dataset: DatasetId,
-        /// The key.
-        key: Key,
-        /// What is wrong with them.
-        what: &'static str,
-    },
-    /// Two tables that must agree one to one do not.
-    #[error("{dataset} has {versions} versions, but {rows} rows in `{table}`")]
-    Unequal {
-        /// The dataset.
-        dataset: DatasetId,
-        /// The versions that were counted.
-        versions: u64,
-        /// The table that should have as many rows.
-        table: &'static str,
-        /// The rows that were counted.
-        rows: u64,
-    },
-    /// A row names a place beyond the end of the feed.
-    #[error("a row of `{table}` in {dataset} names a place beyond the end of the feed")]
-    BeyondHead {
-        /// The dataset.
-        dataset: DatasetId,
-        /// The row's table.
-        table: &'static str,
-    },
-    /// The stored digest is not the digest of the versions.
-    #[error("the digest of {dataset} is not that of its versions")]
-    Digest {
-        /// The dataset.
-        dataset: DatasetId,
-    },
-    /// The stored count of records is wrong.
-    #[error("{dataset} has {found} records, but counts {counted}")]
-    RecordCount {
-        /// The dataset.
-        dataset: DatasetId,
-        /// What is stored.
-        counted: u64,
-        /// What is there.
-        found: u64,
-    },
-    /// The stored count of the bytes of pending keys is wrong.
-    #[error("{dataset} has {found} bytes of pending keys, but counts {counted}")]
-    PendingBytes {
-        /// The dataset.
-        dataset: DatasetId,
-        /// What is stored.
-        counted: u64,
-        /// What is there.
-        found: u64,
-    },
-    /// The stored count of pending keys is wrong.
-    #[error("{dataset} has {found} pending keys, but counts {counted}")]
-    PendingCount {
-        /// The dataset.
-        dataset: DatasetId,
-        /// What is stored.
-        counted: u64,
-        /// What is there.
-        found: u64,
-    },
-    /// A row says that a chunk is where no pack is.
-    #[error("a chunk should be at {offset} of pack {pack}, which is not there or shorter")]
-    NoSuchPlace {
-        /// The pack.
-        pack: u64,
-        /// Where the chunk should begin.
-        offset: u64,
-    },
-    /// A place of a chunk is not found, since the chunk's own row does not say that there are more.
-    #[error("a row of `chunks` is a place that nobody finds")]
-    HiddenPlace,
-    /// A packed chunk does not have its hash.
-    #[error("the chunk at {offset} of pack {pack} is damaged")]
-    Chunk {
-        /// The pack.
-        pack: u64,
-        /// Where the chunk begins.
-        offset: u64,
-    },
-    /// A pack cannot be read on from here, although it should go on.
-    #[error("pack {pack} is damaged at {offset}: no chunk begins there")]
-    Pack {
-        /// The pack.
-        pack: u64,
-        /// Where it stops making sense.
-        offset: u64,
-    },
-}
-
-impl CheckReport {
-    /// Whether nothing is wrong.
-    pub fn is_clean(&self) -> bool {
-        self.problems == 0
-    }
-}
-
-impl fmt::Display for CheckReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rows, chunks, findings, problems } = self;
-        writeln!(f, "{rows} rows and {chunks} packed chunks read; {problems} problems")?;
-        findings.iter().try_for_each(|finding| writeln!(f, "- {finding}"))
-    }
-}
 
 /// Checks the store.
 pub(crate) fn check(shared: &Shared, progress: impl FnMut(CheckProgress)) -> CheckReport {
     let moment = shared.tables.moment();
-    let mut check =
-        Check { moment, datasets: BTreeMap::new(), progress, report: CheckReport::default() };
+    let mut check = Check {
+        moment,
+        author: AuthorId::default(),
+        clock: Timestamp::default(),
+        next_number: 0,
+        tail: PackTail::default(),
+        datasets: BTreeMap::new(),
+        progress,
+        report: CheckReport::default(),
+    };
     check.part("node", Check::node);
     check.part("versions", Check::versions);
     check.part("feed", Check::feed);
@@ -191,13 +46,20 @@ pub(crate) fn check(shared: &Shared, progress: impl FnMut(CheckProgress)) -> Che
     check.part("records", Check::records);
     check.part("pending", Check::pending);
     check.totals();
-    let lengths = check.packs(&shared.packs);
-    check.part("chunks", |check| check.chunks(&lengths));
+    check.part("packs", |check| check.packs(&shared.packs));
+    check.part("chunks", |check| check.chunks(&shared.packs));
     check.report
 }
 
 struct Check<P> {
     moment: Moment,
+    /// Who writes here, and the latest reading of its clock.
+    author: AuthorId,
+    clock: Timestamp,
+    /// What the next dataset gets.
+    next_number: u64,
+    /// How far packs are durable.
+    tail: PackTail,
     datasets: BTreeMap<Number, Dataset>,
     progress: P,
     report: CheckReport,
@@ -256,38 +118,39 @@ impl<P: FnMut(CheckProgress)> Check<P> {
         Ok(())
     }
 
+    /// Reads what the node knows of itself. The rows come in the order of their tags: datasets before what is theirs.
     fn node(&mut self) -> Result<(), StoreError> {
-        let begin = layout::DATASETS.to_vec();
-        for row in self.moment.rows(Table::Node, &layout::DATASETS, begin) {
-            let (key, value) = row?;
-            self.report.rows += 1;
-            match layout::dataset_of(&key).and_then(|id| Ok((id, layout::decode_dataset(&value)?)))
-            {
-                Ok((id, row)) => self.dataset(id, row)?,
-                Err(error) => self.found(Finding::Malformed { table: "node", error }),
+        self.rows(Table::Node, |check, row, value| {
+            let tag = row.first().copied().unwrap_or_default();
+            match [tag] {
+                layout::IDENTITY => check.author = layout::decode_identity(value)?.author,
+                layout::CLOCK => check.clock = layout::decode_clock(value)?,
+                layout::NEXT_NUMBER => {
+                    check.next_number = layout::decode_number(value)?.0.into();
+                }
+                layout::PACK_TAIL => check.tail = layout::decode_pack_tail(value)?,
+                layout::DATASETS => {
+                    let id = layout::dataset_of(row)?;
+                    check.dataset(id, layout::decode_dataset(value)?)?;
+                }
+                [layout::REPLICA] => {
+                    let number = layout::replica_of(row)?;
+                    let dataset = owner(&mut check.datasets, Table::Node, number)?;
+                    dataset.replica = layout::decode_replica(value)?;
+                }
+                [layout::CURSOR] => {
+                    owner(&mut check.datasets, Table::Node, layout::replica_of(row)?)?;
+                    layout::decode_cursor(value)?;
+                }
+                [layout::SETTING] => {}
+                _ => return Err(Finding::Stray { table: Table::Node.name() }.into()),
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
-    fn dataset(&mut self, id: DatasetId, row: DatasetRow) -> Result<(), StoreError> {
-        let replica = self.moment.get(Table::Node, &layout::replica_key(row.number))?;
-        let replica = match replica.map(|row| layout::decode_replica(&row)) {
-            Some(Ok(replica)) => replica,
-            Some(Err(error)) => {
-                self.found(Finding::Malformed { table: "node", error });
-                ReplicaRow::default()
-            }
-            None => ReplicaRow::default(),
-        };
-        let begin = layout::cursors_prefix(row.number);
-        for cursor in self.moment.rows(Table::Node, &begin, begin.clone()) {
-            self.report.rows += 1;
-            if let Err(error) = layout::decode_cursor(&cursor?.1) {
-                self.found(Finding::Malformed { table: "node", error });
-            }
-        }
-        let digest = Digest::default();
+    fn dataset(&mut self, id: DatasetId, row: DatasetRow) -> Result<(), Trouble> {
+        let (replica, digest) = (ReplicaRow::default(), Digest::default());
         let (feed, fingerprints, records, pending, pending_bytes) = (0, 0, 0, 0, 0);
         let dataset = Dataset {
             id,
@@ -300,7 +163,10 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             pending,
             pending_bytes,
         };
-        self.datasets.insert(row.number, dataset);
+        let other = self.datasets.insert(row.number, dataset);
+        if other.is_some() || self.next_number <= row.number.0.into() {
+            return Err(Finding::Number { dataset: id }.into());
+        }
         Ok(())
     }
 
@@ -314,11 +180,13 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             if siblings.is_empty() {
                 return Err(wrong("are none").into());
             }
-            if layout::encode_siblings(&siblings) != value {
-                return Err(wrong("are not in canonical form").into());
-            }
             if let Some(what) = misfit(&siblings, dataset.replica.head) {
                 return Err(wrong(what).into());
+            }
+            // Or the next write could get the identity of one that is there.
+            let own = |stored: &&Stored| stored.version.dot.author == check.author;
+            if siblings.iter().filter(own).any(|stored| check.clock < stored.version.dot.time) {
+                return Err(wrong("are later than the clock that gave them out").into());
             }
             for Stored { version, sequence } in siblings {
                 let entry = Entry { key: key.clone(), version };
@@ -341,11 +209,18 @@ impl<P: FnMut(CheckProgress)> Check<P> {
     }
 
     fn feed(&mut self) -> Result<(), StoreError> {
+        // Of the row before: whose it is, and where its commit ends.
+        let mut before = None;
         self.rows(Table::Feed, |check, row, value| {
-            let sequence = layout::sequence_of(row)?;
-            let dataset = owner(&mut check.datasets, Table::Feed, layout::number_of(row)?)?;
+            let (number, sequence) = (layout::number_of(row)?, layout::sequence_of(row)?);
+            let dataset = owner(&mut check.datasets, Table::Feed, number)?;
             dataset.feed += 1;
-            dataset.within(Table::Feed, layout::decode_feed(sequence, value)?.commit_end)
+            let end = layout::decode_feed(sequence, value)?.commit_end;
+            let same = |(of, its): (Number, Sequence)| of == number && sequence <= its;
+            if before.replace((number, end)).is_some_and(|b| same(b) && b.1 != end) {
+                return Err(Finding::CommitEnd { dataset: dataset.id }.into());
+            }
+            dataset.within(Table::Feed, end)
         })
     }
 
@@ -417,44 +292,44 @@ impl<P: FnMut(CheckProgress)> Check<P> {
         findings.into_iter().for_each(|finding| self.found(finding));
     }
 
-    /// Reads the packs; returns how long each is.
-    fn packs(&mut self, packs: &Packs) -> BTreeMap<u64, u64> {
-        let mut lengths = BTreeMap::new();
-        self.part("packs", |check| {
-            let failed = |error: std::io::Error| StoreError::Failed(error.to_string());
-            let tail = check.moment.get(Table::Node, &layout::PACK_TAIL)?;
-            let tail = decoded(Table::Node, tail.map(|row| layout::decode_pack_tail(&row)))?;
-            let tail = tail.unwrap_or_default();
-            for pack in packs.numbers().map_err(failed)? {
-                let (length, end) =
-                    packs.scan(pack, |frame| check.frame(pack, tail, frame)).map_err(failed)?;
-                lengths.insert(pack, length);
-                // Behind the tail somebody may be writing just now.
-                let due = if pack == tail.pack { tail.length } else { length };
-                if pack <= tail.pack && end < due {
-                    check.found(Finding::Pack { pack, offset: end });
-                }
+    fn packs(&mut self, packs: &Packs) -> Result<(), StoreError> {
+        let failed = |error: io::Error| StoreError::Failed(error.to_string());
+        let tail = self.tail;
+        let numbers = packs.numbers().map_err(failed)?;
+        for &pack in &numbers {
+            let (length, end) =
+                packs.scan(pack, |frame| self.frame(pack, &frame)).map_err(failed)?;
+            // Behind the tail somebody may be writing just now.
+            let due = if pack == tail.pack { tail.length } else { length };
+            if pack <= tail.pack && end < due {
+                self.found(Finding::Pack { pack, offset: end });
             }
-            if tail.length != 0 && !lengths.contains_key(&tail.pack) {
-                check.found(Finding::Pack { pack: tail.pack, offset: 0 });
-            }
-            Ok(())
-        });
-        lengths
+        }
+        if tail.length != 0 && !numbers.contains(&tail.pack) {
+            self.found(Finding::Pack { pack: tail.pack, offset: 0 });
+        }
+        Ok(())
     }
 
-    fn frame(&mut self, pack: u64, tail: PackTail, frame: crate::packs::Frame) {
+    fn frame(&mut self, pack: u64, &Frame { hash, offset, intact, .. }: &Frame) {
         self.report.chunks += 1;
         if self.report.chunks.is_multiple_of(PROGRESS_ROWS) {
             (self.progress)(CheckProgress { reading: "packs", done: self.report.chunks });
         }
-        let durable = (pack, frame.offset) < (tail.pack, tail.length);
-        if durable && !frame.intact {
-            self.found(Finding::Chunk { pack, offset: frame.offset });
+        if (self.tail.pack, self.tail.length) <= (pack, offset) {
+            return;
+        }
+        // Packs come before files among the further places. A row that cannot be read is found with the rows.
+        let places = chunks::places(&self.moment, hash, 2);
+        let in_pack = |(site, _): &(Site, Extent)| matches!(site, Site::Pack(_));
+        if !intact {
+            self.found(Finding::Chunk { pack, offset });
+        } else if places.is_ok_and(|places| !places.iter().any(in_pack)) {
+            self.found(Finding::Unindexed { pack, offset });
         }
     }
 
-    fn chunks(&mut self, lengths: &BTreeMap<u64, u64>) -> Result<(), StoreError> {
+    fn chunks(&mut self, packs: &Packs) -> Result<(), StoreError> {
         // The chunk whose further places may follow.
         let mut with_more = None;
         self.rows(Table::Chunks, |check, row, value| {
@@ -470,8 +345,8 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             };
             match place {
                 Some((Site::Pack(pack), Extent { offset, length })) => {
-                    let end = offset.saturating_add(u64::from(length));
-                    if lengths.get(&pack).is_none_or(|length| *length < end) {
+                    let held = packs.holds(Packed { pack, offset, length }, hash);
+                    if !held.map_err(|error| StoreError::Failed(error.to_string()))? {
                         return Err(Finding::NoSuchPlace { pack, offset }.into());
                     }
                 }

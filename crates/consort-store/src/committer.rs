@@ -18,7 +18,7 @@ use crate::layout::{
 };
 use crate::lsm::{Moment, Rows};
 use crate::packs::Synced;
-use crate::store::{Shared, draw_identity};
+use crate::store::{Shared, draw_identity, half};
 use crate::transaction::{Basis, Body, Place, RecordChange, Transaction};
 use crate::view::DiskView;
 
@@ -188,7 +188,7 @@ impl Committer<'_> {
                 continue;
             };
             if shows_a_lost_past(&transaction.body, identity.author, clock) {
-                *identity = draw_identity(identity.stamp)?;
+                *identity = draw_identity(identity.stamp, Some(half(identity.author.0)))?;
                 rows.put(Table::Node, layout::IDENTITY, layout::encode_identity(identity));
             }
             let author = identity.author;

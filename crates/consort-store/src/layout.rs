@@ -1,16 +1,21 @@
 //! The bytes of every row: the only file that knows them. `docs/storage.md` states them; what the rows are for stands
-//! there and in `committer.rs`. The bytes of packs are in `packs.rs`.
+//! there and in `committer.rs`. The rows of chunks are in `layout/chunks.rs`, the bytes of packs in `packs.rs`.
+
+mod chunks;
+#[cfg(test)]
+mod tests;
 
 use consort_core::encoding::{DecodeError, Reader, Writer};
 use consort_core::limits::MAX_KEY_BYTES;
 use consort_core::model::canonical::{decode_dot, decode_version, encode_dot, encode_version};
 use consort_core::store::{Cursor, Epoch, Sequence, Stored};
 use consort_core::{
-    AuthorId, ChunkHash, DatasetId, Digest, Fingerprint, FingerprintKey, Key, Kind, NodeId,
-    Timestamp,
+    AuthorId, DatasetId, Digest, Fingerprint, FingerprintKey, Key, Kind, NodeId, Timestamp,
 };
 
-use crate::transaction::{Place, Record};
+use crate::transaction::Record;
+
+pub(crate) use chunks::*;
 
 /// The format that this program writes.
 pub(crate) const FORMAT: u32 = 2;
@@ -136,9 +141,9 @@ pub(crate) const CLOCK: [u8; 1] = [2];
 pub(crate) const NEXT_NUMBER: [u8; 1] = [3];
 pub(crate) const PACK_TAIL: [u8; 1] = [4];
 pub(crate) const DATASETS: [u8; 1] = [5];
-const REPLICA: u8 = 6;
-const CURSOR: u8 = 7;
-const SETTING: u8 = 8;
+pub(crate) const REPLICA: u8 = 6;
+pub(crate) const CURSOR: u8 = 7;
+pub(crate) const SETTING: u8 = 8;
 
 /// The key of a dataset's own row.
 pub(crate) fn dataset_key(id: DatasetId) -> Vec<u8> {
@@ -156,6 +161,11 @@ pub(crate) fn dataset_of(key: &[u8]) -> Result<DatasetId, DecodeError> {
 /// The key of a replica's row.
 pub(crate) fn replica_key(number: Number) -> Vec<u8> {
     [&[REPLICA][..], &prefix(number)].concat()
+}
+
+/// Reads the dataset's number back from the key of a replica or a cursor.
+pub(crate) fn replica_of(key: &[u8]) -> Result<Number, DecodeError> {
+    number_of(key.get(1..).unwrap_or_default())
 }
 
 /// What the keys of a dataset's cursors begin with.
@@ -222,160 +232,6 @@ pub(crate) fn fingerprint_of(key: &[u8]) -> Result<Fingerprint, DecodeError> {
     from.raw(4, "dataset number")?;
     let fingerprint = Fingerprint(u128::from_be_bytes(from.array("fingerprint")?));
     from.finish().map(|()| fingerprint)
-}
-
-const PACKED: u8 = 0;
-const IN_FILE: u8 = 1;
-const MORE: u8 = 1 << 1;
-const NOWHERE: u8 = 1 << 2;
-
-/// In what a chunk is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Site {
-    /// In a pack.
-    Pack(u64),
-    /// In a file of a linked directory.
-    File(Number, Key),
-}
-
-/// Where in its site a chunk is, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Extent {
-    pub(crate) offset: u64,
-    pub(crate) length: u32,
-}
-
-/// The row of a chunk.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ChunkRow {
-    /// One place. None if it went and others did not.
-    pub(crate) place: Option<(Site, Extent)>,
-    /// Whether there may be rows of further places.
-    pub(crate) more: bool,
-}
-
-/// The key of the row of a further place of a chunk.
-pub(crate) fn place_key(hash: ChunkHash, site: &Site) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(96);
-    bytes.extend_from_slice(&hash.0);
-    match site {
-        Site::Pack(pack) => {
-            bytes.push(PACKED);
-            bytes.extend_from_slice(&pack.to_be_bytes());
-        }
-        Site::File(number, path) => {
-            bytes.push(IN_FILE);
-            bytes.extend_from_slice(&prefix(*number));
-            bytes.extend_from_slice(path.as_bytes());
-        }
-    }
-    bytes
-}
-
-/// Where the keys of the rows of the further places of a chunk begin.
-pub(crate) fn further_places(hash: ChunkHash) -> Vec<u8> {
-    [&hash.0[..], &[PACKED]].concat()
-}
-
-/// Reads the hash, and the site if it is a further place's, back from the key of a row in `Chunks`.
-pub(crate) fn chunk_of(key: &[u8]) -> Result<(ChunkHash, Option<Site>), DecodeError> {
-    let mut from = Reader::new(key);
-    let hash = ChunkHash(from.array("chunk hash")?);
-    if from.is_empty() {
-        return Ok((hash, None));
-    }
-    let site = match from.u8("place")? {
-        PACKED => {
-            let pack = u64::from_be_bytes(from.array("pack")?);
-            from.finish()?;
-            Site::Pack(pack)
-        }
-        IN_FILE => {
-            let number = Number(u32::from_be_bytes(from.array("dataset number")?));
-            Site::File(number, rest_as_key(from)?)
-        }
-        _ => return Err(DecodeError::Invalid { what: "place" }),
-    };
-    Ok((hash, Some(site)))
-}
-
-/// The value of a chunk's row.
-pub(crate) fn encode_chunk(row: &ChunkRow) -> Vec<u8> {
-    let more = if row.more { MORE } else { 0 };
-    let mut bytes = Vec::with_capacity(64);
-    let mut to = Writer(&mut bytes);
-    match &row.place {
-        None => to.u8(NOWHERE | more),
-        Some((site, extent)) => {
-            to.u8(more | if matches!(site, Site::Pack(_)) { PACKED } else { IN_FILE });
-            to.varint(extent.offset);
-            to.varint(u64::from(extent.length));
-            match site {
-                Site::Pack(pack) => to.varint(*pack),
-                Site::File(number, path) => {
-                    to.varint(u64::from(number.0));
-                    to.raw(path.as_bytes());
-                }
-            }
-        }
-    }
-    bytes
-}
-
-/// Reads such a value.
-pub(crate) fn decode_chunk(bytes: &[u8]) -> Result<ChunkRow, DecodeError> {
-    let mut from = Reader::new(bytes);
-    let flags = from.u8("place")?;
-    let more = flags & MORE != 0;
-    let kind = flags & !MORE;
-    if kind == NOWHERE {
-        return from.finish().map(|()| ChunkRow { place: None, more });
-    }
-    let extent = read_extent(&mut from)?;
-    let site = match kind {
-        PACKED => {
-            let pack = from.varint("pack")?;
-            from.finish()?;
-            Site::Pack(pack)
-        }
-        IN_FILE => {
-            let number = Number(narrow(from.varint("dataset number")?, "dataset number")?);
-            Site::File(number, rest_as_key(from)?)
-        }
-        _ => return Err(DecodeError::Invalid { what: "place" }),
-    };
-    Ok(ChunkRow { place: Some((site, extent)), more })
-}
-
-/// The value of the row of a further place.
-pub(crate) fn encode_extent(extent: Extent) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(8);
-    Writer(&mut bytes).varint(extent.offset);
-    Writer(&mut bytes).varint(u64::from(extent.length));
-    bytes
-}
-
-/// Reads such a value.
-pub(crate) fn decode_extent(bytes: &[u8]) -> Result<Extent, DecodeError> {
-    let mut from = Reader::new(bytes);
-    let extent = read_extent(&mut from)?;
-    from.finish().map(|()| extent)
-}
-
-fn read_extent(from: &mut Reader<'_>) -> Result<Extent, DecodeError> {
-    let offset = from.varint("offset")?;
-    Ok(Extent { offset, length: narrow(from.varint("length")?, "length")? })
-}
-
-/// The site of a place, if its dataset has a number.
-pub(crate) fn site_of(
-    place: &Place,
-    number_of: impl Fn(DatasetId) -> Option<Number>,
-) -> Option<Site> {
-    match place {
-        Place::InFile { dataset, path, .. } => Some(Site::File(number_of(*dataset)?, path.clone())),
-        Place::Packed { pack, .. } => Some(Site::Pack(*pack)),
-    }
 }
 
 /// The value of a row in `Versions`.

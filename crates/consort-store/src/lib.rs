@@ -40,6 +40,7 @@ mod edit;
 mod layout;
 mod lsm;
 mod packs;
+mod pending;
 mod queue;
 mod store;
 mod transaction;

@@ -1,11 +1,12 @@
 //! The database under the store: its tables and how they are tuned, moments to read and batches to write. What rows
 //! mean stands in `layout.rs`; who writes them, in `committer.rs`.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use consort_core::encoding::DecodeError;
 use consort_core::store::StoreError;
@@ -19,6 +20,7 @@ use fjall::{
 };
 
 use crate::layout::{Table, after_prefix};
+use crate::pending::{FewPending, PendingRows};
 
 /// Blocks of tables that are kept in memory, in bytes, for all tables together. A scan of a million files needs each
 /// block once, and lookups of what is not there end at the filters; more buys little and counts against 150 MB a node.
@@ -51,8 +53,15 @@ const fn memtable_bytes(table: Table) -> u64 {
 pub(crate) struct Tables {
     database: Database,
     keyspaces: Vec<Keyspace>,
+    pending: FewPending,
     /// Held as long as anything can still read or write. The last field, so that it is released last.
-    _lock: File,
+    _lock: Lock,
+}
+
+/// The lock of the store's directory. The channel ends after the file is let go: so somebody can wait for that.
+pub(crate) struct Lock {
+    pub(crate) _file: File,
+    pub(crate) _held: mpsc::Sender<Infallible>,
 }
 
 /// All tables at one moment.
@@ -79,7 +88,7 @@ struct Change {
 
 impl Tables {
     /// Opens the database in `directory`, which is made if need be.
-    pub(crate) fn open(directory: &Path, lock: File) -> Result<Self, fjall::Error> {
+    pub(crate) fn open(directory: &Path, lock: Lock) -> Result<Self, fjall::Error> {
         let database = Database::builder(directory)
             .cache_size(BLOCK_CACHE_BYTES)
             .max_journaling_size(JOURNAL_BYTES)
@@ -90,7 +99,7 @@ impl Tables {
             .map(|table| database.keyspace(table.name(), || options(table)))
             .into_iter()
             .collect::<Result<_, _>>()?;
-        Ok(Self { database, keyspaces, _lock: lock })
+        Ok(Self { database, keyspaces, pending: FewPending::default(), _lock: lock })
     }
 
     /// All tables as they are now.
@@ -131,6 +140,14 @@ impl Moment {
         };
         iter.into_iter().flatten().map(|row| row.into_inner().map_err(failed))
     }
+
+    /// All pending rows as they are now, if there are few: perhaps a commit later than this moment.
+    pub(crate) fn few_pending(&self) -> Result<Option<Arc<PendingRows>>, StoreError> {
+        self.tables.pending.rows(|most| {
+            let rows = self.tables.moment().rows(Table::Pending, &[], Vec::new()).take(most);
+            rows.map(|row| row.map(|(key, value)| ((*key).into(), (*value).into()))).collect()
+        })
+    }
 }
 
 impl Rows {
@@ -148,12 +165,12 @@ impl Rows {
 
     /// Makes all changes at once; they are on stable storage when this returns.
     pub(crate) fn commit(self, tables: &Tables) -> Result<(), StoreError> {
-        let Self { changes, bytes } = self;
+        let Self { mut changes, bytes } = self;
         let key = |change: &Change| &bytes[change.key.clone()];
         let count = changes.iter().map(Vec::len).sum();
         let mut batch = OwnedWriteBatch::with_capacity(tables.database.clone(), count)
             .durability(Some(PersistMode::SyncAll));
-        for (table, mut changes) in Table::ALL.into_iter().zip(changes) {
+        for (table, changes) in Table::ALL.into_iter().zip(&mut changes) {
             let keyspace = tables.keyspace(table);
             // In order, neighbours are found faster; and the database takes one change of a row in a batch.
             changes.sort_by(|a, b| key(a).cmp(key(b)));
@@ -167,7 +184,11 @@ impl Rows {
                 }
             }
         }
-        batch.commit().map_err(failed)
+        batch.commit().map_err(failed)?;
+        let value = |change: &Change| Some(&bytes[change.value.clone()?]);
+        let pending = &changes[Table::Pending as usize];
+        tables.pending.follow(pending.iter().map(|change| (key(change), value(change))));
+        Ok(())
     }
 
     fn keep(&mut self, bytes: &[u8]) -> Range<usize> {

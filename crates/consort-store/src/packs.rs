@@ -160,6 +160,10 @@ impl Packs {
             synced.tail = PackTail { pack: number, length: end };
             state.current = Some(Pack { number, length: end, file: Arc::new(file) });
         }
+        // Rows point into the last pack also if it is gone.
+        if tail != PackTail::default() {
+            state.next = state.next.max(tail.pack + 1);
+        }
         sync_directory(&directory)?;
         Ok((Self { directory, state: Mutex::new(state) }, synced))
     }
@@ -224,11 +228,9 @@ impl Packs {
     /// Reads a chunk and verifies it.
     pub(crate) fn read(&self, extent: Packed, hash: ChunkHash) -> Result<Vec<u8>, ReadError> {
         let Packed { pack, offset, length } = extent;
-        let told = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => {
-                ReadError::Missing { pack, offset }
-            }
-            _ => ReadError::Io { pack, source: error },
+        let told = |source: io::Error| match is_missing(&source) {
+            true => ReadError::Missing { pack, offset },
+            false => ReadError::Io { pack, source },
         };
         if MAX_CHUNK_BYTES < length as usize {
             return Err(ReadError::Damaged { pack, offset });
@@ -240,6 +242,19 @@ impl Packs {
             Ok(bytes)
         } else {
             Err(ReadError::Damaged { pack, offset })
+        }
+    }
+
+    /// Whether a frame with this hash and length is there, whatever its bytes are.
+    pub(crate) fn holds(&self, packed: Packed, hash: ChunkHash) -> io::Result<bool> {
+        let Some(at) = packed.offset.checked_sub(FRAME_BYTES) else { return Ok(false) };
+        let mut head = [0; FRAME_HEAD];
+        let read = File::open(path(&self.directory, packed.pack))
+            .and_then(|file| file.read_exact_at(&mut head, at));
+        match read {
+            Ok(()) => Ok(head[..4] == packed.length.to_le_bytes() && head[4..] == hash.0),
+            Err(error) if is_missing(&error) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -296,6 +311,11 @@ impl Packs {
 /// Makes the names in a directory durable.
 pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
+}
+
+/// Whether an error says that a pack, or what should be in it, is not there.
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
 }
 
 fn path(directory: &Path, number: u64) -> PathBuf {

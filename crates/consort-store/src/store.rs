@@ -1,14 +1,18 @@
 //! [`DiskStore`]: opening, and the handle by which everything else is asked for.
 
+mod opening;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
-use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc,
+};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use std::{fmt, fs, io};
 
 use consort_core::limits::MAX_CHUNK_BYTES;
 use consort_core::model::{Clock, Commit};
@@ -16,57 +20,27 @@ use consort_core::store::{
     Applied, Cursor, DatasetParameters, Epoch, LocalWrite, Store, StoreError,
 };
 use consort_core::{AuthorId, ChunkHash, DatasetId, NodeId, WallTime};
-use rustix::fs::{FlockOperation, flock};
-use thiserror::Error;
 
 use crate::check::{self, CheckProgress, CheckReport};
 use crate::chunks::{self, Chunks};
 use crate::committer::{self, Done, Job};
 use crate::edit::{Edit, Outcome};
-use crate::layout::{self, DatasetRow, Extent, Identity, Site, Stamp, State, Table};
-use crate::lsm::{Rows, Tables, damaged};
+use crate::layout::{self, DatasetRow, Extent, Identity, Site, State, Table};
+use crate::lsm::{Lock, Rows, Tables};
 use crate::packs::{Packed, Packs, ReadError, sync_directory};
 use crate::queue::Queue;
 use crate::transaction::{Body, Place, Transaction};
 use crate::upgrade;
-use crate::view::{DiskView, decoded};
+use crate::view::DiskView;
+
+pub use opening::OpenError;
+use opening::{Found, lock, stamp, unreadable};
+pub(crate) use opening::{draw_identity, half};
 
 /// The places of one chunk that [`DiskStore::locate`] returns at most. If the first ones fail, so will likely the rest.
 pub const MAX_PLACES: usize = 8;
 /// The bytes of a setting at most: settings are for what configures a node, not for data.
 pub const MAX_SETTING_BYTES: usize = 64 * 1024;
-
-/// How often [`DiskStore::close`] looks whether the last user is gone.
-const CLOSED_LOOK: Duration = Duration::from_millis(2);
-
-/// Why a store could not be opened. Nothing in it was changed.
-#[derive(Debug, Error)]
-pub enum OpenError {
-    /// Another process has it open.
-    #[error("the store in {} is in use by another process; stop that node first", .0.display())]
-    Locked(PathBuf),
-    /// A later version of this program wrote it.
-    #[error(
-        "the store has format {found}, and this version of consort knows formats up to {known}; install a newer one"
-    )]
-    NewerFormat {
-        /// The format of the store.
-        found: u32,
-        /// The latest that is known.
-        known: u32,
-    },
-    /// Its files are not what they must be.
-    #[error("the store is damaged ({0}); move it away and restore this node from its peers")]
-    Damaged(String),
-    /// The medium failed.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// What was opened.
-        path: PathBuf,
-        /// How it failed.
-        source: io::Error,
-    },
-}
 
 /// A store on disk: a handle that is cheap to clone. When the last one is dropped, what was submitted is committed, and
 /// the store is closed; views of it keep its lock.
@@ -75,7 +49,11 @@ pub struct DiskStore(Arc<Handle>);
 
 struct Handle {
     shared: Arc<Shared>,
+    /// Held while a dataset is linked, unlinked or dropped: each takes many steps, and two at once would undo each other.
+    changing: Mutex<()>,
     committer: Mutex<Option<JoinHandle<()>>>,
+    /// Ends when the store's lock is released.
+    held: Arc<Mutex<mpsc::Receiver<Infallible>>>,
 }
 
 /// What the handles and the committer share.
@@ -90,12 +68,20 @@ pub(crate) struct Shared {
 impl DiskStore {
     /// Opens the store in `directory`, which is made if it does not exist. Finishes what a crash interrupted.
     pub fn open(directory: &Path) -> Result<Self, OpenError> {
+        Self::open_for(directory, None)
+    }
+
+    /// Opens the store of a node: an author that is drawn for it begins as the node's identity does, so that people can
+    /// tell from a version, and from the name of a conflict copy, whose it is. Otherwise like [`open`](Self::open).
+    pub fn open_for(directory: &Path, node: Option<NodeId>) -> Result<Self, OpenError> {
         let failed = |name: &str| {
             let path = directory.join(name);
             move |source: io::Error| OpenError::Io { path, source }
         };
         fs::create_dir_all(directory).map_err(failed(""))?;
-        let lock = lock(&directory.join("LOCK"))?;
+        let (sender, held) = mpsc::channel();
+        let lock = Lock { _file: lock(&directory.join("LOCK"))?, _held: sender };
+        let held = Arc::new(Mutex::new(held));
         upgrade::upgrade(directory)?;
         let tables =
             Arc::new(Tables::open(&directory.join("rows"), lock).map_err(|error| match error {
@@ -106,12 +92,16 @@ impl DiskStore {
         let found = Found::read(&tables).map_err(unreadable)?;
         let (packs, synced) =
             Packs::open(directory.join("packs"), found.pack_tail).map_err(failed("packs"))?;
+        // The names of what was made just now are durable before anything is acknowledged.
+        let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
+        parent.into_iter().chain([directory]).try_for_each(sync_directory).map_err(failed(""))?;
 
         let mut rows = Rows::default();
         let identity = match found.identity {
             Some(identity) if identity.stamp == stamp => identity,
             _ => {
-                let identity = draw_identity(stamp).map_err(unreadable)?;
+                let begins = node.map(|node| half(node.0));
+                let identity = draw_identity(stamp, begins).map_err(unreadable)?;
                 rows.put(Table::Node, layout::IDENTITY, layout::encode_identity(&identity));
                 identity
             }
@@ -132,7 +122,8 @@ impl DiskStore {
         });
         let committer =
             committer::spawn(Arc::clone(&shared), Clock::after(found.clock)).map_err(failed(""))?;
-        let store = Self(Arc::new(Handle { shared, committer: Mutex::new(Some(committer)) }));
+        let committer = Mutex::new(Some(committer));
+        let store = Self(Arc::new(Handle { shared, changing: Mutex::new(()), committer, held }));
         store.finish_interrupted().map_err(unreadable)?;
         Ok(store)
     }
@@ -163,6 +154,7 @@ impl DiskStore {
 
     /// Removes a dataset and all its rows. It is gone at once, and durably; the rows go in steps, until this returns.
     pub fn drop_dataset(&self, dataset: DatasetId) -> Result<(), StoreError> {
+        let _alone = self.alone();
         let row = self.dataset(dataset)?;
         self.edit(Edit::Enter { dataset, state: State::Dropping })?;
         self.finish_dropping(dataset, row)
@@ -172,6 +164,7 @@ impl DiskStore {
     /// settled. Linking marks every key pending; unlinking removes the directory's records, pending rows and places.
     /// Durable when it returns.
     pub fn set_linked(&self, dataset: DatasetId, linked: bool) -> Result<(), StoreError> {
+        let _alone = self.alone();
         let row = self.dataset(dataset)?;
         match (row.state, linked) {
             (State::Plain, true) => {
@@ -280,16 +273,10 @@ impl DiskStore {
     /// Gives this handle up, and waits until the store is closed and may be opened again: until the other handles and
     /// all views are gone as well, but no longer than `patience`. Whether it is closed. Blocks.
     pub fn close(self, patience: Duration) -> bool {
-        let tables = Arc::downgrade(&self.shared().tables);
+        let held = Arc::clone(&self.0.held);
         drop(self);
-        let end = Instant::now() + patience;
-        while tables.strong_count() != 0 {
-            if end <= Instant::now() {
-                return false;
-            }
-            thread::sleep(CLOSED_LOOK);
-        }
-        true
+        let held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Disconnected)
     }
 
     fn places(&self, hash: ChunkHash) -> Result<Vec<Place>, StoreError> {
@@ -357,6 +344,10 @@ impl DiskStore {
         }
     }
 
+    fn alone(&self) -> MutexGuard<'_, ()> {
+        self.0.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn edit(&self, edit: Edit) -> Result<Outcome, StoreError> {
         waited(|done| self.put(Job::Edit(edit, Box::new(done)), 0))
     }
@@ -372,7 +363,7 @@ impl DiskStore {
         row.ok_or(StoreError::UnknownDataset(dataset))
     }
 
-    fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &Shared {
         &self.0.shared
     }
 }
@@ -452,77 +443,6 @@ impl Shared {
     }
 }
 
-/// What the rows say when a store is opened.
-struct Found {
-    identity: Option<Identity>,
-    clock: consort_core::Timestamp,
-    pack_tail: layout::PackTail,
-    datasets: BTreeMap<DatasetId, DatasetRow>,
-}
-
-impl Found {
-    fn read(tables: &Arc<Tables>) -> Result<Self, StoreError> {
-        let moment = tables.moment();
-        let get = |key: &[u8]| moment.get(Table::Node, key);
-        let node = Table::Node;
-        let identity =
-            decoded(node, get(&layout::IDENTITY)?.map(|row| layout::decode_identity(&row)))?;
-        let clock = decoded(node, get(&layout::CLOCK)?.map(|row| layout::decode_clock(&row)))?;
-        let tail =
-            decoded(node, get(&layout::PACK_TAIL)?.map(|row| layout::decode_pack_tail(&row)))?;
-        let mut datasets = BTreeMap::new();
-        for row in moment.rows(node, &layout::DATASETS, layout::DATASETS.to_vec()) {
-            let (key, value) = row?;
-            let wrong = |error| damaged(node, error);
-            let id = layout::dataset_of(&key).map_err(wrong)?;
-            datasets.insert(id, layout::decode_dataset(&value).map_err(wrong)?);
-        }
-        Ok(Self {
-            identity,
-            clock: clock.unwrap_or_default(),
-            pack_tail: tail.unwrap_or_default(),
-            datasets,
-        })
-    }
-}
-
-/// An author and an epoch that nobody had before.
-pub(crate) fn draw_identity(stamp: Stamp) -> Result<Identity, StoreError> {
-    let mut random = [0; 24];
-    File::open("/dev/urandom")
-        .and_then(|mut source| source.read_exact(&mut random))
-        .map_err(|error| StoreError::Failed(format!("no random numbers: {error}")))?;
-    let (author, epoch) = random.split_first_chunk::<16>().expect("24 bytes");
-    let epoch = epoch.try_into().expect("8 bytes are left of 24");
-    Ok(Identity { author: AuthorId(*author), epoch: Epoch(u64::from_le_bytes(epoch)), stamp })
-}
-
-fn lock(path: &Path) -> Result<File, OpenError> {
-    let failed = |source| OpenError::Io { path: path.to_owned(), source };
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(false).open(path).map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(OpenError::Locked(path.parent().unwrap_or(path).to_owned()))
-        }
-        Err(error) => Err(failed(error.into())),
-    }
-}
-
-/// What the stamp file is, which is made if it is missing.
-fn stamp(directory: &Path) -> io::Result<Stamp> {
-    let path = directory.join("STAMP");
-    if !path.try_exists()? {
-        File::create(&path)?.sync_all()?;
-        sync_directory(directory)?;
-    }
-    let metadata = fs::metadata(&path)?;
-    let changed_ns =
-        metadata.ctime().saturating_mul(1_000_000_000).saturating_add(metadata.ctime_nsec());
-    Ok(Stamp { inode: metadata.ino(), changed_ns })
-}
-
 fn waited<T: Send + 'static>(
     submit: impl FnOnce(Box<dyn FnOnce(Result<T, StoreError>) + Send>),
 ) -> Result<T, StoreError> {
@@ -537,80 +457,4 @@ fn waited<T: Send + 'static>(
 
 fn closed() -> StoreError {
     StoreError::Failed("the store was closed".to_owned())
-}
-
-fn unreadable(error: StoreError) -> OpenError {
-    OpenError::Damaged(error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use consort_core::model::merge::Saw;
-    use consort_core::store::View;
-    use consort_core::{Attributes, Content, FingerprintKey, Key};
-
-    use super::*;
-
-    const DATASET: DatasetParameters =
-        DatasetParameters { id: DatasetId([1; 16]), fingerprint_key: FingerprintKey([2; 32]) };
-
-    /// A store with two keys that a crash stopped right after a dataset entered `state`.
-    fn interrupted(state: State) -> (tempfile::TempDir, DiskStore) {
-        let directory = tempfile::tempdir().expect("a directory");
-        let store = DiskStore::open(directory.path()).expect("opens");
-        store.open_dataset(DATASET).expect("opens");
-        if state == State::Unlinking {
-            store.set_linked(DATASET.id, true).expect("links");
-        }
-        let write = |name: &str| LocalWrite {
-            key: Key::new(name).expect("a valid key"),
-            saw: Saw::Nothing,
-            content: Content::Inline([1].into()),
-            attributes: Attributes::default(),
-        };
-        let body = Body::Local { writes: vec![write("a"), write("b")], now: WallTime(1) };
-        store.commit(Transaction::new(DATASET.id, body)).expect("commits");
-        store.edit(Edit::Enter { dataset: DATASET.id, state }).expect("enters");
-        drop(store);
-        let store = DiskStore::open(directory.path()).expect("opens");
-        (directory, store)
-    }
-
-    #[test]
-    fn linking_goes_on_after_a_crash() {
-        let (_directory, store) = interrupted(State::Linking);
-        assert!(store.is_linked(DATASET.id).expect("is there"));
-        let view = store.view(DATASET.id).expect("views");
-        assert_eq!(view.pending(None, 9).expect("reads").len(), 2);
-        assert_eq!(view.pending_count(), 2);
-        assert!(store.check(|_| {}).is_clean());
-    }
-
-    #[test]
-    fn linking_counts_a_key_once_that_was_marked_before_the_crash() {
-        let (directory, store) = interrupted(State::Linking);
-        store.edit(Edit::Enter { dataset: DATASET.id, state: State::Linking }).expect("enters");
-        drop(store);
-        let store = DiskStore::open(directory.path()).expect("opens");
-        assert_eq!(store.view(DATASET.id).expect("views").pending_count(), 2);
-        assert!(store.check(|_| {}).is_clean());
-    }
-
-    #[test]
-    fn unlinking_goes_on_after_a_crash() {
-        let (_directory, store) = interrupted(State::Unlinking);
-        assert!(!store.is_linked(DATASET.id).expect("is there"));
-        let view = store.view(DATASET.id).expect("views");
-        assert_eq!(view.pending(None, 9).expect("reads").len(), 0);
-        assert_eq!(view.pending_count(), 0);
-        assert!(store.check(|_| {}).is_clean());
-        assert_eq!(view.summary().digest.count, 2);
-    }
-
-    #[test]
-    fn dropping_goes_on_after_a_crash() {
-        let (_directory, store) = interrupted(State::Dropping);
-        assert!(store.datasets().is_empty());
-        assert_eq!(store.check(|_| {}).rows, 0);
-    }
 }

@@ -1,6 +1,7 @@
 //! Reading a dataset as it was at one moment.
 
 use std::fmt;
+use std::ops::Bound;
 
 use consort_core::encoding::DecodeError;
 use consort_core::model::canonical;
@@ -9,6 +10,7 @@ use consort_core::{Entry, Fingerprint, Key, NodeId};
 
 use crate::layout::{self, FeedPlace, Number, PendingRow, ReplicaRow, Table};
 use crate::lsm::{Moment, damaged};
+use crate::pending;
 use crate::transaction::Record;
 
 /// A dataset as it was at one moment, however long it is kept. Keeping one keeps the rows that were replaced since.
@@ -60,8 +62,8 @@ impl DiskView {
     }
 
     /// The keys above `after` that the linked directory may not show yet, in order, at most `limit`, each with its
-    /// newest change. Steps over the keys that were settled lately; whether there is any and how many there are is
-    /// cheaper to learn from [`pending_count`](Self::pending_count).
+    /// newest change; where there are few, perhaps as they are a commit later. Whether there is any and how many there
+    /// are is cheaper to learn from [`pending_count`](Self::pending_count).
     pub fn pending(
         &self,
         after: Option<&Key>,
@@ -70,9 +72,19 @@ impl DiskView {
         // There are no more than were counted: looking for another would step over all that was settled behind them.
         let count = usize::try_from(self.replica.pending).unwrap_or(usize::MAX);
         let limit = limit.min(count);
-        self.named(Table::Pending, "", after, limit, |row| {
-            layout::decode_pending(row).map(|row| row.sequence)
-        })
+        let few = if count <= pending::MAX_ROWS { self.moment.few_pending()? } else { None };
+        let Some(few) = few else {
+            return self.named(Table::Pending, "", after, limit, |row| {
+                layout::decode_pending(row).map(|row| row.sequence)
+            });
+        };
+        let from = layout::name_key(self.number, after.map_or("", Key::as_str));
+        let prefix = layout::prefix(self.number);
+        let rows = few.range::<[u8], _>((Bound::Excluded(&from[..]), Bound::Unbounded));
+        let rows = rows.take_while(|(key, _)| key.starts_with(&prefix)).take(limit);
+        rows.map(|(key, row)| Ok((layout::name_of(key)?, layout::decode_pending(row)?.sequence)))
+            .collect::<Result<_, _>>()
+            .map_err(|error| damaged(Table::Pending, error))
     }
 
     /// The newest change of a key that the linked directory may not show yet.

@@ -32,11 +32,13 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
     let mut unit = 0;
     let mut rest = bytes;
-    while 1024 * 1024 <= rest {
+    // From here on the next unit's 1.0 is nearer than this one's 1023.9.
+    while 1024 * 1024 - 51 <= rest {
         rest /= 1024;
         unit += 1;
     }
-    format!("{}.{} {}", rest / 1024, rest % 1024 * 10 / 1024, UNITS[unit])
+    let tenths = (rest * 10 + 512) / 1024;
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 
 /// A count with separators: 25,000.
@@ -159,11 +161,13 @@ mod tests {
 
     #[test]
     fn sizes_and_counts_are_short() {
-        let sizes = [0, 1023, 1024, 1536, 1024 * 1024 - 1, 5 << 30, u64::MAX];
+        let sizes = [0, 1023, 1024, 1536, 1024 * 1024 - 60, 1024 * 1024 - 1, 5 << 30, u64::MAX];
         assert_eq!(
             sizes.map(bytes),
-            ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1023.9 KiB", "5.0 GiB", "15.9 EiB"]
+            ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1023.9 KiB", "1.0 MiB", "5.0 GiB", "16.0 EiB"]
         );
+        // To the nearest, as elsewhere: what was sent as 1.40 GiB does not arrive as 1.3.
+        assert_eq!(bytes(1_500_000_000), "1.4 GiB");
         assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
     }
 

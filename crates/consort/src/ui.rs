@@ -1,6 +1,7 @@
 //! The terminal. This is the only file that writes to it: results go to stdout, everything else to stderr, and with
 //! `--json` stdout carries JSON alone.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, BufWriter, IsTerminal as _, Stdout, Write as _};
 use std::sync::Mutex;
@@ -135,11 +136,14 @@ impl Ui {
         self.lock().flush().map_err(output_error)
     }
 
-    /// Replaces what the terminal shows by `text`.
+    /// Replaces what the terminal shows by `text`, or by as much of it as there is room for.
     pub(crate) fn redraw(&self, text: &str) -> Result<(), Error> {
-        // Home, then clear the rest of each line and of the screen: no flicker, as nothing is blanked first.
-        let lines = text.replace('\n', "\x1b[K\n");
-        self.write(format!("\x1b[H{lines}\x1b[J").as_bytes())?;
+        // A terminal that does not tell its height gets everything.
+        let rows = rustix::termios::tcgetwinsize(io::stdout()).map_or(0, |size| size.ws_row);
+        let lines = fit(text, rows.into()).replace('\n', "\x1b[K\n");
+        // Home, then clear the rest of each line and of the screen: no flicker, as nothing is blanked first. Long lines
+        // are cut off meanwhile, so that a line is a row.
+        self.write(format!("\x1b[?7l\x1b[H{lines}\x1b[J\x1b[?7h").as_bytes())?;
         self.flush()
     }
 
@@ -180,10 +184,10 @@ impl Ui {
     }
 
     /// A progress bar that appears when the work turns out to take long, and only on a terminal.
-    pub(crate) fn progress(&self, what: &str, unit: Unit) -> Progress {
+    pub(crate) fn progress(&self, what: &str) -> Progress {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         bar.set_message(what.to_string());
-        Progress { bar, unit, began: Instant::now(), shown: false }
+        Progress { bar, began: Instant::now(), shown: None, most: (0, 0) }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BufWriter<Stdout>> {
@@ -198,43 +202,74 @@ pub(crate) enum Unit {
     Bytes,
     /// Anything else.
     Entries,
+    /// Nothing yet; the remark says what goes on.
+    Nothing,
 }
 
 /// Work under way. Gone from the screen when dropped.
 #[derive(Debug)]
 pub(crate) struct Progress {
     bar: ProgressBar,
-    unit: Unit,
     began: Instant,
-    shown: bool,
+    /// What is shown, and whether its end is known.
+    shown: Option<(Unit, bool)>,
+    /// The most entries and bytes that were left.
+    most: (u64, u64),
 }
 
 impl Progress {
     /// `done` of `total`, if that is known, with a remark.
-    pub(crate) fn set(&mut self, done: u64, total: Option<u64>, remark: &str) {
-        if !self.shown && PATIENCE <= self.began.elapsed() {
-            self.shown = true;
-            self.bar.set_style(self.look(total.is_some()));
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+    pub(crate) fn set(&mut self, unit: Unit, done: u64, total: Option<u64>, remark: &str) {
+        if self.began.elapsed() < PATIENCE {
+            return;
+        }
+        let look = (unit, total.is_some());
+        match self.shown.replace(look) {
+            Some(shown) if shown == look => {}
+            before => {
+                // Another unit has another rate.
+                self.bar.reset();
+                self.bar.set_style(style_of(look));
+                if before.is_none() {
+                    self.bar.set_draw_target(ProgressDrawTarget::stderr());
+                }
+            }
         }
         if let Some(total) = total {
             self.bar.set_length(total);
         }
         self.bar.set_position(done);
         self.bar.set_prefix(text::plain(remark));
+        self.bar.tick();
     }
 
-    fn look(&self, bounded: bool) -> ProgressStyle {
-        let template = match (self.unit, bounded) {
-            (Unit::Bytes, true) => {
-                "{msg} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left {prefix}"
-            }
-            (Unit::Bytes, false) => "{msg} {spinner} {bytes} {bytes_per_sec} {prefix}",
-            (Unit::Entries, true) => "{msg} [{bar:24}] {human_pos}/{human_len} {eta} left {prefix}",
-            (Unit::Entries, false) => "{msg} {spinner} {human_pos} {prefix}",
-        };
-        ProgressStyle::with_template(template).expect("the templates above are well-formed")
+    /// The same for what is known by what is left of it. How many bytes that is may not be known, and then is zero.
+    pub(crate) fn set_left(&mut self, entries: u64, bytes: u64, remark: &str) {
+        self.most = (entries.max(self.most.0), bytes.max(self.most.1));
+        let (most_entries, most_bytes) = self.most;
+        if bytes != 0 {
+            let entries = text::counted(entries, "entry", "entries");
+            let remark = format!("{entries} {remark}");
+            self.set(Unit::Bytes, most_bytes - bytes, Some(most_bytes), &remark);
+        } else if entries != 0 {
+            self.set(Unit::Entries, most_entries - entries, Some(most_entries), remark);
+        } else {
+            self.set(Unit::Nothing, 0, None, remark);
+        }
     }
+}
+
+fn style_of((unit, bounded): (Unit, bool)) -> ProgressStyle {
+    let template = match (unit, bounded) {
+        (Unit::Bytes, true) => {
+            "{msg} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left {prefix}"
+        }
+        (Unit::Bytes, false) => "{msg} {spinner} {bytes} {bytes_per_sec} {prefix}",
+        (Unit::Entries, true) => "{msg} [{bar:24}] {human_pos}/{human_len} {eta} left {prefix}",
+        (Unit::Entries, false) => "{msg} {spinner} {human_pos} {prefix}",
+        (Unit::Nothing, _) => "{msg} {spinner} {prefix}",
+    };
+    ProgressStyle::with_template(template).expect("the templates above are well-formed")
 }
 
 impl Drop for Progress {
@@ -256,6 +291,18 @@ pub(crate) fn start_log(filter: &str, format: LogFormat) -> Result<(), Error> {
         LogFormat::Json => log.json().init(),
     }
     Ok(())
+}
+
+/// As many of the lines as fit on a screen with so many rows, the last of which the cursor has; all if that is zero.
+fn fit(text: &str, rows: usize) -> Cow<'_, str> {
+    let lines: Vec<&str> = text.lines().collect();
+    if rows == 0 || lines.len() < rows {
+        return text.into();
+    }
+    let shown = &lines[..rows.saturating_sub(2)];
+    let left = lines.len() - shown.len();
+    let end = format!("and {}\n", text::counted(left as u64, "more line", "more lines"));
+    shown.iter().flat_map(|line| [line, "\n"]).chain([&*end]).collect()
 }
 
 /// One line of JSON, its end included, that is harmless on a terminal too.
@@ -296,6 +343,15 @@ mod tests {
         let line = json_line(&key);
         assert!(!line.trim_end().chars().any(text::is_dangerous), "{line:?}");
         assert_eq!(serde_json::from_str::<String>(&line).expect("valid JSON"), key);
+    }
+
+    #[test]
+    fn a_screen_that_is_too_low_shows_the_beginning_and_says_so() {
+        let text = "1\n2\n3\n4\n";
+        assert_eq!(fit(text, 0), text);
+        assert_eq!(fit(text, 5), text);
+        assert_eq!(fit(text, 4), "1\n2\nand 2 more lines\n");
+        assert_eq!(fit(text, 1), "and 4 more lines\n");
     }
 
     #[test]

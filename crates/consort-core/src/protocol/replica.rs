@@ -161,11 +161,13 @@ impl Replica {
         mut act: impl FnMut(&mut Link, &mut Vec<Ask>) -> Result<(), LinkError>,
     ) -> Result<(), StoreError> {
         let peers: Vec<NodeId> = self.links.keys().copied().collect();
-        // One that fails keeps the others from nothing.
-        peers.into_iter().fold(Ok(()), |outcome, peer| {
+        let mut outcome = Ok(());
+        for peer in peers {
+            // One that fails keeps the others from nothing.
             let own = self.with_link(peer, effects, &mut act);
-            outcome.and(own)
-        })
+            outcome = outcome.and(own);
+        }
+        outcome
     }
 
     fn forget(&mut self, peer: NodeId) {

@@ -119,12 +119,12 @@ mod tests {
         let mut names: Vec<Box<str>> = (0..500).map(|n: u32| n.to_string().into()).collect();
         names.sort_unstable();
         let mut bytes = 0;
-        let fits = |name: &Box<str>| {
+        let mut fits = |name: &str| {
             bytes += 2 + name.len();
             bytes <= MAX_METADATA_BYTES
         };
         attributes.metadata =
-            names.into_iter().take_while(fits).map(|name| (name, "".into())).collect();
+            names.into_iter().take_while(|name| fits(name)).map(|name| (name, "".into())).collect();
         attributes.unknown =
             (10..).take(MAX_UNKNOWN_ATTRIBUTES).map(|tag| (tag, Box::from([]))).collect();
         entry

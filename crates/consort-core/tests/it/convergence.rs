@@ -77,7 +77,6 @@ fn heal(world: &mut World) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
     #[test]
     fn replicas_converge_and_nothing_is_lost(seed: u64, nodes in 2usize..5, steps in 1usize..200) {
         let mut world = World::new(nodes, seed);

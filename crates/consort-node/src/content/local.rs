@@ -102,26 +102,24 @@ impl LocalContent {
 
 impl LocalContent {
     /// Whether a place that was found wrong is wrong for good: nothing is recorded or to be found at its path, or the
-    /// very file that is recorded there has other bytes. A path that does not hold what is recorded of it may hold it
+    /// very file that is recorded there, or one of which nothing is recorded, has other bytes. A path that does not hold what is recorded of it may hold it
     /// again the next moment (its directory may have been moved away and back), and nobody would enter its chunks
     /// anew then. So it is looked at once more, and not believed that what failed before would fail again.
     fn is_stale(&self, dataset: DatasetId, hash: ChunkHash, place: &Place) -> bool {
         let Place::InFile { path, offset, length, .. } = place else { return false };
         let Some(root) = self.roots.get(dataset) else { return false };
         let record = self.store.view(dataset).and_then(|view| view.record(path));
-        let record = match record {
-            Ok(Some(record)) => recorded_meta(&record),
-            Ok(None) => return matches!(root.stat(path), Ok(None)),
-            Err(_) => return false,
+        let Ok(record) = record else { return false };
+        let Ok((file, found)) = root.open_file(path) else {
+            return record.is_none() && matches!(root.stat(path), Ok(None));
         };
-        let Ok((file, found)) = root.open_file(path) else { return false };
         let mut bytes = vec![0; *length as usize];
         let holds = match file.read_exact_at(&mut bytes, *offset) {
             Ok(()) => ChunkHash::of(&bytes) == hash,
             Err(error) if is_elsewhere(&error) => false,
             Err(_) => return false,
         };
-        !holds && found.same_file_state(&record)
+        !holds && record.is_none_or(|record| found.same_file_state(&recorded_meta(&record)))
     }
 }
 

@@ -335,7 +335,7 @@ impl<'c> Engine<'c> {
                 self.progress.set_trouble("watch", Some(Trouble::Degraded(text)));
                 self.rescan_at.get_or_insert(Instant::now() + RESCAN_EVERY);
             }
-            WatchEvent::RootGone => self.exit = Some(Exit::RootGone),
+            WatchEvent::RootGone => self.end(Exit::RootGone),
             WatchEvent::Cookie { name } => {
                 for flush in &mut self.flushes {
                     if flush.cookie.as_ref() == Some(&name) {
@@ -347,16 +347,21 @@ impl<'c> Engine<'c> {
         }
     }
 
+    /// Ends this engine, unless it ends already: whoever told it to waits for that, and does not say it twice.
+    fn end(&mut self, exit: Exit) {
+        self.exit.get_or_insert(exit);
+    }
+
     fn on_watcher_end(&mut self) {
         self.watcher = None;
         self.events = never();
-        self.exit.get_or_insert(Exit::RootGone);
+        self.end(Exit::RootGone);
     }
 
     /// Ends this engine if the ignore patterns are others now.
     fn check_ignores(&mut self, key: &str) {
         if key == IGNORE_FILE && self.ignores.changed(&self.root).unwrap_or(true) {
-            self.exit = Some(Exit::IgnoresChanged);
+            self.end(Exit::IgnoresChanged);
         }
     }
 

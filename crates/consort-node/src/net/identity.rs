@@ -120,9 +120,10 @@ impl Identity {
         Self::complete(dir, &own, &authority)
     }
 
-    /// Whether there is the identity of a member in `dir`.
-    pub fn is_there(dir: &Path) -> bool {
-        dir.join(NODE_CERTIFICATE).exists()
+    /// Makes the key of a machine that is about to join, unless it has one, and says which node it will be.
+    pub fn prepare(dir: &Path, name: &str) -> Result<NodeId, IdentityError> {
+        let key = Self::prepare_join(dir, name)?;
+        Ok(certificate::node_id(&key.subject_public_key_info()))
     }
 
     /// Reads the identity back, and checks that its parts belong together.

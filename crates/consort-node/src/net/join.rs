@@ -48,6 +48,9 @@ const VERSION: u16 = 1;
 /// How long one address of a ticket is tried. The authority writes to its disk before it answers.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long connecting to it may take. Most addresses of a ticket with several lead nowhere from here.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A machine that is about to become a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Joiner {
@@ -364,7 +367,8 @@ async fn ask(
 ) -> Result<Result<Admission, JoinRefusal>, AskError> {
     let untrusted = |reason: &dyn fmt::Display| AskError::Untrusted(address, reason.to_string());
     let config = tls::joiner_config(ticket.ca_fingerprint).map_err(io::Error::other)?;
-    let tcp = TcpStream::connect(address).await?;
+    let tcp = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    let tcp = tcp.unwrap_or_else(|_| Err(timed_out()))?;
     let stream =
         TlsConnector::from(config).connect(tls::server_name(), tcp).await.map_err(|error| {
             match error.kind() {

@@ -13,7 +13,7 @@ use tokio_rustls::{TlsAcceptor, TlsStream};
 use super::connection::{GreetError, Handshaken};
 use super::identity::PeerIdentity;
 use super::network::{ContentConnection, HANDSHAKE_TIMEOUT, Refusal, Shared};
-use super::socket::{Stream, Tap};
+use super::socket::{MAX_CONNECTIONS_PER_PEER, Stream, Tap};
 use super::tls::{self, AcceptError, Accepted, Protocol};
 use super::{join, lock};
 
@@ -110,6 +110,9 @@ async fn control(
 fn content(shared: &Arc<Shared>, stream: Stream, peer: PeerIdentity, addr: SocketAddr) {
     if lock(&shared.peers).is_revoked(peer.node) {
         return shared.refused(addr, Some(peer), Refusal::Revoked);
+    }
+    if MAX_CONNECTIONS_PER_PEER < shared.sockets.count(peer.node) {
+        return shared.refused(addr, Some(peer), Refusal::TooManyConnections);
     }
     (shared.on_content)(peer, ContentConnection::new(stream));
 }

@@ -20,6 +20,12 @@ use super::lock;
 /// and a few content connections to each; half of the usual limit on open files remains for files.
 pub const MAX_CONNECTIONS: usize = 512;
 
+/// The most content connections that a peer may open at a time: it needs one, and may not have noticed yet that an
+/// earlier one has ended. So no member can take all connections, or all memory for answers, from the others.
+pub const MAX_CONNECTIONS_PER_PEER: usize = 16;
+
+const _: () = assert!(8 * MAX_CONNECTIONS_PER_PEER <= MAX_CONNECTIONS);
+
 /// An encrypted connection.
 pub type Stream = TlsStream<Tap>;
 
@@ -74,6 +80,13 @@ impl Sockets {
             sent: self.counters.sent.load(Ordering::Relaxed),
             received: self.counters.received.load(Ordering::Relaxed),
         }
+    }
+
+    /// How many connections with a peer there are.
+    pub(super) fn count(&self, node: NodeId) -> usize {
+        let open = lock(&self.open);
+        let open = open.iter().filter_map(Weak::upgrade);
+        open.filter(|socket| socket.node.get() == Some(&node)).count()
     }
 
     /// Ends all connections with a peer.

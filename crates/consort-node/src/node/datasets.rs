@@ -104,11 +104,9 @@ impl Node {
     ) -> Result<Link, NodeError> {
         self.require_store()?;
         let fact = self.fact(name).await?;
-        if !options.read_only && self.shared.identity.role == Role::Reader {
-            return Err(NodeError::not_allowed(
-                "this node is a reader, and may not change datasets",
-            )
-            .hint("link with --read-only"));
+        if !options.read_only {
+            self.require(&[Role::Writer, Role::Admin], "change datasets")
+                .map_err(|error| error.hint("link with --read-only"))?;
         }
         let dataset = fact.parameters.id;
         let (node, dir) = (self.clone(), dir.to_owned());
@@ -180,7 +178,8 @@ impl Node {
             let dataset = fact.parameters.id;
             let Some(link) = shared.link_of(dataset) else {
                 let message = format!("{} is not linked to a directory here", fact.name);
-                return Err(NodeError::failed(message));
+                let hint = "`consort dataset list` shows which datasets are";
+                return Err(NodeError::failed(message).hint(hint));
             };
             shared.stop_folder(dataset);
             shared.save_links()?;

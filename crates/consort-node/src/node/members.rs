@@ -14,6 +14,9 @@ use consort_core::Attributes;
 use consort_core::model::merge::Saw;
 use consort_core::store::LocalWrite;
 
+/// Less than a second by as little as can be.
+const LAST_SECOND: Duration = Duration::from_nanos(999_999_999);
+
 impl Node {
     /// Makes a ticket by which `uses` machines may join as `role` until `expires` from now.
     pub async fn invite(
@@ -27,8 +30,13 @@ impl Node {
                 "run `consort invite` on the cluster's first node, which holds its authority",
             ));
         };
+        if expires.is_zero() {
+            return Err(NodeError::usage("a ticket that expires at once lets nobody in")
+                .hint("give it more time, such as --expires 24h"));
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let expires = now.saturating_add(expires).as_secs();
+        // Tickets count in seconds; it is good for no less than was asked.
+        let expires = now.saturating_add(expires).saturating_add(LAST_SECOND).as_secs();
         let addresses = reachable(self.listen_addr());
         blocking(move || {
             let ticket = desk.invite(&addresses, role, expires, uses);

@@ -11,6 +11,7 @@ use consort_store::DiskStore;
 use crate::cluster::DatasetFact;
 use crate::error::NodeError;
 use crate::folder::Trouble;
+use crate::net::Identity;
 use crate::report::{
     DatasetState, DatasetStatus, Finding, LinkStatus, PeerStatus, Severity, Status,
 };
@@ -97,7 +98,7 @@ impl Node {
                     .map(|link| self.name_of(link.peer))
                     .collect();
                 let reason = format!(
-                    "versions that come from {} lie in the future of this machine's clock: set the clocks of both right",
+                    "versions that come from {} lie in the future of this machine's clock: set the clocks right; if they are, give that node a new --home and join it again, as its versions keep their time",
                     names.join(", ")
                 );
                 (DatasetState::Waiting, Some(reason))
@@ -261,7 +262,9 @@ fn ok(what: String) -> Finding {
 /// # Errors
 /// The store cannot be opened, or its node runs.
 pub fn check_store(home: &Path, mut progress: impl FnMut(u64)) -> Result<Vec<Finding>, NodeError> {
-    let store = DiskStore::open(&home.join("store"))?;
+    // A damaged identity is no reason not to look.
+    let node = Identity::load(&home.join("identity")).ok().map(|identity| identity.node());
+    let store = DiskStore::open_for(&home.join("store"), node)?;
     let report = store.check(|step| progress(step.done));
     let mut findings: Vec<Finding> = report
         .findings

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use consort_node::net::frame::{FrameReader, FrameWriter, MAX_CONTROL_FRAME_BYTES};
+use consort_node::net::socket::MAX_CONNECTIONS_PER_PEER;
 use consort_node::net::tls::{self, Protocol};
 use consort_node::net::{
     ContentConnection, Identity, Invites, JoinDesk, JoinError, JoinRefusal, Joined, Joiner,
@@ -377,6 +378,28 @@ async fn content_goes_over_its_own_connection() {
     assert!(frame[..6] == *b"header" && frame[6..] == payload);
     a.net.set_revoked(HashSet::from([b.id()]));
     assert!(!matches!(timeout(BOUND, opened.reader.read()).await.unwrap(), Ok(Some(_))));
+}
+
+#[tokio::test]
+async fn no_member_takes_all_connections() {
+    let mut cluster = Cluster::new().await;
+    let greedy = cluster.member("b").await;
+    let config = tls::client_config(&greedy, Protocol::Content).unwrap();
+    let mut open = Vec::new();
+    for _ in 0..=MAX_CONNECTIONS_PER_PEER {
+        open.push(raw(Arc::clone(&config), &cluster.first).await.unwrap());
+    }
+    assert_eq!(cluster.first.refused().await, Refusal::TooManyConnections);
+    let mut accepted = Vec::new();
+    for _ in 0..MAX_CONNECTIONS_PER_PEER {
+        accepted.push(timeout(BOUND, cluster.first.content.recv()).await.unwrap().unwrap());
+    }
+    assert!(cluster.first.content.try_recv().is_err());
+    // Others are let in.
+    let other = tls::client_config(&cluster.member("c").await, Protocol::Content).unwrap();
+    open.push(raw(other, &cluster.first).await.unwrap());
+    let (peer, _) = timeout(BOUND, cluster.first.content.recv()).await.unwrap().unwrap();
+    assert_eq!(peer.name, "c");
 }
 
 #[tokio::test]

@@ -9,9 +9,10 @@ use consort_core::protocol::message::Message;
 use consort_core::protocol::{Envelope, codec};
 use consort_node::net::{Identity, KnownPeer, NetEvent, Network, NetworkConfig};
 use consort_node::{
-    Config, DatasetOptions, ErrorKind, FeedCursor, LinkOptions, Node, NodeError, PutOptions, Role,
-    init, join,
+    Config, DatasetOptions, ErrorKind, FeedCursor, LinkOptions, Node, NodeError, NodeId,
+    PutOptions, Role, init, join,
 };
+use consort_store::DiskStore;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
@@ -268,6 +269,44 @@ async fn a_reader_reads_and_cannot_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_relay_passes_on_what_others_wrote_and_writes_nothing() {
+    let a = Machine::first().await;
+    a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
+    let b = a.joined("b", Role::Relay).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let refused = [
+        b.put("photos", "x", std::io::Cursor::new(b"x"), PutOptions::default()).await.err(),
+        b.link("photos", dir.path(), LinkOptions::default()).await.err(),
+    ];
+    for error in refused {
+        assert_eq!(error.expect("it is refused").kind, ErrorKind::NotAllowed);
+    }
+    let read_only = LinkOptions { read_only: true, ..LinkOptions::default() };
+    b.link("photos", dir.path(), read_only).await.expect("it may look");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_is_good_for_at_least_as_long_as_was_asked() {
+    let a = Machine::first().await;
+    a.invite(Role::Reader, Duration::from_millis(1), 1).await.expect("a ticket, if a short one");
+    let never = a.invite(Role::Reader, Duration::ZERO, 1).await.expect_err("of no use");
+    assert_eq!(never.kind, ErrorKind::Usage);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_is_its_owners_alone_whatever_the_home_is() {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+    let home = tempfile::tempdir().expect("a directory");
+    let mode = |path: &std::path::Path| path.metadata().expect("it is there").permissions().mode();
+    std::fs::set_permissions(home.path(), Permissions::from_mode(0o755)).expect("it is ours");
+    init(home.path(), Some("a")).expect("a fresh home");
+    for part in ["identity", "store"] {
+        assert_eq!(mode(&home.path().join(part)) & 0o077, 0, "{part}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_node_is_cut_off_is_told_so_and_does_not_come_back() {
     let a = Machine::first().await;
     a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
@@ -460,6 +499,35 @@ async fn a_member_that_sends_garbage_is_disconnected_and_the_others_are_served()
         .await;
     network.shutdown().await;
     a.in_sync().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_of_strangers_is_not_kept() {
+    let mut a = Machine::first().await;
+    let ticket = a.invite(Role::Writer, DAY, 1).await.expect("a ticket");
+    let home = tempfile::tempdir().expect("a directory");
+    join(home.path(), &ticket, Some("hostile"), None).await.expect("it is let in");
+    let identity = Identity::load(&home.path().join("identity")).expect("it is a member");
+    let (sender, mut events) = mpsc::channel(16);
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = NetworkConfig { listen, on_content: Arc::new(|_, _| {}), join: None };
+    let network = Network::start(config, &identity, sender).await.expect("it starts");
+    // It tells of nodes that nobody else has heard of, before it says where it is itself.
+    let invented = NodeId([0xee; 16]);
+    let stranger = KnownPeer { node: invented, addresses: vec![SocketAddr::from(([9; 4], 9))] };
+    let known = KnownPeer { node: a.identity().node, addresses: vec![a.listen_addr()] };
+    network.set_peers(vec![stranger.clone(), known.clone()]);
+    let connected = |event| matches!(event, NetEvent::Connected { .. }).then_some(());
+    next(&mut events, connected).await;
+    network.forget(known.node);
+    network.set_peers(vec![stranger, known]);
+    next(&mut events, connected).await;
+    a.stop().await;
+    let store = DiskStore::open(&a.home.path().join("store")).expect("it is closed");
+    let kept = store.setting("peers").expect("it can be read").unwrap_or_default();
+    let holds = |node: NodeId| kept.windows(16).any(|bytes| bytes == node.0);
+    assert!(holds(identity.node()), "a member's own word is kept");
+    assert!(!holds(invented));
 }
 
 /// The first event that `choose` wants.

@@ -52,7 +52,7 @@ fn a_missing_row_is_found_in_every_table() {
         ("fingerprints", 2),
         ("records", 1),
         ("pending", 1),
-        ("chunks", 0),
+        ("chunks", 1),
     ] {
         let directory = full();
         tamper(directory.path(), table, |table, row, _| table.remove(row).expect("removes"));
@@ -137,6 +137,20 @@ fn a_damaged_or_missing_pack_is_found() {
     fs::remove_file(&pack).expect("removes");
     let found = findings(directory.path());
     assert!(found.contains(&Finding::NoSuchPlace { pack: 0, offset: 16 + 36 }), "{found:?}");
+}
+
+/// Or reading an old chunk would find a new one there, and nobody would learn that the old one is lost.
+#[test]
+fn a_pack_that_is_gone_is_not_begun_again() {
+    let directory = full();
+    fs::remove_file(directory.path().join("packs/0000000000000000.pack")).expect("removes");
+    let store = DiskStore::open(directory.path()).expect("opens");
+    let place = store.pack(b"b chunk").expect("packs");
+    assert!(matches!(place, consort_store::Place::Packed { pack: 1, .. }), "{place:?}");
+    store.commit(Transaction::new(DATASET, Body::Nothing)).expect("commits");
+    drop(store);
+    let found = findings(directory.path());
+    assert_eq!(found, [Finding::NoSuchPlace { pack: 0, offset: 16 + 36 }]);
 }
 
 #[test]

@@ -39,8 +39,10 @@ impl Doctor {
 }
 
 fn verify(context: &Context) -> Result<Vec<Finding>, Error> {
-    let mut progress = context.ui.progress("verifying", Unit::Entries);
-    let found = consort_node::check_store(&context.home, |read| progress.set(read, None, ""))?;
+    let mut progress = context.ui.progress("verifying");
+    let found = consort_node::check_store(&context.home, |read| {
+        progress.set(Unit::Entries, read, None, "rows");
+    })?;
     Ok(found.into_iter().map(Finding::from).collect())
 }
 

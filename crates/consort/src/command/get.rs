@@ -5,9 +5,10 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use tokio::fs::File;
+use tokio::fs::OpenOptions;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::command::interrupt::Interrupt;
 use crate::command::{Context, path_text};
 use crate::control::client::{Answers, broken};
 use crate::control::wire::{self, Request};
@@ -40,10 +41,16 @@ impl Get {
             return Err(Error::usage("raw bytes and JSON cannot both go to stdout")
                 .hint("with --json, name a file: -o FILE"));
         }
+        let name = self.name.clone();
         let request = Request::Get { name: self.name, key: self.key };
         let mut answers = context.node().ask(request).await?;
         let entry: json::Entry = answers.first().await?;
         match self.output {
+            None if entry.kind == json::EntryKind::Directory => {
+                let key = plain(&entry.key);
+                Err(Error::usage(format!("{key} is a directory, which has no bytes"))
+                    .hint(format!("`consort ls {} {key}/` shows what is in it", plain(&name))))
+            }
             None => {
                 receive(&mut answers, context, &entry, async |chunk| context.ui.write(chunk))
                     .await?;
@@ -71,7 +78,7 @@ async fn receive(
     entry: &json::Entry,
     mut write: impl AsyncFnMut(&[u8]) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let mut progress = context.ui.progress("fetching", Unit::Bytes);
+    let mut progress = context.ui.progress("fetching");
     let mut buffer = vec![0; wire::MAX_FRAME_BYTES];
     let mut body = answers.body();
     let mut received = 0;
@@ -82,7 +89,7 @@ async fn receive(
         }
         write(&buffer[..length]).await?;
         received += length as u64;
-        progress.set(received, Some(entry.size), "");
+        progress.set(Unit::Bytes, received, Some(entry.size), "");
     }
     answers.end().await
 }
@@ -110,7 +117,11 @@ async fn save(
     let beside = path.with_file_name(beside);
     let failed = |error| Error::io("write", path, &error);
 
-    let mut file = File::create_new(&beside).await.map_err(failed)?;
+    // Whoever may read it in the end is decided when it is whole.
+    let mut options = OpenOptions::new();
+    let mut interrupt = Interrupt::new()?;
+    let mut file =
+        options.write(true).create_new(true).mode(0o600).open(&beside).await.map_err(failed)?;
     let written = async {
         receive(answers, context, entry, async |chunk| file.write_all(chunk).await.map_err(failed))
             .await?;
@@ -118,8 +129,11 @@ async fn save(
         file.set_permissions(Permissions::from_mode(entry.mode.into())).await.map_err(failed)?;
         file.sync_all().await.map_err(failed)?;
         tokio::fs::rename(&beside, path).await.map_err(failed)
-    }
-    .await;
+    };
+    let written = tokio::select! {
+        written = written => written,
+        () = interrupt.next() => Err(Error::failed("interrupted; nothing was written")),
+    };
     if written.is_err() {
         // What is there is of no use; that it could not be removed is less important than why it is there.
         let _ = tokio::fs::remove_file(&beside).await;

@@ -72,10 +72,10 @@ impl Put {
             metadata: self.metadata,
             mode,
         };
-        let mut progress = context.ui.progress("storing", Unit::Bytes);
+        let mut progress = context.ui.progress("storing");
         let put: json::Put = context
             .node()
-            .one_with_body(request, &mut body, |sent| progress.set(sent, size, ""))
+            .one_with_body(request, &mut body, |sent| progress.set(Unit::Bytes, sent, size, ""))
             .await?;
         drop(progress);
         let message = format!("{message}: {}.", bytes(put.size));

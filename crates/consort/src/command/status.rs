@@ -50,8 +50,9 @@ fn render(status: &json::Status, style: Style) -> String {
     let identity = &status.identity;
     let _ = writeln!(
         text,
-        "{}  {} of cluster {}, at {}, sent {}, received {}",
+        "{} {}  {} of cluster {}, at {}, sent {}, received {}",
         style.paint(Tone::Strong, format_args!("node {}", plain(&identity.name))),
+        short(&identity.node),
         identity.role.as_str(),
         plain(&identity.cluster),
         status.listen,
@@ -67,6 +68,11 @@ fn render(status: &json::Status, style: Style) -> String {
         render_dataset(&mut text, dataset, style);
     }
     text
+}
+
+/// How an identity begins: enough to tell nodes apart, and what conflict copies are named by.
+fn short(identity: &str) -> String {
+    plain(identity.get(..8).unwrap_or(identity))
 }
 
 fn peers(text: &mut String, peers: &[json::PeerStatus], style: Style) {
@@ -87,6 +93,7 @@ fn peers(text: &mut String, peers: &[json::PeerStatus], style: Style) {
         };
         table.row([
             format!("  {}", plain(&peer.peer.name)),
+            short(&peer.peer.node),
             peer.role.as_str().to_string(),
             peer.address.map_or_else(|| "no address".to_string(), |address| address.to_string()),
             standing,

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use consort_node::{Config, Node};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::watch;
 
@@ -44,6 +45,7 @@ impl Up {
         }
         // From here on a signal waits until the node has started, and then stops it in good order.
         let mut interrupt = Interrupt::new()?;
+        raise_open_files();
         let node = Node::start(&context.home, Config { listen: self.listen }).await?;
         let served = match Socket::bind(&socket) {
             Ok(served) => served,
@@ -102,4 +104,11 @@ async fn parent_gone() {
     let mut ignored = [0; 64];
     // A read error means the same as the end: nobody is there.
     while matches!(stdin.read(&mut ignored).await, Ok(1..)) {}
+}
+
+/// Lets this process have as many files open as it may grant itself: the usual limit is meant for programs that cannot
+/// do with more. If it stays as it is, the node gets along with that.
+fn raise_open_files() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }

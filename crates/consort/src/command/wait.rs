@@ -34,7 +34,7 @@ impl Wait {
         let waiting =
             node.one::<json::Waited>(Request::Wait { name: self.name.clone(), timeout_ms });
         let watching = async {
-            let mut progress = context.ui.progress("waiting", Unit::Entries);
+            let mut progress = context.ui.progress("waiting");
             // That there is no progress to show is no reason to stop waiting.
             let _ = watch(context, self.name.clone(), &mut progress).await;
             std::future::pending::<()>().await;
@@ -57,29 +57,18 @@ impl Wait {
 async fn watch(context: &Context, name: String, progress: &mut Progress) -> Result<(), Error> {
     let request = Request::Status { name: Some(name), watch: true };
     let mut answers = context.node().ask(request).await?;
-    let mut most = 0;
     while let Some(status) = answers.next::<json::Status>().await? {
         let Some(dataset) = status.datasets.first() else { continue };
-        let (done, total, remark) = match (dataset.state, dataset.to_index) {
-            (json::DatasetState::Scanning, total) => {
-                (dataset.indexed, total, "files looked at".to_string())
+        match dataset.state {
+            json::DatasetState::Scanning => {
+                progress.set(Unit::Entries, dataset.indexed, dataset.to_index, "files looked at");
             }
-            _ => {
-                most = dataset.pending.max(most);
-                // How many bytes is not always known; the bar itself tells the time left by the entries.
-                let left = match dataset.pending_bytes {
-                    0 => String::new(),
-                    left => format!(", {}", bytes(left)),
-                };
-                let remark = format!(
-                    "{}{left} left, {}/s",
-                    counted(dataset.pending, "entry", "entries"),
-                    bytes(dataset.rate_bytes)
-                );
-                (most - dataset.pending, Some(most), remark)
-            }
-        };
-        progress.set(done, total, &remark);
+            state => progress.set_left(
+                dataset.pending,
+                dataset.pending_bytes,
+                &format!("({}, {}/s arrive)", state.as_str(), bytes(dataset.rate_bytes)),
+            ),
+        }
     }
     Ok(())
 }

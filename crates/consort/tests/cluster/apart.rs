@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::cluster::{Cluster, DATASET, number};
+use crate::cluster::{Cluster, DATASET, number, text};
 use crate::tree;
 
 #[test]
@@ -69,6 +69,12 @@ fn two_nodes_that_write_the_same_path_keep_both_versions() {
             .map(|content| content.expect("a file"));
     both.sort();
     assert_eq!(both, ["as a sees it", "as b sees it"]);
+    // Its name says whose it is: AUTHOR is how the identity of a member begins.
+    let author = copy.trim_start_matches("report.conflict-").split('-').next().expect("a part");
+    let members = node.run(["member", "list", "--json"]).expect_done().json();
+    let mut members = members.as_array().expect("a list").iter();
+    assert!(members.any(|member| text(&member["node"]).starts_with(author)), "{copy}");
+    assert!(node.run(["status"]).expect_done().text().contains(author), "{copy}");
     assert_eq!(number(&node.dataset()["conflicts"]), 1);
     let stat = node.run(["stat", DATASET, "report.txt", "--json"]).expect_done().json();
     assert_eq!(number(&stat["conflicts"]), 1, "{stat}");

@@ -491,9 +491,13 @@ fn own_address() -> SocketAddr {
 }
 
 fn signal(pid: u32, signal: Signal) {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
     // A process that has ended meanwhile needs no signal.
-    let _ = kill_process(pid, signal);
+    let _ = kill_process(process_id(pid), signal);
+}
+
+/// The same in the system's terms.
+pub(crate) fn process_id(pid: u32) -> Pid {
+    i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id")
 }
 
 fn tail(path: &Path) -> String {

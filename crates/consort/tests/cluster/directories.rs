@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::process::{Resource, Rlimit, prlimit};
 
-use crate::cluster::{Cluster, DATASET, array, text, until};
+use crate::cluster::{Cluster, DATASET, array, process_id, text, until};
 use crate::random::Random;
 use crate::tree;
 
@@ -266,5 +267,26 @@ impl Drop for Mount<'_> {
         if !unmounted.is_ok_and(|status| status.success()) {
             eprintln!("cannot unmount {}", self.0.display());
         }
+    }
+}
+
+#[test]
+fn many_files_arrive_where_few_may_be_open() {
+    let cluster = Cluster::linked(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let limit = Some(400);
+    for node in [a, b] {
+        let limit = Rlimit { current: limit, maximum: limit };
+        prlimit(Some(process_id(node.pid())), Resource::Nofile, limit).expect("it may be lowered");
+    }
+    let mut random = Random::new(7);
+    for number in 0..1500 {
+        let path = a.path(&format!("file-{number}"));
+        fs::write(path, random.bytes(20_000)).expect("a new file");
+    }
+    cluster.settle();
+    for node in [a, b] {
+        let status = node.dataset();
+        assert!(array(&status, "problems").is_empty(), "{status}");
     }
 }

@@ -1,12 +1,19 @@
 //! Exit codes, and the shape of errors.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::{consort, stderr, stdout};
+
+/// What a test waits for takes milliseconds; this is for a machine that is busy with other things.
+const BOUND: Duration = Duration::from_secs(60);
 
 fn error_of(output: &std::process::Output) -> Value {
     let mut document: Value = serde_json::from_str(stdout(output)).expect("one JSON document");
@@ -59,6 +66,35 @@ fn a_home_without_a_node_is_told_apart_from_a_node_that_does_not_run() {
     drop(UnixListener::bind(home.join("control.sock")).expect("bound"));
     let output = consort(&home, &["ls", "photos"]);
     assert!(stderr(&output).contains("is not running"), "{}", stderr(&output));
+}
+
+#[test]
+fn an_interrupted_get_leaves_nothing_behind() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let home = place.path().join("home");
+    let target = place.path().join("target");
+    fs::create_dir_all(&home).and_then(|()| fs::create_dir(&target)).expect("made");
+    // A node that sends half of a body, and no more.
+    let listener = UnixListener::bind(home.join("control.sock")).expect("bound");
+    let mut get = Command::new(env!("CARGO_BIN_EXE_consort"));
+    get.arg("--home").arg(&home).args(["get", "photos", "key", "-o"]).arg(target.join("file"));
+    let mut get = get.stderr(Stdio::piped()).spawn().expect("it was built for this test");
+    let (mut stream, _) = listener.accept().expect("it asks");
+    BufReader::new(&stream).read_line(&mut String::new()).expect("a request");
+    let entry = br#"{"item":{"key":"key","kind":"file","size":8,"mode":384,"modified_ns":0,"version":"v",
+        "written_ms":0,"media_type":null,"origin":"real","metadata":{},"conflicts":0,"deleted":false}}"#;
+    let entry: Vec<u8> = entry.iter().copied().filter(|byte| *byte != b'\n').collect();
+    stream.write_all(&[&entry[..], b"\n\0\0\0\x04half"].concat()).expect("it reads");
+    let end = Instant::now() + BOUND;
+    let files = || fs::read_dir(&target).expect("it is there").count();
+    while files() == 0 {
+        assert!(Instant::now() < end && get.try_wait().expect("a child").is_none());
+        std::thread::yield_now();
+    }
+    let pid = Pid::from_raw(get.id().try_into().expect("small")).expect("not zero");
+    kill_process(pid, Signal::INT).expect("it runs");
+    assert_eq!(get.wait().expect("it ends").code(), Some(1));
+    assert_eq!(files(), 0);
 }
 
 #[test]

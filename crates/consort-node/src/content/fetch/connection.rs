@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use consort_core::ChunkRef;
 use consort_core::content::exchange::{Request, Response};
+use consort_core::content::transfer::MAX_REQUESTS;
 use consort_core::encoding::DecodeError;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -13,6 +14,7 @@ use tokio::time::timeout;
 
 use super::{Outcome, Shared};
 use crate::content::ChunkBytes;
+use crate::content::bytes::Message;
 use crate::net::frame::FrameError;
 use crate::net::network::{ContentReader, ContentWriter};
 use crate::net::{ContentConnection, NodeId, OpenError};
@@ -23,6 +25,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Answers above this many bytes are verified on a thread of their own; it takes longer to get one
 /// than to hash less.
 const VERIFY_HERE_BYTES: usize = 64 << 10;
+
+/// Messages whose memory is kept for the next ones, each of about a megabyte: as many as there may be on their way.
+const SPARE_MESSAGES: usize = MAX_REQUESTS;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +125,11 @@ async fn take_answers(
     mut owed: UnboundedReceiver<Request>,
 ) -> Result<(), ConversationError> {
     let mut verifying: Option<Verifying> = None;
+    let (spare, mut spares) = mpsc::channel(SPARE_MESSAGES);
     loop {
+        if let Ok(message) = spares.try_recv() {
+            reader.reuse(message);
+        }
         let frame = tokio::select! {
             frame = reader.read() => frame,
             result = finished(&mut verifying) => {
@@ -133,11 +142,12 @@ async fn take_answers(
         if verifying.is_some() {
             finished(&mut verifying).await?;
         }
-        if frame.len() <= VERIFY_HERE_BYTES {
-            take_in(shared, peer, number, &request, frame)?;
+        let message = Message { bytes: frame, spare: Some(spare.clone()) };
+        if message.bytes.len() <= VERIFY_HERE_BYTES {
+            take_in(shared, peer, number, &request, message)?;
         } else {
             let shared = Arc::clone(shared);
-            let verify = move || take_in(&shared, peer, number, &request, frame);
+            let verify = move || take_in(&shared, peer, number, &request, message);
             verifying = Some(spawn_blocking(verify));
         }
     }
@@ -163,24 +173,24 @@ fn take_in(
     peer: NodeId,
     number: u64,
     request: &Request,
-    frame: Vec<u8>,
+    message: Message,
 ) -> Result<(), ConversationError> {
-    let frame = Arc::new(frame);
-    let response = Response::decode(&frame)?;
+    let message = Arc::new(message);
+    let response = Response::decode(&message.bytes)?;
     if (response.id, response.answers.len()) != (request.id, request.chunks.len()) {
         return Err(ConversationError::Unasked);
     }
     let mut outcomes = Vec::with_capacity(request.chunks.len());
     let mut arrived = Vec::with_capacity(request.chunks.len());
-    // The chunks fill the end of the frame.
+    // The chunks fill the end of the message.
     let payload: usize = response.answers.iter().flatten().map(|bytes| bytes.len()).sum();
-    let mut start = frame.len() - payload;
+    let mut start = message.bytes.len() - payload;
     for (chunk, answer) in request.chunks.iter().zip(&response.answers) {
         let end = start + answer.map_or(0, <[u8]>::len);
         outcomes.push(match answer {
             None => Outcome::Missing,
             Some(bytes) if chunk.is(bytes) => {
-                arrived.push((*chunk, ChunkBytes::part(&frame, start..end)));
+                arrived.push((*chunk, ChunkBytes::part(&message, start..end)));
                 Outcome::Arrived
             }
             Some(_) => Outcome::Wrong,

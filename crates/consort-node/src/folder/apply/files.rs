@@ -9,6 +9,7 @@ use consort_core::{ChunkHash, ChunkRef, Content, Key, Version};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::content::{Chunks, Contents, Fetched};
+use crate::folder::place::share_of_open_files;
 use crate::folder::status::{Progress, Underway};
 use crate::folder::{PlaceError, Root, Staged, Staging};
 
@@ -18,7 +19,7 @@ const MAX_WANTED_CHUNKS: usize = 4096;
 const MAX_WANTED_BYTES: u64 = 64 << 20;
 /// Places that wanted chunks go to: a chunk that repeats is wanted once and written often.
 const MAX_TAKERS: usize = 64 * 1024;
-/// Files that are open for writing. More would only wait for their chunks.
+/// Files that are open for writing, if the process may open so many. More would only wait for their chunks.
 const MAX_OPEN_FILES: usize = 512;
 /// How long a manifest node may take to be fetched, and how long after one in the same pass could not be.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -118,7 +119,9 @@ impl Files {
 
     /// Whether no more files should be begun now.
     pub(super) fn is_full(&self) -> bool {
-        self.wants_enough() || MAX_OPEN_FILES <= self.open || !self.searching.is_empty()
+        self.wants_enough()
+            || MAX_OPEN_FILES.min(share_of_open_files()) <= self.open
+            || !self.searching.is_empty()
     }
 
     /// Begins with a file. It will be among the [ended](Self::take_ended), unless it is canceled.

@@ -152,7 +152,7 @@ impl Engine<'_> {
         // What appears is taken in before what goes: a moved file finds its bytes at its new place.
         self.settle_commits()?;
         if !self.root.is_present() {
-            self.exit = Some(Exit::RootGone);
+            self.end(Exit::RootGone);
             return Ok(true);
         }
         let root = Arc::clone(&self.root);

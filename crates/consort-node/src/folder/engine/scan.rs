@@ -21,7 +21,7 @@ impl Engine<'_> {
     /// Goes through the directory, or what is at and beneath `start`, side by side with the records.
     pub(super) fn scan(&mut self, start: Option<&Key>) -> Result<(), StoreError> {
         if !self.root.is_present() {
-            self.exit = Some(Exit::RootGone);
+            self.end(Exit::RootGone);
             return Ok(());
         }
         self.scanning = true;

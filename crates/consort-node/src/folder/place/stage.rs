@@ -15,6 +15,7 @@ use rustix::fs::{
     futimens, openat, unlinkat,
 };
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 use crate::folder::root::meta_of;
 use crate::folder::{Meta, PlaceError};
@@ -22,9 +23,16 @@ use crate::folder::{Meta, PlaceError};
 /// Zeroes are left out in aligned blocks of this size, the page and usual block size.
 const HOLE_BYTES: usize = 4096;
 
-/// Files without a name that one process keeps open at a time; further ones get a name, and are
-/// closed when they are finished.
+/// Files without a name that one process keeps open at a time, if it may open so many; further ones
+/// get a name, and are closed when they are finished.
 const MAX_UNNAMED: usize = 4096;
+
+/// A quarter of the files that this process may have open now: what one purpose may take, so that
+/// enough is left for the store, the links and the directories.
+pub(in crate::folder) fn share_of_open_files() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit / 4).unwrap_or(usize::MAX))
+}
 
 /// How many there are now.
 static UNNAMED: AtomicUsize = AtomicUsize::new(0);
@@ -67,7 +75,8 @@ pub(super) struct Permit(());
 
 impl Permit {
     fn take() -> Option<Self> {
-        let more = |count| (count < MAX_UNNAMED).then_some(count + 1);
+        let most = MAX_UNNAMED.min(share_of_open_files());
+        let more = |count| (count < most).then_some(count + 1);
         let taken = UNNAMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         taken.ok().map(|_| Self(()))
     }

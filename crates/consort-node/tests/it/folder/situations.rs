@@ -598,3 +598,23 @@ fn bytes_that_came_back_to_their_place_can_be_read_again() {
     });
     assert_eq!(site.live("f"), 1);
 }
+
+#[test]
+fn a_directory_that_is_let_go_while_its_patterns_change_is_let_go() {
+    let mut site = Site::new();
+    for round in 0..20 {
+        for number in 0..200 {
+            site.write(&format!("{round}/{number}"), "");
+        }
+        site.write(".consortignore", format!("{round}\n"));
+        let folder = site.folder.take().expect("the engine runs");
+        let (done, stopped) = bounded(1);
+        std::thread::spawn(move || {
+            folder.stop();
+            let _ = done.send(());
+        });
+        stopped.recv_timeout(super::BOUND).expect("it ends");
+        site.start();
+    }
+    site.settle();
+}

@@ -19,8 +19,7 @@ use crate::control::wire::{self, Request};
 use crate::control::{Client, client};
 use crate::error::{Error, Kind};
 use crate::json::{self, DatasetState};
-use crate::text::{bytes, count};
-use crate::ui::{Ui, Unit};
+use crate::ui::Ui;
 
 /// How long a node may take to start, and a dataset to be known everywhere.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -150,9 +149,8 @@ impl Cluster {
 
     /// Returns when all nodes hold the same and their directories show it.
     pub(crate) async fn converge(&self, ui: &Ui) -> Result<(), Error> {
-        let mut progress = ui.progress("converging", Unit::Entries);
+        let mut progress = ui.progress("converging");
         let mut tick = tokio::time::interval(TICK);
-        let mut most = 0;
         let equal = self.become_equal();
         tokio::pin!(equal);
         loop {
@@ -165,9 +163,7 @@ impl Cluster {
                 let dataset = self.status(node).await?;
                 left = (left.0 + dataset.pending, left.1 + dataset.pending_bytes);
             }
-            most = left.0.max(most);
-            let remark = format!("{} entries, {} left", count(left.0), bytes(left.1));
-            progress.set(most - left.0, Some(most), &remark);
+            progress.set_left(left.0, left.1, "");
         }
     }
 

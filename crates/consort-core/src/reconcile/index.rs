@@ -1,0 +1,326 @@
+//! The live index: the first symbols of a replica's set, kept in step with every commit.
+//!
+//! A version that comes or goes changes about 2 ln(symbols) of them: 16 of 4,096, 21 of 65,536. How many there are
+//! follows the set ([`Index::length_for`]); growing takes one scan, each time the set has doubled.
+//!
+//! A clone is a moment of the set at next to no cost: pages are shared until one of the two changes. So a
+//! comparison keeps the index it began with, and commits go on meanwhile.
+//!
+//! Whoever persists an index ([`Index::encode`]) and finds it older than the replica can bring it up to date by adding
+//! and removing what changed since; [`Index::decode`] takes the digest of the moment when it was written.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use thiserror::Error;
+
+use crate::encoding::{DecodeError, Reader};
+use crate::model::fingerprint::{Digest, Fingerprint};
+use crate::reconcile::MAX_SYMBOLS;
+use crate::reconcile::encoder::Block;
+use crate::reconcile::mapping::Indexes;
+use crate::reconcile::symbol::{self, Run, Symbol};
+
+/// The symbols of the smallest index: 128 KiB, which any difference below 3,000 does with.
+pub const LEAST_INDEX_SYMBOLS: usize = 1 << 12;
+
+/// The symbols of a page, which is copied when it changes while somebody else still reads it: 4 KiB.
+const PAGE_SYMBOLS: usize = 128;
+
+/// The bytes of the hash that ends a persisted index.
+const HASH_BYTES: usize = 16;
+
+/// The first symbols of a set that changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Index {
+    /// All full but the last.
+    pages: Vec<Arc<[Symbol]>>,
+    symbols: usize,
+}
+
+/// Why bytes are not the index that they should be. It can be made anew from the fingerprints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum IndexError {
+    /// They are not what was written.
+    #[error("the bytes of the index are damaged; it is to be made anew from the fingerprints")]
+    Damaged,
+    /// They are the index of a replica that held something else.
+    #[error("the index belongs to another state; it is to be made anew from the fingerprints")]
+    Foreign,
+}
+
+impl From<DecodeError> for IndexError {
+    fn from(_: DecodeError) -> Self {
+        Self::Damaged
+    }
+}
+
+impl Index {
+    /// The index of an empty set.
+    pub fn new() -> Self {
+        Self::of(Block::new(0..LEAST_INDEX_SYMBOLS))
+    }
+
+    /// The index of the set that a block of the symbols from 0 on was made of.
+    ///
+    /// # Panics
+    /// If the block begins elsewhere, or is empty.
+    pub fn of(block: Block) -> Self {
+        assert!(block.start() == 0, "an index begins with the first symbol");
+        Self::of_symbols(&block.into_symbols())
+    }
+
+    /// How many symbols suit a set: a sixteenth of it, since with more differences than about a thirtieth it
+    /// matters little what finding them costs; 4,096 to 65,536.
+    pub fn length_for(count: u64) -> usize {
+        let sixteenth = usize::try_from(count / 16).unwrap_or(usize::MAX);
+        sixteenth.clamp(LEAST_INDEX_SYMBOLS, MAX_SYMBOLS).next_power_of_two()
+    }
+
+    /// How many symbols there are.
+    pub fn symbols(&self) -> usize {
+        self.symbols
+    }
+
+    /// The digest of the set.
+    pub fn digest(&self) -> Digest {
+        self.pages[0][0].digest()
+    }
+
+    /// Takes in a version that became current.
+    pub fn add(&mut self, fingerprint: Fingerprint) {
+        self.change(fingerprint, Symbol::of(fingerprint));
+    }
+
+    /// Takes out a version that was replaced.
+    pub fn remove(&mut self, fingerprint: Fingerprint) {
+        self.change(fingerprint, -Symbol::of(fingerprint));
+    }
+
+    /// The block that this index lacks to have the symbols that suit its set, if it lacks any. Put every
+    /// fingerprint of the set in, then [`grow`](Self::grow) by it.
+    pub fn lacks(&self) -> Option<Block> {
+        let length = Self::length_for(self.digest().count);
+        (self.symbols < length).then(|| Block::new(self.symbols..length))
+    }
+
+    /// Appends the block, which must be of the same set: otherwise this index stays as it is.
+    pub fn grow(&mut self, block: Block) -> Result<(), IndexError> {
+        if block.digest() != self.digest() || block.start() != self.symbols {
+            return Err(IndexError::Foreign);
+        }
+        let mut symbols: Vec<Symbol> = self.iter().copied().collect();
+        symbols.extend(block.into_symbols());
+        *self = Self::of_symbols(&symbols);
+        Ok(())
+    }
+
+    /// The symbols.
+    pub fn iter(&self) -> impl Iterator<Item = &Symbol> + Clone + use<'_> {
+        self.from(0, self.symbols)
+    }
+
+    /// The symbols from `start` on, at most `limit`, as they are sent.
+    pub fn run(&self, start: usize, limit: usize) -> Run {
+        let symbols = self.from(start, limit).copied().collect();
+        Run { total: self.digest().count, start, symbols }
+    }
+
+    /// Appends the bytes to persist: a [`Run`] of all symbols and the front of its BLAKE3 hash.
+    pub fn encode(&self, to: &mut Vec<u8>) {
+        let start = to.len();
+        let symbols: Vec<&Symbol> = self.iter().collect();
+        symbol::encode_run(self.digest().count, 0, symbols.into_iter(), to);
+        let hash = blake3::hash(&to[start..]);
+        to.extend_from_slice(&hash.as_bytes()[..HASH_BYTES]);
+    }
+
+    /// Reads them back, if they are whole and of a replica with this digest.
+    pub fn decode(bytes: &[u8], digest: Digest) -> Result<Self, IndexError> {
+        let end = bytes.len().checked_sub(HASH_BYTES).ok_or(IndexError::Damaged)?;
+        let (bytes, hash) = bytes.split_at(end);
+        if blake3::hash(bytes).as_bytes()[..HASH_BYTES] != *hash {
+            return Err(IndexError::Damaged);
+        }
+        let mut from = Reader::new(bytes);
+        let run = symbol::decode_run(&mut from, MAX_SYMBOLS)?;
+        from.finish()?;
+        if run.start != 0 || run.symbols.is_empty() {
+            return Err(IndexError::Damaged);
+        }
+        let index = Self::of_symbols(&run.symbols);
+        if index.digest() == digest { Ok(index) } else { Err(IndexError::Foreign) }
+    }
+
+    /// The symbols from `start` on, at most `limit`.
+    pub(crate) fn from(
+        &self,
+        start: usize,
+        limit: usize,
+    ) -> impl Iterator<Item = &Symbol> + Clone + use<'_> {
+        let pages = self.pages.iter().skip(start / PAGE_SYMBOLS);
+        pages.flat_map(|page| page.iter()).skip(start % PAGE_SYMBOLS).take(limit)
+    }
+
+    fn of_symbols(symbols: &[Symbol]) -> Self {
+        assert!(!symbols.is_empty(), "symbol 0 tells what the set is");
+        Self {
+            pages: symbols.chunks(PAGE_SYMBOLS).map(Arc::from).collect(),
+            symbols: symbols.len(),
+        }
+    }
+
+    fn change(&mut self, fingerprint: Fingerprint, by: Symbol) {
+        let mut indexes = Indexes::of(fingerprint);
+        while let Some(index) = indexes.next_below(self.symbols) {
+            let page = Arc::make_mut(&mut self.pages[index / PAGE_SYMBOLS]);
+            page[index % PAGE_SYMBOLS] += by;
+        }
+    }
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::random::Random;
+    use crate::reconcile::model;
+
+    fn fingerprints(count: usize, seed: u64) -> Vec<Fingerprint> {
+        let mut random = Random::new(seed);
+        let mut half = || u128::from(random.next_u64());
+        (0..count).map(|_| Fingerprint(half() << 64 | half())).collect()
+    }
+
+    fn index_of(set: &[Fingerprint]) -> Index {
+        let mut index = Index::new();
+        set.iter().for_each(|fingerprint| index.add(*fingerprint));
+        index
+    }
+
+    fn encoded(index: &Index) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        index.encode(&mut bytes);
+        bytes
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn an_index_in_step_is_the_index_of_the_set(
+            changes in prop::collection::vec((0usize..30, any::<bool>()), 0..60),
+        ) {
+            let all = fingerprints(30, 1);
+            let (mut index, mut set) = (Index::new(), BTreeSet::new());
+            for (place, add) in changes {
+                let fingerprint = all[place];
+                if add && set.insert(fingerprint) {
+                    index.add(fingerprint);
+                } else if !add && set.remove(&fingerprint) {
+                    index.remove(fingerprint);
+                }
+            }
+            let set: Vec<Fingerprint> = set.into_iter().collect();
+            prop_assert_eq!(&index, &index_of(&set));
+            prop_assert_eq!(index.digest(), model::digest(&set));
+            let run = index.run(100, 50);
+            let symbols: Vec<Symbol> = (100..150).map(|index| model::symbol(&set, index)).collect();
+            prop_assert_eq!(run, Run { total: set.len() as u64, start: 100, symbols });
+        }
+
+        #[test]
+        fn an_index_that_was_changed_on_its_way_is_refused(
+            place in any::<prop::sample::Index>(),
+            by in 1u8..,
+        ) {
+            let index = index_of(&fingerprints(9, 1));
+            let mut bytes = encoded(&index);
+            let place = place.index(bytes.len());
+            bytes[place] ^= by;
+            prop_assert_eq!(Index::decode(&bytes, index.digest()), Err(IndexError::Damaged));
+            prop_assert!(Index::decode(&bytes[..place], index.digest()).is_err());
+        }
+    }
+
+    #[test]
+    fn an_index_comes_back_from_its_bytes_for_the_same_replica_only() {
+        let set = fingerprints(100, 1);
+        let index = index_of(&set);
+        let bytes = encoded(&index);
+        assert_eq!(Index::decode(&bytes, index.digest()), Ok(index.clone()));
+        let mut other = index.digest();
+        other.add(Fingerprint(1));
+        assert_eq!(Index::decode(&bytes, other), Err(IndexError::Foreign));
+        assert!(bytes.len() < 26 * LEAST_INDEX_SYMBOLS, "{}", bytes.len());
+    }
+
+    #[test]
+    fn an_index_grows_by_one_pass_when_the_set_has_doubled() {
+        let set = fingerprints(LEAST_INDEX_SYMBOLS * 16 + 16, 1);
+        let mut index = index_of(&set[..set.len() - 16]);
+        assert!(index.lacks().is_none());
+        set[set.len() - 16..].iter().for_each(|fingerprint| index.add(*fingerprint));
+        let mut missing_one = index.lacks().expect("the set is larger than the index is good for");
+        let mut block = missing_one.clone();
+        missing_one.extend(set[1..].iter().copied());
+        let before = index.clone();
+        assert_eq!(index.grow(missing_one), Err(IndexError::Foreign));
+        assert_eq!(index, before);
+
+        block.extend(set.iter().copied());
+        assert_eq!(index.grow(block), Ok(()));
+        let mut whole = Block::new(0..2 * LEAST_INDEX_SYMBOLS);
+        whole.extend(set.iter().copied());
+        assert_eq!(index, Index::of(whole));
+        assert!(index.lacks().is_none());
+    }
+
+    #[test]
+    fn a_clone_stays_the_moment_that_it_was_made_in() {
+        let set = fingerprints(50, 1);
+        let mut index = index_of(&set[..40]);
+        let moment = index.clone();
+        set[40..].iter().for_each(|fingerprint| index.add(*fingerprint));
+        assert_eq!(moment, index_of(&set[..40]));
+        assert_eq!(index, index_of(&set));
+    }
+
+    #[test]
+    fn a_version_changes_some_twenty_symbols() {
+        let set = fingerprints(1000, 1);
+        let changes = |symbols| {
+            let all = set.iter().map(|fingerprint| {
+                let mut indexes = Indexes::of(*fingerprint);
+                core::iter::from_fn(|| indexes.next_below(symbols)).count()
+            });
+            all.sum::<usize>()
+        };
+        // 2 / 2 + 2 / 3 + 2 / 4 + ... is 15.8 and 21.3.
+        assert!((15_500..16_100).contains(&changes(LEAST_INDEX_SYMBOLS)));
+        assert!((21_000..21_600).contains(&changes(MAX_SYMBOLS)));
+    }
+
+    #[test]
+    fn lengths_follow_the_set_within_bounds() {
+        for (count, symbols) in [
+            (0, 4096),
+            (65_536, 4096),
+            (65_552, 8192),
+            (1_000_000, 65_536),
+            (100_000_000, 65_536),
+            (u64::MAX, 65_536),
+        ] {
+            assert_eq!(Index::length_for(count), symbols, "{count}");
+        }
+    }
+}
