@@ -340,18 +340,9 @@ impl World<'_, '_> {
         for peer in greeted {
             let Some(connection) = self.connection(n, peer) else { continue };
             let node = self.node(peer);
-            let rows = match node.access {
-                Access::Write => node.view().scan("", None, usize::MAX),
-                Access::Read => Ok(Vec::new()),
-            };
-            let rows = rows.map_err(|error| Checker::Durable.finds(error.to_string()))?;
-            let promised = rows
-                .into_iter()
-                .map(|(key, _)| {
-                    let held = causal::held(&self.history, &self.node(peer).view(), &key)?;
-                    Ok((key, held))
-                })
-                .collect::<Checked<_>>()?;
+            // Nobody waits for what a node has that only reads.
+            let of = if node.access == Access::Write { node } else { self.node(n) };
+            let promised = of.view();
             let wait = Wait { id, peer, connection, promised, head: None };
             let peer = node.id;
             if let Some(process) = &mut self.node_mut(n).process {

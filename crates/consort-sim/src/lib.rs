@@ -88,9 +88,3 @@ pub fn examine(scenario: &Scenario, script: &Script, trace: Trace<'_>) -> Result
         Err(_) => Err(Failure::Crashed(PANIC.take())),
     }
 }
-
-/// The scenario of a seed, if none is chosen: any of the table.
-pub fn scenario_of(seed: u64) -> &'static Scenario {
-    let place = consort_core::random::Random::new(seed).below(scenario::ALL.len() as u64);
-    &scenario::ALL[usize::try_from(place).expect("a place in a table")]
-}

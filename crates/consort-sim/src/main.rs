@@ -11,7 +11,6 @@ use clap::Parser;
 use consort_sim::shrink::shrink;
 use consort_sim::{
     COMMIT, Checker, Failure, Outcome, Scenario, Script, Trace, examine, keep_panics, scenario,
-    scenario_of,
 };
 
 /// Run the real protocol on simulated machines.
@@ -120,7 +119,7 @@ struct Total {
 }
 
 /// Many seeds, as many at once as there are processors.
-fn many(args: &Args, out: &mut impl Write) -> io::Result<ExitCode> {
+fn many(args: &Args, out: &mut (impl Write + Send)) -> io::Result<ExitCode> {
     let Range { start, end } = args.seeds;
     writeln!(out, "seeds {start}..{end} commit {COMMIT}")?;
     out.flush()?;
@@ -128,7 +127,7 @@ fn many(args: &Args, out: &mut impl Write) -> io::Result<ExitCode> {
         .jobs
         .map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
     let (next, stop) = (AtomicU64::new(start), AtomicBool::new(false));
-    let total = Mutex::new(Total::default());
+    let shared = Mutex::new((Total::default(), &mut *out));
     #[expect(clippy::disallowed_types, reason = "how long the runs took is no part of them")]
     let begun = std::time::Instant::now();
     thread::scope(|scope| {
@@ -141,7 +140,8 @@ fn many(args: &Args, out: &mut impl Write) -> io::Result<ExitCode> {
                     }
                     let (scenario, script) = draw(args, seed);
                     let result = examine(scenario, &script, Trace::off());
-                    let mut total = total.lock().expect("nobody panics while it is held");
+                    let mut shared = shared.lock().expect("nobody panics while it is held");
+                    let (total, out) = &mut *shared;
                     total.runs += 1;
                     match result {
                         Ok(outcome) => {
@@ -150,6 +150,10 @@ fn many(args: &Args, out: &mut impl Write) -> io::Result<ExitCode> {
                             total.lower_limit += outcome.lower_limit;
                         }
                         Err(failure) => {
+                            // At once, since a long run may be interrupted. What cannot be printed now is counted.
+                            let _ =
+                                writeln!(out, "seed {seed} scenario {}: {failure}", scenario.name);
+                            let _ = out.flush();
                             total.failures.push((seed, failure));
                             stop.store(!args.keep_going, Ordering::Relaxed);
                         }
@@ -158,17 +162,14 @@ fn many(args: &Args, out: &mut impl Write) -> io::Result<ExitCode> {
             });
         }
     });
-    let mut total = total.into_inner().expect("nobody panicked while it was held");
+    let (mut total, _) = shared.into_inner().expect("nobody panicked while it was held");
     let seconds = begun.elapsed().as_secs_f64();
     total.failures.sort_by_key(|(seed, _)| *seed);
-    for (seed, failure) in &total.failures {
+    for (seed, failure) in total.failures.iter().filter(|_| args.shrink) {
         let (scenario, script) = draw(args, *seed);
-        writeln!(out, "seed {seed} scenario {}: {failure}", scenario.name)?;
-        if args.shrink {
-            let (script, failure) = shrink(scenario, script, failure.clone());
-            let (nodes, actions) = script.size();
-            writeln!(out, "  shrunk to {nodes} nodes, {actions} actions: {failure}")?;
-        }
+        let (script, failure) = shrink(scenario, script, failure.clone());
+        let (nodes, actions) = script.size();
+        writeln!(out, "seed {seed} shrunk to {nodes} nodes, {actions} actions: {failure}")?;
     }
     let Total { runs, events, bytes, lower_limit, failures } = &total;
     writeln!(out, "{runs} seeds, {} failed, {events} events in {seconds:.1} s", failures.len())?;
@@ -179,7 +180,7 @@ fn many(args: &Args, out: &mut impl Write) -> io::Result<ExitCode> {
 }
 
 fn draw(args: &Args, seed: u64) -> (&'static Scenario, Script) {
-    let scenario = args.scenario.unwrap_or_else(|| scenario_of(seed));
+    let scenario = args.scenario.unwrap_or_else(|| scenario::drawn_by(seed));
     let script = Script::draw(seed, scenario);
     let script = match args.nodes {
         Some(nodes) => script.with_nodes(nodes),

@@ -10,12 +10,11 @@ use consort_core::random::Random;
 use consort_core::store::memory::{MemoryStore, MemoryView};
 use consort_core::store::{Cursor, DatasetParameters, Epoch, LocalWrite, Sequence, Store};
 use consort_core::{
-    AuthorId, Content, DatasetId, Entry, FingerprintKey, Instant, Key, NodeId, WallTime,
+    AuthorId, Content, DatasetId, Entry, FingerprintKey, Instant, NodeId, WallTime,
 };
 
 use crate::clock::Clock;
 use crate::disk::Disk;
-use crate::history::VersionIndex;
 
 /// The one dataset of a run.
 pub(crate) const DATASET: DatasetParameters =
@@ -66,8 +65,8 @@ pub(crate) struct Wait {
     pub(crate) id: u64,
     pub(crate) peer: NodeIndex,
     pub(crate) connection: u32,
-    /// What the peer held when it was asked, by key.
-    pub(crate) promised: Vec<(Key, Vec<VersionIndex>)>,
+    /// The peer's replica as it was when it was asked.
+    pub(crate) promised: MemoryView,
     /// How far the peer's feed must be applied, once it has answered.
     pub(crate) head: Option<Sequence>,
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use consort_core::random::Random;
+
 use crate::network::Conditions;
 
 /// What runs of a kind have in common. Counts of faults and of what is written are the most that a run has; each run
@@ -12,6 +14,8 @@ pub struct Scenario {
     pub name: &'static str,
     /// What it is for.
     pub about: &'static str,
+    /// How often seeds draw it, in proportion to the others: seldom if its runs are long.
+    pub weight: u32,
     /// The fewest and the most nodes to begin with.
     pub nodes: (u32, u32),
     /// One in so many nodes only reads; none if zero.
@@ -78,6 +82,7 @@ const WORLD: Conditions =
 const CALM: Scenario = Scenario {
     name: "calm",
     about: "nothing fails",
+    weight: 3,
     nodes: (2, 8),
     reader_in: 0,
     eventful: Duration::from_secs(20),
@@ -111,6 +116,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "all",
         about: "everything at once",
+        weight: 10,
         nodes: (2, 7),
         reader_in: 6,
         network: WORLD,
@@ -202,6 +208,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "flaky",
         about: "a large dataset, a little news, and connections that do not last: links resume where they were",
+        weight: 1,
         nodes: (2, 4),
         eventful: Duration::from_secs(30),
         calm: Duration::from_secs(5),
@@ -217,6 +224,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "flood",
         about: "more than windows hold, towards slow disks and over connections that do not last",
+        weight: 1,
         nodes: (2, 3),
         writes: 700,
         keys: 2_000,
@@ -240,6 +248,7 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "mesh",
         about: "a hundred nodes, some of which fail",
+        weight: 1,
         nodes: (60, 100),
         writes: 60,
         network: WORLD,
@@ -257,4 +266,16 @@ pub const ALL: &[Scenario] = &[
 /// The scenario of this name.
 pub fn named(name: &str) -> Option<&'static Scenario> {
     ALL.iter().find(|scenario| scenario.name == name)
+}
+
+/// The scenario that a seed draws.
+pub fn drawn_by(seed: u64) -> &'static Scenario {
+    let all: u32 = ALL.iter().map(|scenario| scenario.weight).sum();
+    let mut left = Random::new(seed).below(u64::from(all));
+    let is_drawn = |scenario: &&Scenario| {
+        let drawn = left < u64::from(scenario.weight);
+        left = left.saturating_sub(u64::from(scenario.weight));
+        drawn
+    };
+    ALL.iter().find(is_drawn).expect("it is below the sum of all weights")
 }
