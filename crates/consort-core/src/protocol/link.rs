@@ -5,8 +5,8 @@
 //! inbox in order, so that a cursor never passes versions that have not arrived (`Link::work_off`). It never
 //! writes to a store; it asks for commits, and acknowledges a message when they are durable.
 //!
-//! Here stands what a link is and what can happen to it. What it does then: [`opening`], [`comparing`], [`sending`],
-//! [`receiving`], [`checking`].
+//! Here stands what a link is and what can happen to it. What it does then: `opening`, `comparing`, `sending`,
+//! `receiving`, `checking`.
 
 mod checking;
 mod comparing;
