@@ -41,6 +41,8 @@ pub const MAX_METADATA_BYTES: usize = 2048;
 pub const MAX_UNKNOWN_ATTRIBUTE_BYTES: usize = 2048;
 /// Attributes that this program does not know, in one version.
 pub const MAX_UNKNOWN_ATTRIBUTES: usize = 16;
+/// Bytes of a version's seal: a signature and a certificate that names a node take about half of it.
+pub const MAX_SEAL_BYTES: usize = 1024;
 /// The length of a symlink's target in bytes: Linux' `PATH_MAX`.
 pub const MAX_SYMLINK_BYTES: usize = 4096;
 
@@ -81,6 +83,7 @@ pub const MAX_ENTRY_BYTES: usize = MAX_KEY_BYTES
     + MAX_VECTOR_EXCEPTIONS * 24
     + MAX_MEDIA_TYPE_BYTES
     + MAX_METADATA_BYTES
+    + MAX_SEAL_BYTES
     + MAX_UNKNOWN_ATTRIBUTES * (MAX_UNKNOWN_ATTRIBUTE_BYTES + 8)
     + 256;
 

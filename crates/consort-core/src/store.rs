@@ -11,8 +11,11 @@ pub mod apply;
 pub mod conformance;
 pub mod memory;
 
+use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt::Debug;
 
 use thiserror::Error;
 
@@ -150,7 +153,7 @@ pub struct LocalWrite {
     pub saw: Saw,
     /// The bytes, or that they are deleted.
     pub content: Content,
-    /// The attributes.
+    /// The attributes. A seal among them is left out, since it can only be another version's.
     pub attributes: Attributes,
 }
 
@@ -171,6 +174,14 @@ impl LocalWrite {
         canonical::encode_version(&version, &mut bytes);
         canonical::decode_version(&mut Reader::new(&bytes)).map(drop)
     }
+}
+
+/// Vouches for versions that are written here, so that peers which have them from somebody else can believe them: what
+/// it makes becomes their [`seal`](Attributes::seal).
+pub trait Sealer: Debug + Send + Sync {
+    /// The seal of an entry that is finished but for it: at most [`MAX_SEAL_BYTES`](crate::limits::MAX_SEAL_BYTES),
+    /// always the same of the same entry.
+    fn seal(&self, entry: &Entry) -> Box<[u8]>;
 }
 
 /// What became of a [`LocalWrite`].
@@ -241,5 +252,16 @@ pub trait Store {
         dataset: DatasetId,
         writes: Vec<LocalWrite>,
         now: WallTime,
+    ) -> Result<Applied, StoreError> {
+        self.apply_sealed(dataset, writes, now, None)
+    }
+
+    /// The same, and seals what becomes a version.
+    fn apply_sealed(
+        &mut self,
+        dataset: DatasetId,
+        writes: Vec<LocalWrite>,
+        now: WallTime,
+        sealer: Option<Arc<dyn Sealer>>,
     ) -> Result<Applied, StoreError>;
 }

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use consort_core::model::Clock;
 use consort_core::store::apply::{Application, Batch};
-use consort_core::store::{Applied, LocalWrite, Sequence, StoreError, Stored, Summary, Written};
+use consort_core::store::{
+    Applied, LocalWrite, Sealer, Sequence, StoreError, Stored, Summary, Written,
+};
 use consort_core::{AuthorId, ChunkHash, DatasetId, Dot, Entry, Key, WallTime};
 
 use crate::chunks::Chunks;
@@ -258,7 +260,7 @@ impl<'v> Work<'v> {
         transaction: Transaction,
         mut writer: Writer<'_, '_>,
     ) -> Result<Applied, StoreError> {
-        let Transaction { body, records, settled, places, gone, .. } = transaction;
+        let Transaction { body, sealer, records, settled, places, gone, .. } = transaction;
         // All that can fail comes first, so that a transaction that fails has changed nothing.
         let had = self.recorded(&records)?;
         self.read_pending(&body, &settled)?;
@@ -266,7 +268,7 @@ impl<'v> Work<'v> {
         let number = self.view.number();
         let mut own = Vec::new();
         let applied = match body {
-            Body::Nothing => self.local(Vec::new(), WallTime(0), &mut writer)?,
+            Body::Nothing => self.local(Vec::new(), WallTime(0), None, &mut writer)?,
             Body::Remote { peer, commit, cursor } => {
                 let applied = self.application.remote(commit.entries, peer)?;
                 if let Some(cursor) = cursor {
@@ -277,7 +279,7 @@ impl<'v> Work<'v> {
             }
             Body::Local { writes, now } => {
                 own = shown(&records, &writes);
-                self.local(writes, now, &mut writer)?
+                self.local(writes, now, sealer.as_deref(), &mut writer)?
             }
         };
         if self.linked {
@@ -342,9 +344,10 @@ impl<'v> Work<'v> {
         &mut self,
         writes: Vec<LocalWrite>,
         now: WallTime,
+        sealer: Option<&dyn Sealer>,
         writer: &mut Writer<'_, '_>,
     ) -> Result<Applied, StoreError> {
-        self.application.local(writes, writer.author, writer.clock, now)
+        self.application.local(writes, writer.author, writer.clock, now, sealer)
     }
 
     /// Marks what changed, unless the directory shows it already: the versions with the dots `shown`, in order.

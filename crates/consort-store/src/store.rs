@@ -17,7 +17,7 @@ use std::{fmt, fs, io};
 use consort_core::limits::MAX_CHUNK_BYTES;
 use consort_core::model::{Clock, Commit};
 use consort_core::store::{
-    Applied, Cursor, DatasetParameters, Epoch, LocalWrite, Store, StoreError,
+    Applied, Cursor, DatasetParameters, Epoch, LocalWrite, Sealer, Store, StoreError,
 };
 use consort_core::{AuthorId, ChunkHash, DatasetId, NodeId, WallTime};
 
@@ -393,13 +393,15 @@ impl Store for DiskStore {
         self.commit(Transaction::new(dataset, Body::Remote { peer, commit, cursor }))
     }
 
-    fn apply_local(
+    fn apply_sealed(
         &mut self,
         dataset: DatasetId,
         writes: Vec<LocalWrite>,
         now: WallTime,
+        sealer: Option<Arc<dyn Sealer>>,
     ) -> Result<Applied, StoreError> {
-        self.commit(Transaction::new(dataset, Body::Local { writes, now }))
+        let body = Body::Local { writes, now };
+        self.commit(Transaction { sealer, ..Transaction::new(dataset, body) })
     }
 }
 

@@ -1,8 +1,11 @@
 //! What a caller asks the store to change at once: the types of [`Transaction`]. What becomes of one stands in
 //! `committer.rs`, what of it reaches the disk in `layout.rs`.
 
+use std::sync::Arc;
+
+use consort_core::limits::MAX_SEAL_BYTES;
 use consort_core::model::commit::Commit;
-use consort_core::store::{Cursor, LocalWrite, Sequence};
+use consort_core::store::{Cursor, LocalWrite, Sealer, Sequence};
 use consort_core::{ChunkHash, DatasetId, Dot, Entry, Key, Kind, NodeId, WallTime};
 
 /// Changes of one dataset that become durable together or not at all.
@@ -12,6 +15,8 @@ pub struct Transaction {
     pub dataset: DatasetId,
     /// The versions.
     pub body: Body,
+    /// What vouches for those of a [`Body::Local`].
+    pub sealer: Option<Arc<dyn Sealer>>,
     /// What the linked directory holds since.
     pub records: Vec<RecordChange>,
     /// Keys whose pending row goes, unless it is newer than this sequence: the directory shows them now.
@@ -130,14 +135,16 @@ impl Transaction {
     /// A transaction that changes nothing yet.
     pub fn new(dataset: DatasetId, body: Body) -> Self {
         let (records, settled) = (Vec::new(), Vec::new());
-        Self { dataset, body, records, settled, places: Vec::new(), gone: Vec::new() }
+        let (places, gone) = (Vec::new(), Vec::new());
+        Self { dataset, body, sealer: None, records, settled, places, gone }
     }
 
     /// About how many bytes it takes in memory: what the queue's bound counts.
     pub(crate) fn weight(&self) -> usize {
         const ROW: usize = 256;
+        let seal = if self.sealer.is_some() { MAX_SEAL_BYTES } else { 0 };
         let write = |LocalWrite { key, content, attributes, .. }: &LocalWrite| {
-            ROW + key.len() + content.weight() + attributes.weight()
+            ROW + key.len() + content.weight() + attributes.weight() + seal
         };
         let body = match &self.body {
             Body::Nothing => 0,

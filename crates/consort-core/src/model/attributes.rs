@@ -43,6 +43,9 @@ pub struct Attributes {
     pub media_type: Option<Box<str>>,
     /// The user's own names and values, ordered by name, no name twice.
     pub metadata: Vec<(Box<str>, Box<str>)>,
+    /// What vouches for the whole version with its key, made by a [`Sealer`](crate::store::Sealer) where it was
+    /// written. What it says is not known here: whoever does not trust those who pass the version on asks it.
+    pub seal: Option<Box<[u8]>>,
     /// Attributes of a later program version, kept as they came so that they reach those who know them: tag and
     /// bytes, ordered by tag.
     pub unknown: Vec<(u64, Box<[u8]>)>,
@@ -60,6 +63,7 @@ impl Default for Attributes {
             origin: Origin::Real,
             media_type: None,
             metadata: Vec::new(),
+            seal: None,
             unknown: Vec::new(),
         }
     }
@@ -67,7 +71,7 @@ impl Default for Attributes {
 
 impl Attributes {
     /// Whether two versions with equal bytes and these attributes are equal to a person: nobody would want to be
-    /// asked which one to keep. Modification times may differ.
+    /// asked which one to keep. Modification times may differ, and so may seals: each belongs to one version only.
     pub fn alike(&self, other: &Self) -> bool {
         let same_to_the_letter = self.media_type == other.media_type
             && self.metadata == other.metadata

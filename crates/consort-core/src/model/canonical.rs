@@ -175,8 +175,9 @@ pub(crate) fn decode_node(from: &mut Reader<'_>) -> Result<NodeRef, DecodeError>
 const ORIGIN: u64 = 1;
 const MEDIA_TYPE: u64 = 2;
 const METADATA: u64 = 3;
+const SEAL: u64 = 4;
 /// How many tags this version knows.
-const KNOWN_ATTRIBUTES: usize = 3;
+const KNOWN_ATTRIBUTES: usize = 4;
 
 fn encode_attributes(attributes: &Attributes, to: &mut Vec<u8>) {
     let mut to = Writer(to);
@@ -204,6 +205,9 @@ fn encode_attributes(attributes: &Attributes, to: &mut Vec<u8>) {
             Writer(&mut bytes).bytes(value.as_bytes());
         }
         extra.push((METADATA, bytes));
+    }
+    if let Some(seal) = &attributes.seal {
+        extra.push((SEAL, seal.to_vec()));
     }
     extra.extend(attributes.unknown.iter().map(|(tag, bytes)| (*tag, bytes.to_vec())));
     to.count(extra.len());
@@ -268,6 +272,7 @@ fn decode_attribute(
                 return Err(DecodeError::Invalid { what: "metadata" });
             }
         }
+        SEAL => attributes.seal = Some(from.bytes(MAX_SEAL_BYTES, "seal")?.into()),
         _ => {
             let bytes = from.bytes(MAX_UNKNOWN_ATTRIBUTE_BYTES, "attribute")?;
             attributes.unknown.push((tag, bytes.into()));

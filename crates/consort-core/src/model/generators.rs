@@ -74,15 +74,19 @@ fn any_attributes() -> impl Strategy<Value = Attributes> {
     let kind = prop_oneof![Just(Kind::File), Just(Kind::Directory), Just(Kind::Symlink)];
     let origin = prop_oneof![Just(Origin::Real), Just(Origin::Synthetic), Just(Origin::Derived)];
     let metadata = prop::collection::btree_map("[a-z]{1,6}", ".{0,6}", 0..3);
-    let unknown = prop::collection::btree_map(4u64..1000, any::<Vec<u8>>(), 0..3);
-    (kind, 0u16..=0o777, any::<i64>(), origin, prop::option::of("[a-z/]{1,9}"), metadata, unknown)
-        .prop_map(|(kind, mode, modified_ns, origin, media_type, metadata, unknown)| Attributes {
+    let unknown = prop::collection::btree_map(5u64..1000, any::<Vec<u8>>(), 0..3);
+    let media_type = prop::option::of("[a-z/]{1,9}");
+    let seal = prop::option::of(any::<Vec<u8>>());
+    (kind, 0u16..=0o777, any::<i64>(), origin, media_type, metadata, seal, unknown).prop_map(
+        |(kind, mode, modified_ns, origin, media_type, metadata, seal, unknown)| Attributes {
             kind,
             mode,
             modified_ns,
             origin,
             media_type: media_type.map(String::into_boxed_str),
             metadata: metadata.into_iter().map(|(k, v)| (Box::from(k), Box::from(v))).collect(),
+            seal: seal.map(Vec::into_boxed_slice),
             unknown: unknown.into_iter().map(|(k, v)| (k, v.into())).collect(),
-        })
+        },
+    )
 }

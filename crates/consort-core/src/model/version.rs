@@ -64,7 +64,8 @@ impl Attributes {
         let metadata: usize =
             self.metadata.iter().map(|(name, value)| ATTRIBUTE + name.len() + value.len()).sum();
         let unknown: usize = self.unknown.iter().map(|(_, bytes)| ATTRIBUTE + bytes.len()).sum();
-        media_type + metadata + unknown
+        let seal = self.seal.as_ref().map_or(0, |bytes| bytes.len());
+        media_type + metadata + seal + unknown
     }
 }
 

@@ -117,3 +117,26 @@ pub enum Message {
         reason: String,
     },
 }
+
+impl Message {
+    /// The versions that it brings: for who has to know whether to believe them before anything is done with them.
+    pub fn entries(&self) -> &[Entry] {
+        match self {
+            Self::Versions { entries, .. } | Self::Given { entries, .. } => entries,
+            // One by one, so that nobody can add a message that brings versions past whoever looks here.
+            Self::Hello(_)
+            | Self::Restart { .. }
+            | Self::Have { .. }
+            | Self::Want { .. }
+            | Self::Ack { .. }
+            | Self::Lazy
+            | Self::More
+            | Self::Fingerprints(_)
+            | Self::Reconciled
+            | Self::Check { .. }
+            | Self::Flush { .. }
+            | Self::Flushed { .. }
+            | Self::Reject { .. } => &[],
+        }
+    }
+}

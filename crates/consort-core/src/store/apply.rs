@@ -8,7 +8,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::mem;
 
-use crate::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS};
+use crate::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS, MAX_SEAL_BYTES};
 use crate::model::canonical;
 use crate::model::fingerprint::{Fingerprint, FingerprintKey};
 use crate::model::hlc::Clock;
@@ -17,7 +17,9 @@ use crate::model::key::Key;
 use crate::model::merge::{self, Merged};
 use crate::model::vector::Dot;
 use crate::model::version::{Entry, Version};
-use crate::store::{Applied, LocalWrite, Sequence, StoreError, Stored, Summary, View, Written};
+use crate::store::{
+    Applied, LocalWrite, Sealer, Sequence, StoreError, Stored, Summary, View, Written,
+};
 use crate::time::WallTime;
 
 /// A version that became current.
@@ -122,20 +124,21 @@ impl<'v, V: View> Application<'v, V> {
         Ok(applied)
     }
 
-    /// Makes versions of this author's writes, as one commit. If it fails, nothing has changed.
+    /// Makes versions of this author's writes, as one commit, and has them sealed. If it fails, nothing has changed.
     pub fn local(
         &mut self,
         writes: Vec<LocalWrite>,
         author: AuthorId,
         clock: &mut Clock,
         now: WallTime,
+        sealer: Option<&dyn Sealer>,
     ) -> Result<Applied, StoreError> {
         let places = self.read(writes.iter().map(|write| &write.key))?;
         let mut applied = Applied::default();
         let from = self.added.len();
         writes.iter().zip(&places).try_for_each(|(write, place)| self.check(write, *place))?;
         for (write, place) in writes.into_iter().zip(places) {
-            let written = self.write(write, place, (author, clock, now), &mut applied);
+            let written = self.write(write, place, (author, clock, now), sealer, &mut applied);
             applied.written.push(written);
         }
         self.end_commit(from, &mut applied);
@@ -183,9 +186,11 @@ impl<'v, V: View> Application<'v, V> {
         write: LocalWrite,
         place: usize,
         (author, clock, now): (AuthorId, &mut Clock, WallTime),
+        sealer: Option<&dyn Sealer>,
         applied: &mut Applied,
     ) -> Written {
-        let LocalWrite { key, saw, content, attributes } = write;
+        let LocalWrite { key, saw, content, mut attributes } = write;
+        attributes.seal = None;
         let siblings = self.siblings(place);
         let mut replaced = merge::replaced_by_writer(&siblings, &saw);
         let seen = merge::seen_by_successor(&siblings, &replaced);
@@ -217,7 +222,13 @@ impl<'v, V: View> Application<'v, V> {
         *clock = Clock::after(clock.last().max(claimed.map_or(clock.last(), |(_, time)| *time)));
         version.dot.time = clock.tick(now);
         let dot = version.dot;
-        self.merge(Entry { key, version }, place, None, applied);
+        let mut entry = Entry { key, version };
+        if let Some(sealer) = sealer {
+            let seal = sealer.seal(&entry);
+            debug_assert!(seal.len() <= MAX_SEAL_BYTES, "a seal keeps its bound");
+            entry.version.attributes.seal = Some(seal);
+        }
+        self.merge(entry, place, None, applied);
         Written::New(dot)
     }
 

@@ -5,7 +5,9 @@
 //! Everything follows from the seed. Whether rows survive a crash is not for this suite to find out; whether they
 //! survive being opened again is, since the caller may do that between steps.
 
+use alloc::boxed::Box;
 use alloc::format;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::content::{ChunkRef, Content};
@@ -17,9 +19,11 @@ use crate::model::id::{DatasetId, NodeId};
 use crate::model::key::Key;
 use crate::model::merge::Saw;
 use crate::model::vector::Dot;
+use crate::model::version::Entry;
 use crate::store::memory::{MemoryStore, MemoryView};
 use crate::store::{
-    Cursor, DatasetParameters, Epoch, FeedRow, LocalWrite, Sequence, Store, StoreError, View,
+    Cursor, DatasetParameters, Epoch, FeedRow, LocalWrite, Sealer, Sequence, Store, StoreError,
+    View, Written,
 };
 use crate::time::WallTime;
 
@@ -38,6 +42,7 @@ const DATASET: DatasetParameters =
 pub fn run<S: Store>(seed: u64, mut make: impl FnMut() -> S, mut between: impl FnMut(S, u64) -> S) {
     let mut random = Random(seed);
     knows_only_what_was_opened(make());
+    seals_what_becomes_a_version(make());
     let mut pairs: Vec<Pair<S>> = (0..STORES).map(|number| Pair::new(make(), number)).collect();
     for step in 0..STEPS {
         let place = random.below(STORES);
@@ -84,9 +89,11 @@ impl<S: Store> Pair<S> {
                 writes.push(write);
             }
         }
-        let expected = self.reference.apply_local(DATASET.id, writes.clone(), now);
+        let sealer: Option<Arc<dyn Sealer>> =
+            if random.below(2) == 0 { Some(Arc::new(Stamp)) } else { None };
+        let expected = self.reference.apply_sealed(DATASET.id, writes.clone(), now, sealer.clone());
         let mut expected = expected.expect("applies");
-        let applied = self.store.apply_local(DATASET.id, writes, now).expect("applies");
+        let applied = self.store.apply_sealed(DATASET.id, writes, now, sealer).expect("applies");
         expected.summary.head.epoch = self.epoch;
         assert_eq!(applied, expected);
     }
@@ -205,6 +212,41 @@ fn knows_only_what_was_opened<S: Store>(mut store: S) {
     let summary = view(&store).summary();
     store.open_dataset(DATASET).expect("opens");
     assert_eq!(view(&store).summary(), summary, "a dataset that was opened before keeps its rows");
+}
+
+/// A seal is over the version as it is, and is no part of what makes versions alike.
+fn seals_what_becomes_a_version<S: Store>(mut store: S) {
+    store.open_dataset(DATASET).expect("opens");
+    let key = Key::new("a").expect("a valid key");
+    let mut write = LocalWrite::new(key.clone(), Content::Inline([1].into()));
+    write.attributes.seal = Some([9].into());
+    let mut apply = |write: &LocalWrite, sealer| {
+        let writes = [write.clone()].into();
+        let applied = store.apply_sealed(DATASET.id, writes, WallTime(1), sealer);
+        let written = applied.expect("applies").written[0];
+        let held = view(&store).siblings(&key).expect("reads").remove(0).version;
+        (written, Entry { key: key.clone(), version: held })
+    };
+    let (_, held) = apply(&write, None);
+    assert_eq!(held.version.attributes.seal, None, "a seal belongs to one version only");
+
+    write.content = Content::Inline([2].into());
+    let (written, mut held) = apply(&write, Some(Arc::new(Stamp)));
+    assert_eq!(written, Written::New(held.version.dot));
+    let seal = held.version.attributes.seal.take().expect("it is sealed");
+    assert_eq!(seal, Stamp.seal(&held));
+    let (written, _) = apply(&write, None);
+    assert_eq!(written, Written::Same(held.version.dot), "the same again is no new version");
+}
+
+/// A seal that shows what it was made for.
+#[derive(Debug)]
+struct Stamp;
+
+impl Sealer for Stamp {
+    fn seal(&self, entry: &Entry) -> Box<[u8]> {
+        Fingerprint::of(entry, &DATASET.fingerprint_key).0.to_le_bytes().into()
+    }
 }
 
 /// What one store's feed holds is all that another needs to become equal to it; and twice is like once.

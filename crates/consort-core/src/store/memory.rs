@@ -17,8 +17,8 @@ use crate::model::vector::Dot;
 use crate::model::version::Entry;
 use crate::store::apply::{Application, Batch};
 use crate::store::{
-    Applied, Cursor, DatasetParameters, Epoch, FeedRow, LocalWrite, Sequence, Store, StoreError,
-    Stored, Summary, View,
+    Applied, Cursor, DatasetParameters, Epoch, FeedRow, LocalWrite, Sealer, Sequence, Store,
+    StoreError, Stored, Summary, View,
 };
 use crate::time::WallTime;
 
@@ -102,17 +102,18 @@ impl Store for MemoryStore {
         Ok(applied)
     }
 
-    fn apply_local(
+    fn apply_sealed(
         &mut self,
         dataset: DatasetId,
         writes: Vec<LocalWrite>,
         now: WallTime,
+        sealer: Option<Arc<dyn Sealer>>,
     ) -> Result<Applied, StoreError> {
         let (author, mut clock) = (self.author, self.clock);
         let (parameters, rows) = self.dataset(dataset)?;
         let view = MemoryView(Arc::clone(rows));
         let mut application = Application::new(&view, parameters.fingerprint_key);
-        let applied = application.local(writes, author, &mut clock, now)?;
+        let applied = application.local(writes, author, &mut clock, now, sealer.as_deref())?;
         let batch = application.finish();
         drop(view);
         Arc::make_mut(rows).apply(batch);

@@ -7,13 +7,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use consort_core::content::{ChunkRef, NodeRef};
 use consort_core::model::attributes::{Attributes, Kind};
 use consort_core::model::merge::Saw;
 use consort_core::protocol::{Envelope, Event, Message, codec};
-use consort_core::store::{LocalWrite, Store};
-use consort_core::{Content, Origin};
+use consort_core::store::{LocalWrite, Sealer, Store};
+use consort_core::{Content, Entry, Origin};
 
 use crate::world::{DATASET, World, key};
 
@@ -49,6 +50,16 @@ fn conversation() -> Vec<Message> {
     world.sent
 }
 
+/// Any bytes are a seal to the core.
+#[derive(Debug)]
+struct Stamp;
+
+impl Sealer for Stamp {
+    fn seal(&self, _: &Entry) -> Box<[u8]> {
+        [4, 5, 6].into()
+    }
+}
+
 /// One commit with every kind of content and attribute.
 fn write_everything(world: &mut World) {
     let chunk = ChunkRef::to(b"a chunk");
@@ -74,8 +85,9 @@ fn write_everything(world: &mut World) {
         attributes,
         ..LocalWrite::new(key(name), content)
     });
-    let wall = world.now.wall;
-    world.nodes[0].store.apply_local(DATASET, writes.into(), wall).expect("memory does not fail");
+    let (wall, sealer) = (world.now.wall, Arc::new(Stamp));
+    let store = &mut world.nodes[0].store;
+    store.apply_sealed(DATASET, writes.into(), wall, Some(sealer)).expect("memory does not fail");
     world.event(0, Event::Grew);
 }
 
