@@ -1,6 +1,10 @@
 //! The cluster's own facts: its members and its datasets. They are a dataset too, with inline contents, which every
-//! node has and only admins write; so they need no mechanism of their own. This file knows their keys and bytes.
+//! node has and passes on, and only admins write; so they need no mechanism of their own but the seals by which an
+//! admin's word is known (`cluster/seals.rs`). This file knows their keys and bytes.
 
+pub(crate) mod seals;
+
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use consort_core::encoding::{DecodeError, Reader, Writer};
@@ -27,7 +31,7 @@ pub(crate) struct MemberFact {
     pub(crate) name: String,
     /// What it may do.
     pub(crate) role: Role,
-    /// It is a member no more, although it has a certificate.
+    /// It is a member no more, although it has a certificate: a fact of its own.
     pub(crate) revoked: bool,
     /// Where it said it could be reached when it joined.
     pub(crate) addresses: Vec<SocketAddr>,
@@ -54,13 +58,19 @@ pub(crate) struct Facts {
     pub(crate) members: Vec<MemberFact>,
     /// Ordered by name.
     pub(crate) datasets: Vec<DatasetFact>,
+    /// Those whose membership has ended.
+    pub(crate) revoked: BTreeSet<NodeId>,
     /// There are facts that cannot be understood, perhaps because a later version wrote them: a dataset that is not
     /// among those above may still be one.
     pub(crate) incomplete: bool,
+    /// There are facts without a seal: written before facts were sealed, and of no use to others.
+    pub(crate) unsealed: bool,
 }
 
 impl Facts {
-    /// Reads the facts. What cannot be understood is left out, and said in the log.
+    /// Reads the facts. What cannot be understood is left out, and said in the log. Seals are not looked into again:
+    /// nothing gets into the store that was not checked when it arrived, and whoever can change the store beneath a
+    /// node can change the node as well.
     pub(crate) fn read(view: &impl View) -> Result<Self, StoreError> {
         let mut facts = Self::default();
         let mut after: Option<Key> = None;
@@ -68,6 +78,9 @@ impl Facts {
             let page = view.scan("", after.as_ref(), PAGE)?;
             let Some((last, _)) = page.last() else {
                 facts.datasets.sort_by(|a, b| a.name.cmp(&b.name));
+                for member in &mut facts.members {
+                    member.revoked = facts.revoked.contains(&member.node);
+                }
                 return Ok(facts);
             };
             after = Some(last.clone());
@@ -87,16 +100,13 @@ impl Facts {
             _ => None,
         };
         let Some(winner) = merge::winner(versions) else { return Ok(()) };
+        self.unsealed |= versions.iter().any(|version| version.attributes.seal.is_none());
         if let Some(node) = key.strip_prefix(MEMBERS).and_then(|node| node.parse().ok()) {
             let Some(bytes) = inline(winner) else { return Ok(()) };
-            let mut member = decode_member(node, &bytes)?;
-            // Whatever was said at the same time, a revocation holds.
-            for version in versions {
-                if let Some(bytes) = inline(version) {
-                    member.revoked |= decode_member(node, &bytes)?.revoked;
-                }
-            }
-            self.members.push(member);
+            self.members.push(decode_member(node, &bytes)?);
+        } else if let Some(node) = key.strip_prefix(REVOKED).and_then(|node| node.parse().ok()) {
+            // It is for good, whatever stands there: nobody can take it back, the revoked admin's seal included.
+            self.revoked.insert(node);
         } else if let Some(name) = key.strip_prefix(DATASETS) {
             // Each of several that were made at the same time may hold what was acknowledged.
             for version in versions {
@@ -124,6 +134,7 @@ impl Facts {
 
 const MEMBERS: &str = "members/";
 const DATASETS: &str = "datasets/";
+const REVOKED: &str = "revoked/";
 
 /// The cluster's own dataset. Its identity and secret follow from the authority's fingerprint, which members have.
 pub(crate) fn cluster_dataset(authority_fingerprint: &[u8; 32]) -> DatasetParameters {
@@ -148,19 +159,28 @@ pub(crate) fn member_key(node: NodeId) -> Key {
     Key::new(format!("{MEMBERS}{node}")).expect("hexadecimal digits are a key")
 }
 
+/// Where the end of a membership is.
+pub(crate) fn revocation_key(node: NodeId) -> Key {
+    Key::new(format!("{REVOKED}{node}")).expect("hexadecimal digits are a key")
+}
+
 /// Where a dataset's fact is.
 pub(crate) fn dataset_key(name: &str) -> Key {
     Key::new(format!("{DATASETS}{name}")).expect("a dataset's name is a key")
 }
 
-/// The value of a member's fact.
+/// The value of a revocation.
+pub(crate) fn encode_revocation() -> Content {
+    Content::Inline([FORMAT].into())
+}
+
+/// The value of a member's fact, without its revocation.
 pub(crate) fn encode_member(member: &MemberFact) -> Content {
     let mut bytes = Vec::new();
     let mut to = Writer(&mut bytes);
     to.u8(FORMAT);
     to.bytes(member.name.as_bytes());
     to.bytes(member.role.to_string().as_bytes());
-    to.u8(u8::from(member.revoked));
     encode_addresses(&member.addresses, &mut to);
     Content::Inline(bytes.into())
 }
@@ -171,9 +191,8 @@ fn decode_member(node: NodeId, bytes: &[u8]) -> Result<MemberFact, DecodeError> 
     let name = from.text(MAX_NAME_BYTES, "name")?.to_owned();
     let role = from.text(MAX_NAME_BYTES, "role")?;
     let role = role.parse().map_err(|_| DecodeError::Invalid { what: "role" })?;
-    let revoked = from.u8("revocation")? != 0;
     let addresses = decode_addresses(&mut from)?;
-    Ok(MemberFact { node, name, role, revoked, addresses })
+    Ok(MemberFact { node, name, role, revoked: false, addresses })
 }
 
 /// The name of a dataset that lost its own to another: still a valid one, and the same on every node.
@@ -253,7 +272,9 @@ pub(crate) fn decode_addresses(from: &mut Reader<'_>) -> Result<Vec<SocketAddr>,
 
 #[cfg(test)]
 mod tests {
-    use consort_core::{Attributes, AuthorId, VersionVector};
+    use consort_core::store::memory::MemoryStore;
+    use consort_core::store::{Epoch, LocalWrite, Store};
+    use consort_core::{Attributes, AuthorId, VersionVector, WallTime};
     use proptest::prelude::*;
 
     use super::*;
@@ -279,7 +300,7 @@ mod tests {
             node: NodeId([5; 16]),
             name: "b".into(),
             role: Role::Writer,
-            revoked: true,
+            revoked: false,
             addresses: vec![
                 "127.0.0.1:7440".parse().expect("an address"),
                 "[::1]:9".parse().expect("one"),
@@ -326,19 +347,24 @@ mod tests {
     }
 
     #[test]
-    fn a_revocation_holds_against_whatever_was_said_at_the_same_time() {
+    fn a_revocation_is_for_good() {
         let node = NodeId([5; 16]);
-        let member = |revoked| MemberFact {
-            node,
-            name: "b".into(),
-            role: Role::Writer,
-            revoked,
-            addresses: Vec::new(),
+        let mut store = MemoryStore::new(AuthorId([1; 16]), Epoch(1));
+        let cluster = cluster_dataset(&[1; 32]);
+        store.open_dataset(cluster).expect("opens");
+        let name = "b".into();
+        let member =
+            MemberFact { node, name, role: Role::Writer, revoked: false, addresses: Vec::new() };
+        let mut write = |key, content| {
+            let writes = vec![LocalWrite::new(key, content)];
+            store.apply_local(cluster.id, writes, WallTime(1)).expect("applies");
+            Facts::read(&store.view(cluster.id).expect("it is open")).expect("reads")
         };
-        for order in [[true, false], [false, true]] {
-            let said = order.map(|revoked| encode_member(&member(revoked))).to_vec();
-            assert!(concurrent(&member_key(node), said).members[0].revoked);
-        }
+        let is_revoked = |facts: &Facts| facts.member(node).expect("a member").revoked;
+        assert!(!is_revoked(&write(member_key(node), encode_member(&member))));
+        assert!(is_revoked(&write(revocation_key(node), encode_revocation())));
+        assert!(is_revoked(&write(member_key(node), encode_member(&member))));
+        assert!(is_revoked(&write(revocation_key(node), Content::Deleted)));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!     folder/                 a linked directory, both ways
 //!     content/                chunks: read here, served, fetched
 //!     net/                    identities, TLS, frames, dialing
-//!     cluster.rs              members and datasets, as entries of a dataset
+//!     cluster.rs              members and datasets, as entries of a dataset that admins seal
 //! ```
 //!
 //! What versions are, how they merge and what links say is decided in `consort-core`; what survives a crash stands

@@ -34,6 +34,7 @@ pub mod socket;
 pub mod ticket;
 pub mod tls;
 
+pub(crate) use certificate::issued_to;
 pub use identity::{Identity, IdentityError, NodeId, PeerIdentity, Role};
 pub use invites::Invites;
 pub use join::{JoinDesk, JoinError, JoinRefusal, Joined, Joiner, join};

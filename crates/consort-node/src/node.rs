@@ -13,11 +13,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use consort_core::model::merge::Saw;
-use consort_core::store::{Applied, LocalWrite, StoreError};
+use consort_core::store::{Applied, LocalWrite, Sealer, StoreError};
 use consort_core::{Attributes, Content, DatasetId, Key};
 use consort_store::{Body, DiskStore, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::cluster::seals::{self, Seals};
 use crate::cluster::{Facts, MemberFact, cluster_dataset, encode_member, member_key};
 use crate::content::{Contents, Fetcher, LocalContent, Roots, Server};
 use crate::error::NodeError;
@@ -118,6 +119,11 @@ impl Node {
         let store = blocking(move || Ok(DiskStore::open_for(&directory, Some(node))?)).await?;
         let cluster = cluster_dataset(&identity.authority_fingerprint());
         store.open_dataset(cluster)?;
+        if Facts::read(&store.view(cluster.id)?)?.unsealed {
+            return Err(NodeError::failed("this home was made before facts of a cluster were sealed")
+                .hint("make the cluster anew, each node with another --home; linked directories can be kept"));
+        }
+        let sealer = seals::sealer(cluster.id, &identity);
         let listen = listen_address(&store, config)?;
 
         let (causes, inbox) = mpsc::unbounded_channel();
@@ -131,6 +137,7 @@ impl Node {
             let recorder = Recorder {
                 store: store.clone(),
                 cluster: cluster.id,
+                sealer: sealer.clone(),
                 causes: causes.clone(),
                 own: identity.node(),
                 own_address: Arc::clone(&own_address),
@@ -148,7 +155,7 @@ impl Node {
         let _ = own_address.set(listen);
         store.set_setting(LISTEN, Some(listen.to_string().into_bytes()))?;
         if identity.is_authority() {
-            record_self(&store, cluster.id, &identity, listen)?;
+            record_self(&store, cluster.id, sealer.clone(), &identity, listen)?;
         }
 
         let fetcher = Arc::new(Fetcher::start(Arc::clone(&network)));
@@ -158,13 +165,15 @@ impl Node {
             cluster,
             home.to_owned(),
             store,
+            sealer,
             network,
             contents,
             desk,
             causes,
         )?);
         shared.set_facts(Facts::read(&shared.store.view(cluster.id)?)?);
-        let runtime = Runtime::new(Arc::clone(&shared));
+        let seals = Seals::new(cluster.id, identity.authority().clone());
+        let runtime = Runtime::new(Arc::clone(&shared), seals);
         let failed = |error| NodeError::failed(format!("a thread cannot be started: {error}"));
         // The loop reads the store, which may block, so it has a thread of its own.
         let executor = tokio::runtime::Builder::new_current_thread().enable_time().build();
@@ -238,7 +247,8 @@ impl Node {
         dataset: DatasetId,
         writes: Vec<LocalWrite>,
     ) -> Result<Applied, NodeError> {
-        let applied = commit(&self.shared.store, dataset, writes).await??;
+        let sealer = self.shared.sealer.clone().filter(|_| dataset == self.shared.cluster.id);
+        let applied = commit(&self.shared.store, dataset, writes, sealer).await??;
         let _ = self.shared.causes.send(Cause::Grew { dataset });
         Ok(applied)
     }
@@ -287,11 +297,13 @@ async fn commit(
     store: &DiskStore,
     dataset: DatasetId,
     writes: Vec<LocalWrite>,
+    sealer: Option<Arc<dyn Sealer>>,
 ) -> Result<Result<Applied, StoreError>, NodeError> {
     let (done, answer) = oneshot::channel();
     let store = store.clone();
     blocking(move || {
-        let transaction = Transaction::new(dataset, Body::Local { writes, now: wall_time() });
+        let body = Body::Local { writes, now: wall_time() };
+        let transaction = Transaction { sealer, ..Transaction::new(dataset, body) };
         store.submit(transaction, move |result| {
             let _ = done.send(result);
         });
@@ -305,6 +317,7 @@ async fn commit(
 struct Recorder {
     store: DiskStore,
     cluster: DatasetId,
+    sealer: Option<Arc<dyn Sealer>>,
     causes: mpsc::UnboundedSender<Cause>,
     own: consort_core::NodeId,
     own_address: Arc<OnceLock<SocketAddr>>,
@@ -340,7 +353,8 @@ impl Recorder {
             revoked: false,
             addresses: joiner.listen.into_iter().filter(usable).collect(),
         };
-        record_member(&self.store, self.cluster, &member).map_err(failed)?;
+        let sealer = self.sealer.clone();
+        record_member(&self.store, self.cluster, sealer, &member).map_err(failed)?;
         let _ = self.causes.send(Cause::Grew { dataset: self.cluster });
         let own =
             self.own_address.get().map(|addr| (self.own, likeliest(*addr).into_iter().collect()));
@@ -354,22 +368,19 @@ impl Recorder {
 fn record_member(
     store: &DiskStore,
     cluster: DatasetId,
+    sealer: Option<Arc<dyn Sealer>>,
     member: &MemberFact,
 ) -> Result<(), StoreError> {
-    let write = LocalWrite {
-        key: member_key(member.node),
-        saw: Saw::Winner,
-        content: encode_member(member),
-        attributes: Attributes::default(),
-    };
+    let write = LocalWrite::new(member_key(member.node), encode_member(member));
     let body = Body::Local { writes: vec![write], now: wall_time() };
-    store.commit(Transaction::new(cluster, body)).map(drop)
+    store.commit(Transaction { sealer, ..Transaction::new(cluster, body) }).map(drop)
 }
 
 /// The holder of the authority is a member too, and says where it can be reached.
 fn record_self(
     store: &DiskStore,
     cluster: DatasetId,
+    sealer: Option<Arc<dyn Sealer>>,
     identity: &Identity,
     listen: SocketAddr,
 ) -> Result<(), StoreError> {
@@ -385,7 +396,7 @@ fn record_self(
     if facts.member(peer.node) == Some(&member) {
         Ok(())
     } else {
-        record_member(store, cluster, &member)
+        record_member(store, cluster, sealer, &member)
     }
 }
 

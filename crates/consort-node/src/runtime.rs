@@ -11,13 +11,14 @@ use consort_core::model::commit::Commit;
 use consort_core::protocol::event::Access;
 use consort_core::protocol::link::Phase;
 use consort_core::protocol::replica::LinkReport;
-use consort_core::protocol::{Effect, Envelope, Event, Now, Replica, codec};
+use consort_core::protocol::{Effect, Envelope, Event, Message, Now, Replica, codec};
 use consort_core::store::{Applied, DatasetParameters, Sequence, StoreError, View};
 use consort_core::{DatasetId, Instant, NodeId, WallTime};
 use consort_store::{Body, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::Facts;
+use crate::cluster::seals::{CheckError, Seals};
 use crate::net::{KnownPeer, NetEvent, Refusal, Role};
 use crate::shared::{PeerState, Shared};
 
@@ -103,6 +104,7 @@ struct Connection {
 /// The loop and what it alone knows.
 pub(crate) struct Runtime {
     shared: Arc<Shared>,
+    seals: Seals,
     replicas: HashMap<DatasetId, Open>,
     connections: BTreeMap<NodeId, Connection>,
     /// By number, which rises: an answer to a later one answers the earlier ones too.
@@ -117,9 +119,10 @@ pub(crate) struct Runtime {
 
 impl Runtime {
     /// A loop for a node that has no connection yet.
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, seals: Seals) -> Self {
         Self {
             shared,
+            seals,
             replicas: HashMap::new(),
             connections: BTreeMap::new(),
             barriers: BTreeMap::new(),
@@ -268,12 +271,13 @@ impl Runtime {
 
     /// Takes note when the cluster's facts have come, at last.
     fn look_for_news(&self) {
-        if self.shared.has_heard() {
+        // Whoever does not know this node yet has not heard anything either.
+        let is_known = || self.shared.facts().member(self.shared.identity.node).is_some();
+        if self.shared.has_heard() || !is_known() {
             return;
         }
-        let is_admin = |peer| self.connections.get(&peer).is_some_and(|c| c.role == Role::Admin);
         let mut links = self.links(self.shared.cluster.id).into_iter();
-        if links.any(|link| is_admin(link.peer) && link.phase == Phase::Live && link.lacks == 0) {
+        if links.any(|link| link.phase == Phase::Live && link.lacks == 0) {
             self.shared.set_heard();
         }
     }
@@ -300,9 +304,7 @@ impl Runtime {
                     return;
                 }
                 match codec::decode(&bytes) {
-                    Ok(Envelope { dataset, message }) => {
-                        self.event(dataset, Event::Received { peer, message });
-                    }
+                    Ok(Envelope { dataset, message }) => self.receive(peer, dataset, message),
                     Err(error) => {
                         self.disconnect(peer, &format!("it sent a broken message: {error}"));
                     }
@@ -336,6 +338,26 @@ impl Runtime {
             }
         }
         self.shared.notify();
+    }
+
+    /// Hands a message to its replica. Anybody may bring facts of the cluster, so each is an admin's word, or nothing
+    /// of the message is looked at.
+    fn receive(&mut self, peer: NodeId, dataset: DatasetId, message: Message) {
+        let entries = message.entries();
+        if dataset == self.shared.cluster.id && !entries.is_empty() {
+            let view = self.shared.store.view(dataset).map_err(CheckError::Store);
+            match view.and_then(|view| self.seals.check(entries, &view)) {
+                Ok(()) => {}
+                Err(CheckError::Store(error)) => return self.fail(&error),
+                Err(refused) => {
+                    let reason = refused.to_string();
+                    let message = Message::Reject { reason: reason.clone() };
+                    self.carry_out(dataset, Effect::Send { peer, message });
+                    return self.disconnect(peer, &reason);
+                }
+            }
+        }
+        self.event(dataset, Event::Received { peer, message });
     }
 
     fn not_connected(&self, peer: NodeId, addr: SocketAddr, reason: String) {
@@ -467,14 +489,10 @@ impl Runtime {
         self.event(dataset, Event::Connected { peer, access, opener, standing });
     }
 
-    /// What a member of this role may do to a dataset.
+    /// What a member of this role may do to a dataset. The cluster's facts are believed by their seals, whoever has them.
     fn access(&self, dataset: DatasetId, role: Role) -> Access {
-        let may_write = if dataset == self.shared.cluster.id {
-            role == Role::Admin
-        } else {
-            role != Role::Reader
-        };
-        if may_write { Access::Write } else { Access::Read }
+        let is_believed = dataset == self.shared.cluster.id || role != Role::Reader;
+        if is_believed { Access::Write } else { Access::Read }
     }
 
     fn set_peers(&self, facts: &Facts) {
@@ -482,8 +500,7 @@ impl Runtime {
             return;
         }
         let own = self.shared.identity.node;
-        let revoked = facts.members.iter().filter(|m| m.revoked).map(|m| m.node).collect();
-        self.shared.network.set_revoked(revoked);
+        self.shared.network.set_revoked(facts.revoked.iter().copied().collect());
         let mut peers: BTreeMap<NodeId, Vec<SocketAddr>> = BTreeMap::new();
         for (node, addresses) in self.shared.learned() {
             peers.entry(node).or_default().extend(addresses);

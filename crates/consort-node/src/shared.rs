@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use consort_core::encoding::{DecodeError, Reader, Writer};
-use consort_core::store::{DatasetParameters, StoreError};
+use consort_core::store::{DatasetParameters, Sealer, StoreError};
 use consort_core::{DatasetId, NodeId};
 use consort_store::DiskStore;
 use tokio::sync::{mpsc, watch};
@@ -52,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) cluster: DatasetParameters,
     pub(crate) home: PathBuf,
     pub(crate) store: DiskStore,
+    /// What seals the facts that this node writes, if it may.
+    pub(crate) sealer: Option<Arc<dyn Sealer>>,
     pub(crate) network: Arc<Network>,
     pub(crate) contents: Arc<Contents>,
     pub(crate) desk: Option<Arc<JoinDesk>>,
@@ -71,7 +73,7 @@ struct State {
     /// Links whose directory could not be opened at the start, and why.
     broken: BTreeMap<DatasetId, (LinkSetting, String)>,
     failure: Option<String>,
-    /// The cluster's facts are as an admin knows them, or were since the start.
+    /// The cluster's facts are as another member knows them, or were since the start.
     heard: bool,
     /// A peer does not take this node for a member any more.
     revoked: bool,
@@ -86,6 +88,7 @@ impl Shared {
         cluster: DatasetParameters,
         home: PathBuf,
         store: DiskStore,
+        sealer: Option<Arc<dyn Sealer>>,
         network: Arc<Network>,
         contents: Arc<Contents>,
         desk: Option<Arc<JoinDesk>>,
@@ -105,6 +108,7 @@ impl Shared {
             cluster,
             home,
             store,
+            sealer,
             network,
             contents,
             desk,

@@ -101,6 +101,18 @@ pub(super) fn signed_by(certificate: &CertificateDer<'_>, authority: &Certificat
     certificate.verify_signature(Some(authority.public_key())).is_ok()
 }
 
+/// The member for whom `authority` made `certificate`, and its public key as SubjectPublicKeyInfo DER. Until when the
+/// certificate is good is not asked: what was signed while it was stays signed.
+pub(crate) fn issued_to(
+    certificate: &CertificateDer<'_>,
+    authority: &CertificateDer<'_>,
+) -> Option<(PeerIdentity, Vec<u8>)> {
+    if !signed_by(certificate, authority) {
+        return None;
+    }
+    Some((read_member(certificate)?, public_key(certificate)?))
+}
+
 fn cluster_of(authority: &CertificateDer<'_>) -> Option<String> {
     let parsed = parse(authority)?;
     only(parsed.subject().iter_organization()).map(str::to_owned)

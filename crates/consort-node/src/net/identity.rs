@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use consort_core::NodeId;
-use rcgen::{KeyPair, PublicKeyData};
+use rcgen::{KeyPair, PublicKeyData, SigningKey};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use super::{certificate, durable};
@@ -218,7 +218,16 @@ impl Identity {
         Some(certificate::issue_member(&self.authority, authority_key, public_key, name, role))
     }
 
-    pub(super) fn authority(&self) -> &CertificateDer<'static> {
+    /// Signs with this node's key (Ed25519). Whoever calls this begins `bytes` with what they are for.
+    pub(crate) fn sign(&self, bytes: &[u8]) -> Vec<u8> {
+        self.key.sign(bytes).expect("an Ed25519 key signs whatever it is given")
+    }
+
+    pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    pub(crate) fn authority(&self) -> &CertificateDer<'static> {
         &self.authority
     }
 
@@ -339,6 +348,24 @@ fn read_key(path: &Path) -> Result<KeyPair, IdentityError> {
     let text = String::from_utf8(read(path)?).map_err(|_| damaged())?;
     let key = KeyPair::from_pem(&text).map_err(|_| damaged())?;
     if key.is_compatible(&rcgen::PKCS_ED25519) { Ok(key) } else { Err(damaged()) }
+}
+
+#[cfg(test)]
+impl Identity {
+    /// Another member of this node's cluster, which did not have to ask.
+    pub(crate) fn let_in(&self, dir: &Path, name: &str, role: Role) -> Self {
+        let key = Self::prepare_join(dir, name).unwrap();
+        let own = self.issue(&key, name, role).unwrap().unwrap();
+        Self::complete(dir, &own, &self.authority).unwrap()
+    }
+
+    /// The same member with another certificate.
+    pub(crate) fn renewed(&self, member: &Self, name: &str, dir: &Path) -> Self {
+        make_dir(dir).unwrap();
+        write(&dir.join(NODE_KEY), member.key.serialize_pem().as_bytes(), durable::SECRET).unwrap();
+        let own = self.issue(&member.key, name, member.peer.role).unwrap().unwrap();
+        Self::complete(dir, &own, &self.authority).unwrap()
+    }
 }
 
 #[cfg(test)]

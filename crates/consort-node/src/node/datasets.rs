@@ -221,7 +221,7 @@ impl Node {
         Err(if self.shared.has_heard() {
             error.hint("`consort dataset list` shows those there are; a new one takes a moment to reach every node")
         } else {
-            error.hint("this node has not heard from an admin of its cluster yet; `consort doctor` says why")
+            error.hint("this node has not heard from its cluster yet; `consort doctor` says why")
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::cluster::{MemberFact, encode_member, member_key};
+use crate::cluster::{MemberFact, encode_revocation, revocation_key};
 use crate::error::{ErrorKind, NodeError};
 use crate::net::Role;
 use crate::net::invites::CreateInviteError;
@@ -10,8 +10,6 @@ use crate::report::Member;
 
 use super::{Node, blocking, reachable};
 
-use consort_core::Attributes;
-use consort_core::model::merge::Saw;
 use consort_core::store::LocalWrite;
 
 /// Less than a second by as little as can be.
@@ -72,7 +70,7 @@ impl Node {
         Ok(members)
     }
 
-    /// Ends a membership, by the member's name or identity. What the member wrote before stays.
+    /// Ends a membership for good, by the member's name or identity. What the member wrote before stays.
     pub async fn revoke(&self, node_or_name: &str) -> Result<(), NodeError> {
         self.require(&[Role::Admin], "revoke members")?;
         self.require_store()?;
@@ -88,13 +86,13 @@ impl Node {
         if member.node == self.shared.identity.node {
             return Err(NodeError::new(ErrorKind::Usage, "a node cannot revoke itself"));
         }
-        let revoked = MemberFact { revoked: true, ..member.clone() };
-        let write = LocalWrite {
-            key: member_key(member.node),
-            saw: Saw::Winner,
-            content: encode_member(&revoked),
-            attributes: Attributes::default(),
-        };
-        self.write(self.shared.cluster.id, vec![write]).await.map(drop)
+        let node = member.node;
+        let write = LocalWrite::new(revocation_key(node), encode_revocation());
+        let mut changed = self.shared.watch();
+        self.write(self.shared.cluster.id, vec![write]).await?;
+        while !self.shared.facts().revoked.contains(&node) {
+            changed.changed().await.map_err(|_| NodeError::ending())?;
+        }
+        Ok(())
     }
 }

@@ -176,11 +176,8 @@ impl Node {
         if !self.shared.has_heard() {
             findings.push(Finding {
                 severity: Severity::Warning,
-                what: "this node has not heard from an admin of its cluster since it started"
-                    .to_owned(),
-                todo: Some(
-                    "start the cluster's first node, or see why it cannot be reached".to_owned(),
-                ),
+                what: "this node has not heard from its cluster since it started".to_owned(),
+                todo: Some("start another member, or see why none can be reached".to_owned()),
             });
         }
         for peer in &status.peers {
