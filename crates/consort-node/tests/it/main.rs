@@ -4,8 +4,10 @@
 //! - `folder`: one linked directory, its store, and what others wrote.
 //! - `net`: networks that find, refuse and lose each other; joining; hostile bytes on the port.
 //! - `node`: whole nodes that put, wait, restart, drop and revoke.
+//! - `seals`: facts of the cluster that travel over any member, and members that make them up.
 
 mod content;
 mod folder;
 mod net;
 mod node;
+mod seals;

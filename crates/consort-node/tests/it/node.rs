@@ -19,21 +19,21 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
 /// What a test waits for takes milliseconds; this is for a machine that is busy with other things.
-const BOUND: Duration = Duration::from_secs(60);
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const BOUND: Duration = Duration::from_secs(60);
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn any_port() -> Config {
     Config { listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))) }
 }
 
 /// A node and its home; none while it is down.
-struct Machine {
-    home: TempDir,
-    node: Option<Node>,
+pub(crate) struct Machine {
+    pub(crate) home: TempDir,
+    pub(crate) node: Option<Node>,
 }
 
 impl Machine {
-    async fn first() -> Self {
+    pub(crate) async fn first() -> Self {
         let home = tempfile::tempdir().expect("a directory");
         init(home.path(), Some("a")).expect("a fresh home");
         let mut machine = Self { home, node: None };
@@ -41,7 +41,7 @@ impl Machine {
         machine
     }
 
-    async fn joined(&self, name: &str, role: Role) -> Self {
+    pub(crate) async fn joined(&self, name: &str, role: Role) -> Self {
         let ticket = self.invite(role, DAY, 1).await.expect("a ticket");
         let home = tempfile::tempdir().expect("a directory");
         join(home.path(), &ticket, Some(name), None).await.expect("it is let in");
@@ -51,7 +51,7 @@ impl Machine {
     }
 
     /// Starts it where it listened last.
-    async fn start(&mut self) {
+    pub(crate) async fn start(&mut self) {
         self.start_with(Config::default()).await;
     }
 
@@ -59,7 +59,7 @@ impl Machine {
         self.node = Some(Node::start(self.home.path(), config).await.expect("it starts"));
     }
 
-    async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         self.node.take().expect("it runs").shutdown().await;
     }
 
@@ -93,7 +93,7 @@ impl std::ops::Deref for Machine {
 }
 
 /// Looks again and again until it is so.
-async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
     let end = Instant::now() + BOUND;
     while !is_so().await {
         assert!(Instant::now() < end, "{what} did not come about");
@@ -101,7 +101,7 @@ async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> 
     }
 }
 
-async fn connected(a: &Node, with: &Node) {
+pub(crate) async fn connected(a: &Node, with: &Node) {
     let id = with.identity().node;
     until("the connection", async || {
         let status = a.status().await.expect("a status");
@@ -531,7 +531,7 @@ async fn what_is_said_of_strangers_is_not_kept() {
 }
 
 /// The first event that `choose` wants.
-async fn next<T>(
+pub(crate) async fn next<T>(
     events: &mut mpsc::Receiver<NetEvent>,
     mut choose: impl FnMut(NetEvent) -> Option<T>,
 ) -> T {
