@@ -2,13 +2,14 @@
 //! verified. Which chunk to ask whom for is decided in [`consort_core::content::transfer`]; nothing
 //! here knows a version or a link.
 //!
-//! In reading order: [`local`] (what this machine has), [`serve`] (gives it to peers), [`fetch`]
-//! (gets the rest from them). [`Contents`] is all of it for a reader who does not care where the
+//! In reading order: [`local`] (what this machine has), [`staged`] (what it has nearly), [`serve`] (gives it to
+//! peers), [`fetch`] (gets the rest from them). [`Contents`] is all of it for a reader who does not care where the
 //! bytes are.
 
 pub mod fetch;
 pub mod local;
 pub mod serve;
+pub mod staged;
 
 mod bytes;
 mod manifest;
@@ -71,7 +72,7 @@ impl Contents {
         chunk: &ChunkRef,
         timeout: Duration,
     ) -> Result<ChunkBytes, ContentError> {
-        match self.local.read(chunk)? {
+        match self.local.read_early(chunk)? {
             Some(bytes) => Ok(bytes.into()),
             None => {
                 let mut fetched = self.fetcher.fetch_all(&[*chunk], timeout)?;

@@ -37,7 +37,7 @@ mod watch;
 pub(crate) use engine::recorded_meta;
 pub use ignores::{Ignores, LoadIgnoresError, PatternProblem};
 pub use link::{Folder, LinkContext};
-pub use place::{Expected, PlaceError, Placed, RemovedDirectory, Staged, Staging};
+pub use place::{Expected, Peek, PlaceError, Placed, RemovedDirectory, Staged, Staging};
 pub use root::{OpenRootError, Root, RootId};
 pub use status::{Progress, Scan, Trouble};
 pub use walk::{Walk, WalkEntry, WalkProblem, WalkProblemKind};

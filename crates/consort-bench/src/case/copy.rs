@@ -23,13 +23,14 @@ pub(crate) fn a_million_files(bench: &Bench) -> Result<Table, Failure> {
 }
 
 fn first_copy(bench: &Bench, files: Files, default_runs: usize) -> Result<Table, Failure> {
-    let (source, target) = (bench.dir("source")?, bench.place.join("target"));
+    let source = bench.dir("source")?;
     files.make(&source, 1)?;
     let mut tools = bench.tools();
-    for _ in 0..bench.runs.unwrap_or(default_runs) {
-        let homes = bench.place.join("homes");
-        let mut pair = Pair::start(&bench.binary, &homes)?;
-        bench.dir("target")?;
+    for run in 0..bench.runs.unwrap_or(default_runs) {
+        // Nothing is removed before all is measured: some file systems pass inodes by that were freed a moment ago, and
+        // take many times as long to make files then.
+        let target = bench.dir(&format!("target-{run}"))?;
+        let mut pair = Pair::start(&bench.binary, &bench.place.join(format!("homes-{run}")))?;
         settle_disk();
         let before = pair.spent()?;
         let started = Instant::now();
@@ -40,15 +41,13 @@ fn first_copy(bench: &Bench, files: Files, default_runs: usize) -> Result<Table,
         let verified = is_equal(&source, &target)?;
         pair.stop()?;
         let consort = Run::of_consort(wall, spent, verified);
-        for dir in [&target, &homes, &source.join(PRIVATE)] {
-            remove(dir)?;
-        }
+        remove(&source.join(PRIVATE))?;
         let rsync = if bench.against_rsync {
+            let target = bench.dir(&format!("rsync-{run}"))?;
             let daemon = Daemon::start(&source, &bench.place.join("daemon"))?;
             settle_disk();
             let copied = daemon.copy_to(&target)?;
             let verified = is_equal(&source, &target)?;
-            remove(&target)?;
             Some(Run::of_rsync(copied, verified))
         } else {
             None

@@ -12,6 +12,7 @@ use consort_core::store::StoreError;
 use consort_core::{ChunkHash, ChunkRef, DatasetId, Key};
 use consort_store::{Body, DiskStore, Place, ReadError, Transaction};
 
+use crate::content::staged::StagedChunks;
 use crate::folder::{Root, recorded_meta};
 
 /// Places that turned out wrong and are forgotten in one transaction: a changed file loses all its
@@ -43,6 +44,7 @@ impl Roots {
 pub struct LocalContent {
     store: DiskStore,
     roots: Arc<Roots>,
+    staged: Arc<StagedChunks>,
 }
 
 impl fmt::Debug for LocalContent {
@@ -54,12 +56,17 @@ impl fmt::Debug for LocalContent {
 impl LocalContent {
     /// Reads where `store` says, in the directories of `roots`.
     pub fn new(store: DiskStore, roots: Arc<Roots>) -> Self {
-        Self { store, roots }
+        Self { store, roots, staged: Arc::default() }
     }
 
     /// The linked directories in which chunks are looked for.
     pub fn roots(&self) -> &Roots {
         &self.roots
+    }
+
+    /// The chunks of files that are staged and not recorded yet.
+    pub fn staged(&self) -> &Arc<StagedChunks> {
+        &self.staged
     }
 
     /// The store that knows the places.
@@ -71,6 +78,14 @@ impl LocalContent {
     pub fn read(&self, chunk: &ChunkRef) -> Result<Option<Vec<u8>>, StoreError> {
         let mut bytes = vec![0; chunk.length as usize];
         Ok(self.reader().read(chunk, &mut bytes)?.then_some(bytes))
+    }
+
+    /// Like [`read`](Self::read), but also from files that are staged. Those may be given up at any time: the bytes are
+    /// good to be copied or sent, but that they were here does not say that they stay.
+    pub fn read_early(&self, chunk: &ChunkRef) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut bytes = vec![0; chunk.length as usize];
+        let is_here = self.reader().read(chunk, &mut bytes)? || self.staged.read(chunk, &mut bytes);
+        Ok(is_here.then_some(bytes))
     }
 
     /// A reader for many chunks. Keep it for one batch and no longer: it holds a file open, and

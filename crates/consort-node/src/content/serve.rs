@@ -212,7 +212,8 @@ impl Shared {
         let (mut end, mut chunks) = (0, 0);
         for chunk in &request.chunks {
             let to = end + chunk.length as usize;
-            let is_here = reader.read(chunk, &mut payload[end..to])?;
+            let payload = &mut payload[end..to];
+            let is_here = reader.read(chunk, payload)? || self.local.staged().read(chunk, payload);
             lengths.push(is_here.then_some(chunk.length));
             if is_here {
                 end = to;

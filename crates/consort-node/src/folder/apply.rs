@@ -28,6 +28,7 @@ use self::files::Files;
 use self::open::Half;
 use super::status::{Progress, Underway};
 use super::{Ignores, Root, Staged};
+use crate::content::staged::StagedFile;
 use crate::content::{Contents, Fetched};
 
 /// Keys that are worked on at a time.
@@ -105,6 +106,8 @@ pub(super) struct Work {
     pub(super) complete: bool,
     /// What was written for it.
     pub(super) written: Underway,
+    /// Its files with chunks of which nothing else knows before they are recorded.
+    pub(super) fresh: Vec<StagedFile>,
 }
 
 /// What became of a batch.
@@ -236,6 +239,7 @@ struct Job {
     open_files: usize,
     complete: bool,
     written: Underway,
+    fresh: Vec<StagedFile>,
 }
 
 /// Which keys are gone through, and how far.
@@ -504,6 +508,7 @@ impl Thread {
                 Ok(staged) => {
                     let Some(job) = self.jobs.get_mut(&file.job) else { continue };
                     job.written.join(file.written);
+                    job.fresh.extend(file.fresh);
                     job.open_files -= 1;
                     let (path, version) = (file.path, file.version);
                     job.ops[file.slot] = Some(Op::Place { path, staged: Some(staged), version });
@@ -545,8 +550,8 @@ impl Thread {
         self.ready_bytes += job.written.bytes();
         self.ready_since.get_or_insert_with(Instant::now);
         let ops = job.ops.into_iter().flatten().collect();
-        let Job { key, sequence, newest, complete, written, .. } = job;
-        self.ready.push(Work { key, sequence, newest, ops, complete, written });
+        let Job { key, sequence, newest, complete, written, fresh, .. } = job;
+        self.ready.push(Work { key, sequence, newest, ops, complete, written, fresh });
     }
 
     /// Gives a key up for this pass.

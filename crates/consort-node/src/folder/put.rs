@@ -66,10 +66,10 @@ impl Engine<'_> {
         let mut staged = staged.into_iter();
         let mut changes = Changes::default();
         let mut settled = Vec::new();
-        // What was written counts until it is settled.
-        let mut written = Vec::new();
+        // What was written counts, and its chunks are had from where they are staged, until it is recorded.
+        let mut unrecorded = Vec::new();
         for work in batch {
-            written.push(work.written);
+            unrecorded.push((work.written, work.fresh));
             let newest = view.siblings(&work.key)?.iter().map(|stored| stored.sequence).max();
             // It was worked out from what is not so any more: what was wanted then may undo what somebody did since.
             let outdated = newest.unwrap_or_default() != work.newest;

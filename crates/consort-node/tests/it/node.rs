@@ -1,12 +1,16 @@
 //! Whole nodes in one process, over loopback: what is put on one is on the others, whatever happens in between. Every
 //! wait is for a condition, with a bound that only a failure reaches.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use consort_core::ChunkHash;
+use consort_core::content::chunker::Chunker;
 use consort_core::protocol::message::Message;
 use consort_core::protocol::{Envelope, codec};
+use consort_core::random::Random;
 use consort_node::net::{Identity, KnownPeer, NetEvent, Network, NetworkConfig};
 use consort_node::{
     Config, DatasetOptions, ErrorKind, FeedCursor, LinkOptions, Node, NodeError, NodeId,
@@ -392,6 +396,49 @@ async fn a_directory_can_be_linked_unlinked_and_linked_again_but_never_twice() {
     a.link("photos", &linked, options()).await.expect("it is linked already");
     a.in_sync().await;
     assert_eq!(a.stat("photos", "key").await.expect("it is there").conflicts, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contents_that_many_files_share_cross_the_wire_once() {
+    let (a, b) = pair().await;
+    let (from, to) = (tempfile::tempdir().expect("a"), tempfile::tempdir().expect("b"));
+    let mut random = Random::new(7);
+    let mut bytes = |count: usize| -> Vec<u8> {
+        let words = std::iter::repeat_with(|| random.next_u64().to_le_bytes());
+        words.take(count / 8).flatten().collect()
+    };
+    let large = bytes(2 << 20);
+    let mut files = vec![("repeats".to_owned(), large.repeat(4))];
+    for number in 0..6 {
+        files.push((format!("shares-{number}"), [bytes(64 << 10), large.clone()].concat()));
+    }
+    for number in 0..20 {
+        let small = bytes(60 << 10);
+        files.extend((0..25).map(|copy| (format!("copy-{copy}-of-{number}"), small.clone())));
+    }
+    let (mut total, mut unique) = (0, 0);
+    let mut known = HashSet::new();
+    for (name, bytes) in &files {
+        std::fs::write(from.path().join(name), bytes).expect("written");
+        total += bytes.len() as u64;
+        for chunk in Chunker::default().chunks(bytes) {
+            unique += if known.insert(ChunkHash::of(chunk)) { chunk.len() as u64 } else { 0 };
+        }
+    }
+    assert!(8 * unique < total, "{unique} of {total} bytes");
+    a.link("photos", from.path(), LinkOptions::default()).await.expect("it is linked");
+    a.in_sync().await;
+    b.link("photos", to.path(), LinkOptions::default()).await.expect("it is linked");
+    b.in_sync().await;
+    for (name, bytes) in &files {
+        assert!(std::fs::read(to.path().join(name)).expect("a file") == *bytes, "{name} differs");
+    }
+    let mut sent = 0;
+    for node in [&a, &b] {
+        sent += node.status().await.expect("a status").traffic.sent;
+    }
+    // Besides the contents: versions, requests, what frames and encryption add.
+    assert!(sent < unique + unique / 10 + (1 << 19), "{sent} bytes for {unique} of {total}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use consort_core::{ChunkHash, ChunkRef, Content, Key, Version};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::content::staged::StagedFile;
 use crate::content::{Chunks, Contents, Fetched};
 use crate::folder::place::share_of_open_files;
 use crate::folder::status::{Progress, Underway};
@@ -37,6 +38,8 @@ pub(super) struct Ended {
     pub(super) staged: Result<Staged, bool>,
     /// Its bytes.
     pub(super) written: Underway,
+    /// Its chunks that came from peers.
+    pub(super) fresh: Option<StagedFile>,
 }
 
 /// The files that are being staged.
@@ -68,12 +71,12 @@ struct File {
     version: Arc<Version>,
     staging: Option<Staging>,
     written: Underway,
+    /// Its chunks that came from peers: others may want them before it is recorded.
+    fresh: Option<StagedFile>,
     /// The chunks that were not looked for yet.
     chunks: Option<Chunks>,
     /// Chunks that are wanted and have not arrived.
     outstanding: usize,
-    /// It has bytes from peers, which would have to be fetched again if it was given up.
-    fetched: bool,
     /// A chunk cannot be had now: no more are looked for before one comes.
     stalled: bool,
 }
@@ -127,7 +130,7 @@ impl Files {
     /// Begins with a file. It will be among the [ended](Self::take_ended), unless it is canceled.
     pub(super) fn begin(&mut self, job: u64, slot: usize, path: Key, version: Arc<Version>) {
         let chunks = Some(self.contents.chunks_of(&version.content, self.manifest_timeout));
-        let (staging, outstanding, fetched, stalled) = (None, 0, false, false);
+        let (staging, fresh, outstanding, stalled) = (None, None, 0, false);
         let written = Underway::new(&self.progress);
         let file = File {
             job,
@@ -136,9 +139,9 @@ impl Files {
             version,
             staging,
             written,
+            fresh,
             chunks,
             outstanding,
-            fetched,
             stalled,
         };
         self.files.insert(self.next_id, file);
@@ -188,7 +191,10 @@ impl Files {
                 self.missing = true;
                 self.fail(id, false);
             }
-            Some(Ok((offset, chunk))) => match self.contents.local().read(&chunk) {
+            Some(Ok((offset, chunk))) if self.wanted.contains_key(&chunk.hash) => {
+                self.want(id, chunk, offset);
+            }
+            Some(Ok((offset, chunk))) => match self.contents.local().read_early(&chunk) {
                 Ok(Some(bytes)) => self.write(id, offset, &bytes),
                 Ok(None) => self.want(id, chunk, offset),
                 Err(error) => {
@@ -211,11 +217,11 @@ impl Files {
                 for (id, offset) in takers {
                     let Some(file) = self.files.get_mut(&id) else { continue };
                     file.outstanding -= 1;
-                    file.fetched = true;
                     if std::mem::take(&mut file.stalled) && file.chunks.is_some() {
                         self.searching.push_back(id);
                     }
                     self.write(id, offset, &bytes);
+                    self.keep_in_mind(id, hash, offset);
                     self.end_if_complete(id);
                 }
             }
@@ -228,7 +234,8 @@ impl Files {
                 let takers = self.wanted.get(&hash).map(|(_, takers)| takers.clone());
                 for (id, _) in takers.unwrap_or_default() {
                     match self.files.get_mut(&id) {
-                        Some(file) if file.fetched && room => file.stalled = true,
+                        // What it has from peers would have to be fetched again.
+                        Some(file) if file.fresh.is_some() && room => file.stalled = true,
                         _ => self.fail(id, false),
                     }
                 }
@@ -278,6 +285,14 @@ impl Files {
         }
     }
 
+    /// Until the file is recorded, nobody else knows that a chunk is in it.
+    fn keep_in_mind(&mut self, id: u64, hash: ChunkHash, offset: u64) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let Some(staging) = &file.staging else { return };
+        let begin = || self.contents.local().staged().begin(staging.peek(&self.root, &file.path));
+        file.fresh.get_or_insert_with(begin).add(hash, offset);
+    }
+
     fn end_if_complete(&mut self, id: u64) {
         let complete = |file: &File| file.chunks.is_none() && file.outstanding == 0;
         if !self.files.get(&id).is_some_and(complete) {
@@ -316,8 +331,8 @@ impl Files {
     }
 
     fn end(&mut self, id: u64, staged: Result<Staged, bool>) {
-        if let Some(File { job, slot, path, version, written, .. }) = self.remove(id) {
-            self.ended.push(Ended { job, slot, path, version, staged, written });
+        if let Some(File { job, slot, path, version, written, fresh, .. }) = self.remove(id) {
+            self.ended.push(Ended { job, slot, path, version, staged, written, fresh });
         }
     }
 

@@ -97,7 +97,8 @@ impl Thread {
         }
         let sequence = sequence.unwrap_or_default();
         let (ops, open_files, written) = (Vec::new(), 0, Underway::new(&self.progress));
-        let mut job = Job { key, sequence, newest, ops, open_files, complete, written };
+        let fresh = Vec::new();
+        let mut job = Job { key, sequence, newest, ops, open_files, complete, written, fresh };
         let id = self.next_id;
         self.next_id += 1;
         if showing {

@@ -5,10 +5,11 @@
 //! or too many are open, it has a name in `.consort/tmp/`.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use rustix::fs::{
     AtFlags, FallocateFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, fallocate, fchmod,
@@ -17,8 +18,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-use crate::folder::root::meta_of;
-use crate::folder::{Meta, PlaceError};
+use crate::folder::root::{meta_of, open_beneath};
+use crate::folder::{Meta, PlaceError, Root};
 
 /// Zeroes are left out in aligned blocks of this size, the page and usual block size.
 const HOLE_BYTES: usize = 4096;
@@ -40,7 +41,7 @@ static UNNAMED: AtomicUsize = AtomicUsize::new(0);
 /// A file that is being written. Dropping it removes it.
 #[derive(Debug)]
 pub struct Staging {
-    pub(super) file: File,
+    pub(super) file: Arc<File>,
     kept: Kept,
     /// Where the bytes written so far end; what lies beyond is a hole already.
     end: u64,
@@ -64,7 +65,7 @@ pub struct Staged {
 #[derive(Debug)]
 pub(super) enum Origin {
     /// Nowhere but behind its handle.
-    Unnamed(File, Permit),
+    Unnamed(Arc<File>, Permit),
     /// In the temporary directory.
     Named(TempName),
 }
@@ -106,18 +107,61 @@ impl Drop for TempName {
     }
 }
 
+/// A look into a file that is on its way to a key: reads from it wherever it is by now, behind its handle, under its
+/// temporary name or at the key. It keeps nothing open.
+#[derive(Debug)]
+pub struct Peek {
+    root: Arc<Root>,
+    key: String,
+    file: Weak<File>,
+    temp: Option<String>,
+}
+
+impl Peek {
+    /// Fills `to` with what stands at `offset`. Whether it is what was written there is for the caller to verify: at the
+    /// key may be another file.
+    ///
+    /// # Errors
+    ///
+    /// The file is gone or shorter, or the file system failed.
+    pub fn read_at(&self, to: &mut [u8], offset: u64) -> io::Result<()> {
+        if let Some(file) = self.file.upgrade() {
+            return file.read_exact_at(to, offset);
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
+        if let Some(name) = &self.temp
+            && let Ok(file) = open_beneath(self.root.temp(), name, flags)
+        {
+            return File::from(file).read_exact_at(to, offset);
+        }
+        let (file, _) = self.root.open_file(&self.key)?;
+        file.read_exact_at(to, offset)
+    }
+}
+
 impl Staging {
+    /// A look into this file, also when it is finished and while and after it is placed at `key`.
+    #[must_use]
+    pub fn peek(&self, root: &Arc<Root>, key: &str) -> Peek {
+        let temp = match &self.kept {
+            Kept::Unnamed(_) => None,
+            Kept::Named(temp) => Some(temp.name.clone()),
+        };
+        let (root, key, file) = (Arc::clone(root), key.to_owned(), Arc::downgrade(&self.file));
+        Peek { root, key, file, temp }
+    }
+
     /// A file without a name on the file system of `dir`; `None` if that cannot be had.
     pub(super) fn unnamed(dir: impl AsFd) -> Option<Self> {
         let permit = Permit::take()?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = openat(dir, ".", flags, Mode::RUSR | Mode::WUSR).ok()?;
-        Some(Self { file: file.into(), kept: Kept::Unnamed(permit), end: 0 })
+        Some(Self { file: Arc::new(file.into()), kept: Kept::Unnamed(permit), end: 0 })
     }
 
     /// A new file with a name.
     pub(super) fn named(file: File, temp: TempName) -> Self {
-        Self { file, kept: Kept::Named(temp), end: 0 }
+        Self { file: Arc::new(file), kept: Kept::Named(temp), end: 0 }
     }
 
     /// Writes `bytes` at `offset`. Ranges may come in any order and may be written again. Aligned
