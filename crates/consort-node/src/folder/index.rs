@@ -15,6 +15,7 @@ use consort_core::{ChunkHash, ChunkRef, Content, DatasetId, Key};
 use consort_store::{Body, DiskStore, Place, Transaction};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::root::meta_of;
 use super::{EntryKind, Meta, Root};
 
 /// Files that wait for a worker. More would only wait in memory instead of in the directory.
@@ -219,8 +220,9 @@ fn read_file(
     let content = manifest.finish(&mut emit);
     packing.map_err(IndexError::Store)?;
     let content = content.map_err(|error| IndexError::Unfit(error.to_string()))?;
-    match root.stat(path) {
-        Ok(Some(after)) if after.same_file_state(&before) && after.size == offset => Ok(content),
+    // Whether the path still leads to this file, the engine asks.
+    match meta_of(&file) {
+        Ok(after) if after.same_file_state(&before) && after.size == offset => Ok(content),
         _ => Err(IndexError::Unstable),
     }
 }

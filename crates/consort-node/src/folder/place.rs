@@ -131,18 +131,20 @@ struct Parent<'k> {
 }
 
 impl Root {
-    /// Begins a file with no content that only its owner may read, under no key yet.
+    /// Begins a file with no content, under no key yet, which is meant to get these permissions.
     ///
     /// # Errors
     ///
     /// The disk is full, or the file system failed.
-    pub fn stage(&self) -> Result<Staging, PlaceError> {
-        match Staging::unnamed(self.dir()) {
+    pub fn stage(&self, mode: u32) -> Result<Staging, PlaceError> {
+        // Not in a directory that is watched: the watcher would be told of each step of it.
+        match Staging::unnamed(self.temp(), mode) {
             Some(staging) => Ok(staging),
             None => self.stage_named(),
         }
     }
 
+    /// Until it is finished, only its owner may read it.
     fn stage_named(&self) -> Result<Staging, PlaceError> {
         loop {
             let name = self.temp_name(STAGE_PREFIX);
@@ -361,15 +363,19 @@ impl Root {
     fn place(&self, staged: Staged, key: &str, expected: Expected) -> Result<Placed, PlaceError> {
         let Parent { dir, name, created } = self.parent_of(key)?;
         let meta = staged.meta;
+        let handle = staged.handle();
         let placed = match expected {
             Expected::Absent => place_new(staged, &dir, name),
             Expected::Present(old) => self.replace(staged, &dir, name, key, &old),
         };
         // Whatever became of it in the meantime, this is what was there, and what it replaced is gone: a record of
         // anything else would take the next change for one of that.
-        let placed = placed.and_then(|()| match self.stat(key)? {
-            Some(now) if now.same_after_rename(&meta) => Ok(now),
-            _ => Ok(meta),
+        let placed = placed.and_then(|()| {
+            let now = match handle {
+                Some(handle) => Some(meta_of(&handle)?),
+                None => self.stat(key)?,
+            };
+            Ok(now.filter(|now| now.same_after_rename(&meta)).unwrap_or(meta))
         });
         match placed {
             Ok(meta) => Ok(Placed { meta, created }),
@@ -536,7 +542,11 @@ fn place_new(staged: Staged, parent: &OwnedFd, name: &str) -> Result<(), PlaceEr
 
 /// Gives a file that has no name its first one, if that is free.
 fn link(file: &File, dir: impl AsFd, name: &str) -> Result<(), Errno> {
-    linkat(CWD, path_of_handle(file), dir, name, AtFlags::SYMLINK_FOLLOW)
+    match linkat(file, "", &dir, name, AtFlags::EMPTY_PATH) {
+        // Before Linux 6.10 only the privileged may do that.
+        Err(Errno::NOENT) => linkat(CWD, path_of_handle(file), dir, name, AtFlags::SYMLINK_FOLLOW),
+        linked => linked,
+    }
 }
 
 /// Renames only if the new name is free. Where the file system cannot do that in one step, it
@@ -628,7 +638,7 @@ mod tests {
         }
 
         fn staged(&self, content: &str) -> Staged {
-            let mut staging = self.root.stage().unwrap();
+            let mut staging = self.root.stage(0o640).unwrap();
             staging.write_at(0, content.as_bytes()).unwrap();
             staging.finish(content.len() as u64, 0o640, MTIME).unwrap()
         }
@@ -837,7 +847,7 @@ mod tests {
     #[test]
     fn holes_stay_holes_and_blocks_written_again_as_zeroes_are_zero() {
         let fixture = Fixture::new();
-        let mut staging = fixture.root.stage().unwrap();
+        let mut staging = fixture.root.stage(0o640).unwrap();
         let size = 8 << 20;
         staging.write_at(0, &vec![0; 4 << 20]).unwrap();
         staging.write_at(5_000_000, b"data").unwrap();

@@ -24,6 +24,9 @@ pub const MAX_CONNECTIONS: usize = 512;
 /// earlier one has ended. So no member can take all connections, or all memory for answers, from the others.
 pub const MAX_CONNECTIONS_PER_PEER: usize = 16;
 
+/// What a connection reads from the system at a time: a few TLS records. It is kept for as long as the connection.
+const READ_AHEAD_BYTES: usize = 64 << 10;
+
 const _: () = assert!(8 * MAX_CONNECTIONS_PER_PEER <= MAX_CONNECTIONS);
 
 /// An encrypted connection.
@@ -72,7 +75,7 @@ impl Sockets {
         let mut open = lock(&self.open);
         open.retain(|socket| socket.strong_count() > 0);
         open.push(Arc::downgrade(&socket));
-        Some(Tap(socket))
+        Some(Tap { socket, ahead: Vec::new(), filled: 0, taken: 0 })
     }
 
     pub(super) fn traffic(&self) -> Traffic {
@@ -120,14 +123,21 @@ struct Socket {
     _permit: OwnedSemaphorePermit,
 }
 
-/// A TCP connection that counts the bytes that pass.
+/// A TCP connection that counts the bytes that pass. It reads ahead: encryption asks for a few kilobytes at a time.
 #[derive(Debug)]
-pub struct Tap(Arc<Socket>);
+pub struct Tap {
+    socket: Arc<Socket>,
+    /// Made when something is read first.
+    ahead: Vec<u8>,
+    /// How much of it was read, and how much of that was asked for.
+    filled: usize,
+    taken: usize,
+}
 
 impl Tap {
     /// Says whose connection this is, now that it is known.
     pub(super) fn belongs_to(&self, node: NodeId) {
-        self.0.node.get_or_init(|| node);
+        self.socket.node.get_or_init(|| node);
     }
 
     fn poll_write_with(
@@ -136,11 +146,11 @@ impl Tap {
         write: impl Fn(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.0.tcp.poll_write_ready(cx))?;
-            match write(&self.0.tcp) {
+            ready!(self.socket.tcp.poll_write_ready(cx))?;
+            match write(&self.socket.tcp) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(written) => {
-                    self.0.counters.sent.fetch_add(written as u64, Ordering::Relaxed);
+                    self.socket.counters.sent.fetch_add(written as u64, Ordering::Relaxed);
                     return Poll::Ready(Ok(written));
                 }
                 Err(error) => return Poll::Ready(Err(error)),
@@ -151,22 +161,27 @@ impl Tap {
 
 impl AsyncRead for Tap {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.0.tcp.poll_read_ready(cx))?;
-            match self.0.tcp.try_read(buf.initialize_unfilled()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Ok(read) => {
-                    buf.advance(read);
-                    self.0.counters.received.fetch_add(read as u64, Ordering::Relaxed);
-                    return Poll::Ready(Ok(()));
+        let Self { socket, ahead, filled, taken } = &mut *self;
+        if filled == taken {
+            ahead.resize(READ_AHEAD_BYTES, 0);
+            let read = loop {
+                ready!(socket.tcp.poll_read_ready(cx))?;
+                match socket.tcp.try_read(ahead) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    read => break read?,
                 }
-                Err(error) => return Poll::Ready(Err(error)),
-            }
+            };
+            socket.counters.received.fetch_add(read as u64, Ordering::Relaxed);
+            (*filled, *taken) = (read, 0);
         }
+        let end = (*filled).min(*taken + buf.remaining());
+        buf.put_slice(&ahead[*taken..end]);
+        *taken = end;
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -196,6 +211,6 @@ impl AsyncWrite for Tap {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(rustix::net::shutdown(&self.0.tcp, rustix::net::Shutdown::Write)?))
+        Poll::Ready(Ok(rustix::net::shutdown(&self.socket.tcp, rustix::net::Shutdown::Write)?))
     }
 }

@@ -270,9 +270,10 @@ impl Files {
     /// Writes to a file. If that fails, the file is given up.
     fn write(&mut self, id: u64, offset: u64, bytes: &[u8]) {
         let Some(file) = self.files.get_mut(&id) else { return };
+        let mode = u32::from(file.version.attributes.mode);
         let written = match &mut file.staging {
             Some(staging) => staging.write_at(offset, bytes),
-            None => self.root.stage().and_then(|mut staging| {
+            None => self.root.stage(mode).and_then(|mut staging| {
                 staging.write_at(offset, bytes)?;
                 file.staging = Some(staging);
                 self.open += 1;
@@ -299,15 +300,15 @@ impl Files {
             return;
         }
         let Some(file) = self.files.get_mut(&id) else { return };
+        let attributes = &file.version.attributes;
+        let (size, mode) = (file.version.content.size(), u32::from(attributes.mode));
         let staging = match file.staging.take() {
             Some(staging) => {
                 self.open -= 1;
                 Ok(staging)
             }
-            None => self.root.stage(),
+            None => self.root.stage(mode),
         };
-        let attributes = &file.version.attributes;
-        let (size, mode) = (file.version.content.size(), u32::from(attributes.mode));
         match staging.and_then(|staging| staging.finish(size, mode, attributes.modified_ns)) {
             Ok(staged) => self.end(id, Ok(staged)),
             Err(error) => self.on_error(id, &error),

@@ -14,6 +14,9 @@ use crate::folder::index::{self, IndexError, Indexed, MAX_QUEUED_FILES, Reading}
 use crate::folder::project::conflict_path;
 use crate::folder::{EntryKind, Meta};
 
+/// Paths that are looked at in one go. What is put in place next waits for them, so they are many; with more to come,
+/// it does not wait.
+const LOOKS_AT_ONCE: usize = 4096;
 /// Paths that wait to be looked at. Beyond that a scan costs less.
 pub(super) const MAX_DIRTY: usize = 100_000;
 /// A file that is open for writing is looked at when it has been quiet for so long, or when it has not been for so
@@ -140,7 +143,7 @@ impl Engine<'_> {
             .iter()
             .filter(|(_, dirty)| due(dirty))
             .map(|(path, dirty)| (path.clone(), *dirty))
-            .take(MAX_QUEUED_FILES)
+            .take(LOOKS_AT_ONCE)
             .collect();
         let alone = paths.len() == 1 && self.indexing.is_empty();
         let busy = !paths.is_empty();

@@ -152,10 +152,10 @@ impl Staging {
     }
 
     /// A file without a name on the file system of `dir`; `None` if that cannot be had.
-    pub(super) fn unnamed(dir: impl AsFd) -> Option<Self> {
+    pub(super) fn unnamed(dir: impl AsFd, mode: u32) -> Option<Self> {
         let permit = Permit::take()?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = openat(dir, ".", flags, Mode::RUSR | Mode::WUSR).ok()?;
+        let file = openat(dir, ".", flags, permissions(mode)).ok()?;
         Some(Self { file: Arc::new(file.into()), kept: Kept::Unnamed(permit), end: 0 })
     }
 
@@ -223,9 +223,12 @@ impl Staging {
         if self.end != size {
             self.file.set_len(size)?;
         }
-        fchmod(&self.file, permissions(mode))?;
         futimens(&self.file, &modified_at(mtime_ns))?;
-        let meta = meta_of(&self.file)?;
+        let mut meta = meta_of(&self.file)?;
+        if meta.mode != permissions(mode).as_raw_mode() {
+            fchmod(&self.file, permissions(mode))?;
+            meta = meta_of(&self.file)?;
+        }
         let origin = match self.kept {
             Kept::Unnamed(permit) => Origin::Unnamed(self.file, permit),
             Kept::Named(temp) => Origin::Named(temp),
@@ -235,6 +238,14 @@ impl Staging {
 }
 
 impl Staged {
+    /// By what it can be looked at wherever it is.
+    pub(super) fn handle(&self) -> Option<Arc<File>> {
+        match &self.origin {
+            Origin::Unnamed(file, _) => Some(Arc::clone(file)),
+            Origin::Named(_) => None,
+        }
+    }
+
     /// Its state, as it will be found after it was placed, but for the ctime.
     #[must_use]
     pub fn meta(&self) -> &Meta {
