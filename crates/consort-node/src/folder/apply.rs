@@ -327,6 +327,9 @@ impl Thread {
             Ok(advanced) => progress |= advanced,
             Err(error) => self.on_store_error(&error),
         }
+        if !progress {
+            self.files.ask();
+        }
         progress |= self.take_files();
         let full = BATCH_KEYS <= self.ready.len() || BATCH_BYTES <= self.ready_bytes;
         let old = self.ready_since.is_some_and(|since| BATCH_AGE <= since.elapsed());
@@ -565,6 +568,8 @@ impl Thread {
         if self.ready.is_empty() {
             return Ok(false);
         }
+        // The engine may be busy for a while.
+        self.files.ask();
         (self.ready_bytes, self.ready_since) = (0, None);
         self.handed_on += 1;
         self.batches.send(mem::take(&mut self.ready)).map_err(|_| Ended)?;

@@ -20,6 +20,9 @@ const MAX_WANTED_CHUNKS: usize = 4096;
 const MAX_WANTED_BYTES: u64 = 64 << 20;
 /// Places that wanted chunks go to: a chunk that repeats is wanted once and written often.
 const MAX_TAKERS: usize = 64 * 1024;
+/// Wants that are gathered before the fetcher is told: a request for each of many small files would cost more than their
+/// bytes.
+const WANTS_AT_ONCE: usize = 128;
 /// Files that are open for writing, if the process may open so many. More would only wait for their chunks.
 const MAX_OPEN_FILES: usize = 512;
 /// How long a manifest node may take to be fetched, and how long after one in the same pass could not be.
@@ -52,6 +55,8 @@ pub(super) struct Files {
     /// Which files want a chunk, and where it goes.
     wanted: HashMap<ChunkHash, (ChunkRef, Vec<(u64, u64)>)>,
     wanted_bytes: u64,
+    /// Of these the fetcher was not told yet.
+    gathered: Vec<ChunkRef>,
     takers: usize,
     files: HashMap<u64, File>,
     open: usize,
@@ -97,6 +102,7 @@ impl Files {
             sink,
             wanted: HashMap::new(),
             wanted_bytes: 0,
+            gathered: Vec::new(),
             takers: 0,
             files: HashMap::new(),
             open: 0,
@@ -251,19 +257,34 @@ impl Files {
 
     /// Wants a chunk from peers.
     fn want(&mut self, id: u64, chunk: ChunkRef, offset: u64) {
-        let known = self.wanted.contains_key(&chunk.hash);
-        if !known && self.contents.fetcher().want(&[chunk], &self.sink).is_err() {
-            // Others fetch so much that there is no room.
-            return self.fail(id, false);
-        }
         if let Some(file) = self.files.get_mut(&id) {
             file.outstanding += 1;
         }
-        let (_, takers) = self.wanted.entry(chunk.hash).or_insert_with(|| (chunk, Vec::new()));
+        let (_, takers) = self.wanted.entry(chunk.hash).or_insert_with(|| {
+            self.wanted_bytes += u64::from(chunk.length);
+            self.gathered.push(chunk);
+            (chunk, Vec::new())
+        });
         takers.push((id, offset));
         self.takers += 1;
-        if !known {
-            self.wanted_bytes += u64::from(chunk.length);
+        if WANTS_AT_ONCE <= self.gathered.len() {
+            self.ask();
+        }
+    }
+
+    /// Asks for what was gathered. To be called before anything is waited for.
+    pub(super) fn ask(&mut self) {
+        let gathered = std::mem::take(&mut self.gathered);
+        if gathered.is_empty() || self.contents.fetcher().want(&gathered, &self.sink).is_ok() {
+            return;
+        }
+        // Others fetch so much that there is no room.
+        let mut takers = Vec::new();
+        for chunk in gathered {
+            takers.extend(self.wanted.get(&chunk.hash).into_iter().flat_map(|(_, takers)| takers));
+        }
+        for (id, _) in takers {
+            self.fail(id, false);
         }
     }
 
@@ -356,6 +377,7 @@ impl Files {
             });
             self.wanted_bytes -= bytes;
             self.takers -= gone;
+            self.gathered.retain(|chunk| self.wanted.contains_key(&chunk.hash));
             self.contents.fetcher().cancel(&unwanted, &self.sink);
         }
         Some(file)

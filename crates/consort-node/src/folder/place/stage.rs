@@ -25,14 +25,22 @@ use crate::folder::{Meta, PlaceError, Root};
 const HOLE_BYTES: usize = 4096;
 
 /// Files without a name that one process keeps open at a time, if it may open so many; further ones
-/// get a name, and are closed when they are finished.
-const MAX_UNNAMED: usize = 4096;
+/// get a name, and are closed when they are finished. As many as are staged at a time at most: a
+/// name that is taken away again costs as much as the file.
+const MAX_UNNAMED: usize = 12 * 1024;
+
+/// Files that are left for everything else; where there are hardly more, three quarters.
+const LEFT_FOR_OTHERS: usize = 8 * 1024;
 
 /// A quarter of the files that this process may have open now: what one purpose may take, so that
 /// enough is left for the store, the links and the directories.
 pub(in crate::folder) fn share_of_open_files() -> usize {
+    open_files_limit() / 4
+}
+
+fn open_files_limit() -> usize {
     let limit = getrlimit(Resource::Nofile).current;
-    limit.map_or(usize::MAX, |limit| usize::try_from(limit / 4).unwrap_or(usize::MAX))
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
 /// How many there are now.
@@ -76,7 +84,8 @@ pub(super) struct Permit(());
 
 impl Permit {
     fn take() -> Option<Self> {
-        let most = MAX_UNNAMED.min(share_of_open_files());
+        let most = MAX_UNNAMED
+            .min(share_of_open_files().max(open_files_limit().saturating_sub(LEFT_FOR_OTHERS)));
         let more = |count| (count < most).then_some(count + 1);
         let taken = UNNAMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         taken.ok().map(|_| Self(()))
