@@ -675,6 +675,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_staged_can_be_read_on_its_whole_way_to_its_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Arc::new(Root::open(dir.path()).unwrap());
+        let stagings = [root.stage(0o640).unwrap(), root.stage_named().unwrap()];
+        for (mut staging, key) in stagings.into_iter().zip(["unnamed", "named"]) {
+            staging.write_at(0, b"content").unwrap();
+            let peek = staging.peek(&root, key);
+            let reads = |expected: bool| {
+                let mut bytes = [0; 4];
+                let read = peek.read_at(&mut bytes, 3);
+                assert_eq!(read.is_ok() && bytes == *b"tent", expected, "{key}");
+            };
+            reads(true);
+            let staged = staging.finish(7, 0o640, MTIME).unwrap();
+            reads(true);
+            root.place_file(staged, key, Expected::Absent).unwrap();
+            reads(true);
+            fs::remove_file(dir.path().join(key)).unwrap();
+            reads(false);
+        }
+    }
+
+    #[test]
     fn a_placed_file_has_its_content_mode_and_time_to_the_nanosecond() {
         let fixture = Fixture::new();
         let key = format!("Ünïcode/目录/{}", "x".repeat(255));

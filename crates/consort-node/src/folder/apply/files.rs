@@ -60,6 +60,8 @@ pub(super) struct Files {
     takers: usize,
     files: HashMap<u64, File>,
     open: usize,
+    /// How many may be, as things are in this pass.
+    max_open: usize,
     next_id: u64,
     /// The files whose chunks are being looked for, the first first.
     searching: VecDeque<u64>,
@@ -106,6 +108,7 @@ impl Files {
             takers: 0,
             files: HashMap::new(),
             open: 0,
+            max_open: MAX_OPEN_FILES,
             next_id: 0,
             searching: VecDeque::new(),
             ended: Vec::new(),
@@ -118,6 +121,7 @@ impl Files {
     /// Whatever could not be had may be there now.
     pub(super) fn begin_pass(&mut self) {
         self.manifest_timeout = MANIFEST_TIMEOUT;
+        self.max_open = MAX_OPEN_FILES.min(share_of_open_files());
         self.missing = self.files.values().any(|file| file.stalled);
     }
 
@@ -128,9 +132,7 @@ impl Files {
 
     /// Whether no more files should be begun now.
     pub(super) fn is_full(&self) -> bool {
-        self.wants_enough()
-            || MAX_OPEN_FILES.min(share_of_open_files()) <= self.open
-            || !self.searching.is_empty()
+        self.wants_enough() || self.max_open <= self.open || !self.searching.is_empty()
     }
 
     /// Begins with a file. It will be among the [ended](Self::take_ended), unless it is canceled.

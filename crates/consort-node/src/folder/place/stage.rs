@@ -84,8 +84,8 @@ pub(super) struct Permit(());
 
 impl Permit {
     fn take() -> Option<Self> {
-        let most = MAX_UNNAMED
-            .min(share_of_open_files().max(open_files_limit().saturating_sub(LEFT_FOR_OTHERS)));
+        let limit = open_files_limit();
+        let most = MAX_UNNAMED.min((limit / 4).max(limit.saturating_sub(LEFT_FOR_OTHERS)));
         let more = |count| (count < most).then_some(count + 1);
         let taken = UNNAMED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         taken.ok().map(|_| Self(()))
