@@ -559,6 +559,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::folder::Expected;
 
     struct Fixture {
         dir: tempfile::TempDir,
@@ -640,6 +641,18 @@ mod tests {
         std::os::unix::fs::symlink("nowhere", fixture.at("l")).unwrap();
         assert_eq!(fixture.events(), [changed("l")]);
         assert!(fs::read_dir(fixture.at(".consort/cookies")).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn a_file_that_is_staged_is_not_reported_before_it_has_a_key() {
+        let fixture = Fixture::new(1000);
+        let root = &fixture.watcher.root;
+        let mut staging = root.stage(0o600).unwrap();
+        staging.write_at(0, b"content").unwrap();
+        let staged = staging.finish(7, 0o640, 1_000_000_000).unwrap();
+        assert_eq!(fixture.events(), []);
+        root.place_file(staged, "f", Expected::Absent).unwrap();
+        assert_eq!(fixture.events(), [writing("f")]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio_rustls::TlsStream;
 
 use super::connection::NobodyListens;
 use super::frame::{FrameReader, FrameWriter, MAX_CONTENT_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES};
@@ -255,6 +256,10 @@ pub type ContentReader = FrameReader<ReadHalf<Stream>>;
 /// Writes frames of a content connection.
 pub type ContentWriter = FrameWriter<WriteHalf<Stream>>;
 
+/// What a content connection encrypts before it hands it to the system, in bytes: the more, the less often the other
+/// side is woken.
+const WRITE_AT_ONCE: Option<usize> = Some(256 << 10);
+
 /// A connection for content: frames both ways, up to [`MAX_CONTENT_FRAME_BYTES`] each. Ends when
 /// both halves are dropped, and when the peer is revoked or the network shuts down.
 #[derive(Debug)]
@@ -266,7 +271,11 @@ pub struct ContentConnection {
 }
 
 impl ContentConnection {
-    pub(super) fn new(stream: Stream) -> Self {
+    pub(super) fn new(mut stream: Stream) -> Self {
+        match &mut stream {
+            TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(WRITE_AT_ONCE),
+            TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(WRITE_AT_ONCE),
+        }
         let (read, write) = tokio::io::split(stream);
         Self {
             reader: FrameReader::new(read, MAX_CONTENT_FRAME_BYTES),

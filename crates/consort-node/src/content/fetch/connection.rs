@@ -26,8 +26,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// than to hash less.
 const VERIFY_HERE_BYTES: usize = 64 << 10;
 
-/// Messages whose memory is kept for the next ones, each of about a megabyte: as many as there may be on their way.
-const SPARE_MESSAGES: usize = MAX_REQUESTS;
+/// Messages whose memory is kept for the next ones, each of about a megabyte: as many as one
+/// directory takes at a time.
+const SPARE_MESSAGES: usize = 4 * MAX_REQUESTS;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
