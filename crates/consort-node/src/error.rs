@@ -61,19 +61,27 @@ impl NodeError {
 
     /// The node is ending, and does nothing more.
     pub(crate) fn ending() -> Self {
-        Self::failed("the node is shutting down")
+        Self::failed("the node is shutting down").hint("start it again with `consort up`")
     }
 }
 
 impl From<StoreError> for NodeError {
     fn from(error: StoreError) -> Self {
-        Self::failed(error.to_string())
+        let hint = match error {
+            StoreError::Failed(_) => "make room or mend the disk, then start the node again",
+            StoreError::Damaged(_) => {
+                "`consort doctor --deep` says what is damaged; the node can be restored from its peers"
+            }
+            StoreError::UnknownDataset(_) => "`consort dataset list` shows those there are",
+            StoreError::Refused { .. } => "choose another key, or less to say of it",
+        };
+        Self::failed(error.to_string()).hint(hint)
     }
 }
 
 impl From<consort_store::OpenError> for NodeError {
     fn from(error: consort_store::OpenError) -> Self {
-        Self::failed(error.to_string())
+        Self::failed(error.to_string()).hint(error.hint())
     }
 }
 
@@ -84,31 +92,30 @@ impl From<IdentityError> for NodeError {
             IdentityError::AlreadyInitialized { .. } => ErrorKind::Conflict,
             _ => ErrorKind::Failed,
         };
-        Self::new(kind, error.to_string())
+        Self::new(kind, error.to_string()).hint(error.hint())
     }
 }
 
 impl From<JoinError> for NodeError {
     fn from(error: JoinError) -> Self {
-        match error {
-            JoinError::Identity(error) => error.into(),
+        let kind = match error {
+            JoinError::Identity(error) => return error.into(),
             JoinError::Refused(
                 JoinRefusal::Expired
                 | JoinRefusal::Used
                 | JoinRefusal::Unknown
                 | JoinRefusal::Revoked,
-            ) => Self::not_allowed(error.to_string()),
-            JoinError::Refused(JoinRefusal::NameTaken) => {
-                Self::new(ErrorKind::Conflict, error.to_string())
-            }
-            _ => Self::failed(error.to_string()),
-        }
+            ) => ErrorKind::NotAllowed,
+            JoinError::Refused(JoinRefusal::NameTaken) => ErrorKind::Conflict,
+            _ => ErrorKind::Failed,
+        };
+        Self::new(kind, error.to_string()).hint(error.hint())
     }
 }
 
 impl From<StartError> for NodeError {
     fn from(error: StartError) -> Self {
-        Self::failed(error.to_string())
+        Self::failed(error.to_string()).hint(error.hint())
     }
 }
 
@@ -118,18 +125,28 @@ impl From<OpenRootError> for NodeError {
             OpenRootError::InUse(_) => ErrorKind::Conflict,
             _ => ErrorKind::Failed,
         };
-        Self::new(kind, error.to_string())
+        Self::new(kind, error.to_string()).hint(error.hint())
     }
 }
 
 impl From<ContentError> for NodeError {
     fn from(error: ContentError) -> Self {
-        Self::failed(error.to_string())
+        let message = error.to_string();
+        match error {
+            ContentError::Store(error) => error.into(),
+            ContentError::Fetch(_) => {
+                Self::failed(message).hint("`consort status` shows which nodes are connected")
+            }
+            ContentError::Manifest(_) => {
+                Self::failed(message).hint("write the entry anew, or report this as a defect")
+            }
+        }
     }
 }
 
 impl From<KeyError> for NodeError {
     fn from(error: KeyError) -> Self {
         Self::usage(error.to_string())
+            .hint("a key is a relative path such as 2026/cat.jpg, of at most 1,024 bytes of UTF-8")
     }
 }

@@ -23,7 +23,8 @@ use crate::cluster::{Facts, MemberFact, cluster_dataset, encode_member, member_k
 use crate::content::{Contents, Fetcher, LocalContent, Roots, Server};
 use crate::error::NodeError;
 use crate::net::{
-    self, Identity, Invites, JoinDesk, JoinRefusal, Joiner, Network, NetworkConfig, Role, Ticket,
+    self, Identity, IdentityError, Invites, JoinDesk, JoinRefusal, Joiner, Network, NetworkConfig,
+    Role, Ticket,
 };
 use crate::report::{Config, Initialized, Joined, NodeIdentity};
 use crate::runtime::{Cause, Runtime, wall_time};
@@ -78,6 +79,11 @@ pub fn init(home: &Path, name: Option<&str>) -> Result<Initialized, NodeError> {
     Ok(Initialized { node: peer.node, name: peer.name.clone(), cluster: peer.cluster.clone() })
 }
 
+/// Whether the home belongs to a member of a cluster, running or not: after [`init`], or a [`join`] that succeeded.
+pub fn is_member(home: &Path) -> bool {
+    !matches!(Identity::load(&home.join("identity")), Err(IdentityError::NotInitialized { .. }))
+}
+
 /// Makes this machine a member of the cluster that `ticket` was made in.
 ///
 /// # Errors
@@ -88,10 +94,10 @@ pub async fn join(
     name: Option<&str>,
     listen: Option<SocketAddr>,
 ) -> Result<Joined, NodeError> {
-    let ticket: Ticket = ticket
-        .trim()
-        .parse()
-        .map_err(|error: net::ticket::ParseTicketError| NodeError::usage(error.to_string()))?;
+    let ticket: Ticket =
+        ticket.trim().parse().map_err(|error: net::ticket::ParseTicketError| {
+            NodeError::usage(error.to_string()).hint(error.hint())
+        })?;
     make_home(home)?;
     let name = name.map_or_else(host_name, str::to_owned);
     let node = Identity::prepare(&home.join("identity"), &name)?;
@@ -133,7 +139,7 @@ impl Node {
         let own_address = Arc::new(OnceLock::new());
         let desk = if identity.is_authority() {
             let invites = Invites::open(&home.join("identity/invites"))
-                .map_err(|error| NodeError::failed(error.to_string()))?;
+                .map_err(|error| NodeError::failed(error.to_string()).hint(error.hint()))?;
             let recorder = Recorder {
                 store: store.clone(),
                 cluster: cluster.id,
@@ -174,7 +180,10 @@ impl Node {
         shared.set_facts(Facts::read(&shared.store.view(cluster.id)?)?);
         let seals = Seals::new(cluster.id, identity.authority().clone());
         let runtime = Runtime::new(Arc::clone(&shared), seals);
-        let failed = |error| NodeError::failed(format!("a thread cannot be started: {error}"));
+        let failed = |error| {
+            NodeError::failed(format!("a thread cannot be started: {error}"))
+                .hint("see how many processes and how much memory this user may have (`ulimit -a`)")
+        };
         // The loop reads the store, which may block, so it has a thread of its own.
         let executor = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let executor = executor.map_err(failed)?;

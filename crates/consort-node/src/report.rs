@@ -138,6 +138,15 @@ pub struct Link {
     pub read_only: bool,
 }
 
+/// What linking a directory came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Linked {
+    /// The link.
+    pub link: Link,
+    /// The directory was not there, and was made.
+    pub created: bool,
+}
+
 /// How a directory is to be linked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkOptions {
@@ -247,6 +256,8 @@ pub struct Waited {
     pub versions: u64,
     /// Peers that were asked.
     pub peers: usize,
+    /// No directory is linked here, so that contents may have to be fetched when they are read.
+    pub metadata_only: bool,
 }
 
 /// How a node stands.
@@ -294,6 +305,8 @@ pub struct DatasetStatus {
     pub dir: Option<PathBuf>,
     /// Changes made in the directory are not taken in.
     pub read_only: bool,
+    /// There is no directory, so that contents may have to be fetched when they are read.
+    pub metadata_only: bool,
     /// How it stands as a whole.
     pub state: DatasetState,
     /// Why it is paused or degraded, and what to do.
@@ -319,7 +332,7 @@ pub struct DatasetStatus {
 /// How a dataset stands as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DatasetState {
-    /// This node holds all that its peers hold, and its directory shows it.
+    /// This node holds all that its peers hold, and its directory, if it has one, shows it.
     InSync,
     /// Something is on its way.
     Syncing,

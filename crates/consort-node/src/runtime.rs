@@ -254,7 +254,8 @@ impl Runtime {
         answers
     }
 
-    /// Takes in everything that was changed in the linked directory so far, for a peer.
+    /// Takes in everything that was changed in the linked directory so far, for a peer. Of a read-only one nothing is
+    /// taken in: there is nothing to wait for, however much its owner has to do.
     fn flush_directory(&mut self, dataset: DatasetId, peer: NodeId, id: u64) {
         if let Some(flushing) = self.flushing.get_mut(&(dataset, peer)) {
             flushing.next = flushing.next.max(Some(id));
@@ -263,9 +264,10 @@ impl Runtime {
         self.flushing.insert((dataset, peer), Flushing { id, next: None });
         let causes = self.shared.causes.clone();
         let end = FlushEnd { causes, dataset, peer, done: false };
+        let read_only = self.shared.link_of(dataset).is_some_and(|link| link.read_only);
         match self.shared.folder(dataset) {
-            Some(folder) => folder.flush(move || end.reach()),
-            None => end.reach(),
+            Some(folder) if !read_only => folder.flush(move || end.reach()),
+            _ => end.reach(),
         }
     }
 

@@ -304,7 +304,8 @@ impl Shared {
                 Ok(folder)
             }
             Err(error) => {
-                self.state().broken.insert(dataset, (link, error.to_string()));
+                let reason = format!("{error}: {}", error.hint());
+                self.state().broken.insert(dataset, (link, reason));
                 Err(error.into())
             }
         }

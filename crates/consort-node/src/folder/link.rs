@@ -219,7 +219,10 @@ impl Supervisor {
 
     fn reopen(&self) -> Result<Arc<Root>, String> {
         let root = Root::open(&self.context.dir).map_err(|error| {
-            format!("{error}; nothing was deleted elsewhere, and work goes on when it is back")
+            let todo = error.hint();
+            format!(
+                "{error}: {todo}; nothing was deleted elsewhere, and work goes on when it is back"
+            )
         })?;
         if root.id() == self.id {
             return Ok(Arc::new(root));

@@ -84,22 +84,22 @@ impl std::fmt::Display for RootId {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenRootError {
     /// The user's mistake, or a disk that is not mounted.
-    #[error("{} does not exist; create it, or mount the disk it is on", .0.display())]
+    #[error("{} does not exist", .0.display())]
     Missing(PathBuf),
     /// The user's mistake.
-    #[error("{} is not a directory; link a directory", .0.display())]
+    #[error("{} is not a directory", .0.display())]
     NotADirectory(PathBuf),
     /// The node runs as a user who may not write there.
-    #[error("{} cannot be written; give the user who runs this node write permission", .0.display())]
+    #[error("{} cannot be written", .0.display())]
     NotWritable(PathBuf),
     /// Another node, or another link of this node, holds it.
-    #[error("{} is already in use by a running node; stop it or link another directory", .0.display())]
+    #[error("{} is already in use by a running node", .0.display())]
     InUse(PathBuf),
     /// Somebody edited our marker.
-    #[error("{}/.consort/id is damaged; remove it and link the directory again", .0.display())]
+    #[error("{}/.consort/id is damaged", .0.display())]
     DamagedMarker(PathBuf),
     /// The kernel has no `openat2`.
-    #[error("this kernel cannot confine file access to a directory; Linux 5.8 or newer is needed")]
+    #[error("this kernel cannot confine file access to a directory")]
     Unsupported,
     /// The file system failed.
     #[error("cannot open {}: {source}", path.display())]
@@ -109,6 +109,21 @@ pub enum OpenRootError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl OpenRootError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => "create it, or mount the disk it is on",
+            Self::NotADirectory(_) => "link a directory",
+            Self::NotWritable(_) => "give the user who runs this node permission to write there",
+            Self::InUse(_) => "stop that node, or link another directory",
+            Self::DamagedMarker(_) => "remove that file, and link the directory again",
+            Self::Unsupported => "Linux 5.8 or newer is needed",
+            Self::Io { .. } => "look at the disk and at the system's log",
+        }
+    }
 }
 
 impl Root {

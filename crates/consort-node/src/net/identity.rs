@@ -255,13 +255,13 @@ impl fmt::Debug for Identity {
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The machine is not a member of a cluster yet.
-    #[error("{} is not part of a cluster yet: run `consort init` or `consort join TICKET`", home.display())]
+    #[error("{} is not part of a cluster yet", home.display())]
     NotInitialized {
         /// The home directory.
         home: PathBuf,
     },
     /// The machine is a member already; a new identity would make its old writes a stranger's.
-    #[error("{} is already part of a cluster; use another --home for a second node", home.display())]
+    #[error("{} is already part of a cluster", home.display())]
     AlreadyInitialized {
         /// The home directory.
         home: PathBuf,
@@ -273,7 +273,7 @@ pub enum IdentityError {
         name: String,
     },
     /// A file is there, but cannot be what we wrote.
-    #[error("{} is damaged: {what}; restore it from a backup, or join again with a new --home", path.display())]
+    #[error("{} is damaged: {what}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -281,7 +281,7 @@ pub enum IdentityError {
         what: &'static str,
     },
     /// The system refused. An attempt to make an identity can be repeated.
-    #[error("{}: {source}", path.display())]
+    #[error("cannot use {}: {source}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -291,6 +291,22 @@ pub enum IdentityError {
     /// The cryptographic library could not make a key or a certificate.
     #[error("cannot make a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
+}
+
+impl IdentityError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NotInitialized { .. } => {
+                "begin a cluster with `consort init`, or become a member of one with `consort join TICKET`"
+            }
+            Self::AlreadyInitialized { .. } => "use another --home for a second node",
+            Self::InvalidName { .. } => "choose another --name",
+            Self::Damaged { .. } => "restore it from a backup, or join again with a new --home",
+            Self::Io { .. } => "see that the user who runs the node may read and write the home",
+            Self::Certificate(_) => "give the node another --name, or report this as a defect",
+        }
+    }
 }
 
 /// Whether a text can be a node's name: `[a-z0-9-]{1,63}`.
@@ -414,7 +430,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let error = Identity::load(&home.path().join("identity")).unwrap_err();
         assert!(matches!(error, IdentityError::NotInitialized { .. }));
-        assert!(error.to_string().contains("consort init"), "{error}");
+        assert!(error.hint().contains("consort init"), "{error}");
     }
 
     #[test]

@@ -50,19 +50,29 @@ struct Invite {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenInvitesError {
     /// The file is not what we wrote.
-    #[error("{} is damaged: delete it (open invitations are lost) and invite again", path.display())]
+    #[error("{} is damaged", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
     },
     /// The system refused.
-    #[error("{}: {source}", path.display())]
+    #[error("cannot use {}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl OpenInvitesError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Damaged { .. } => "delete it (open invitations are lost) and invite again",
+            Self::Io { .. } => "see that the user who runs the node may read and write the home",
+        }
+    }
 }
 
 /// Why there is no new invitation. Nothing was changed.
@@ -72,11 +82,22 @@ pub enum CreateInviteError {
     #[error("an invitation needs at least one use and must expire in the future")]
     Useless,
     /// Too much is open already.
-    #[error("too many open invitations: wait until some expire, or ask for fewer uses")]
+    #[error("too many invitations are open")]
     Full,
     /// The book could not be written.
     #[error("cannot record the invitation: {0}")]
     Io(#[from] io::Error),
+}
+
+impl CreateInviteError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Useless => "give it more time and more uses, such as --expires 24h --uses 1",
+            Self::Full => "wait until some expire, or ask for fewer uses",
+            Self::Io(_) => "see that the disk of the node's home has room and can be written",
+        }
+    }
 }
 
 /// Why a secret lets nobody in. Nothing was changed.

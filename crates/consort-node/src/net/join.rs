@@ -68,41 +68,47 @@ pub struct Joiner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinRefusal {
     /// The invitation's time is over.
-    #[error("the ticket has expired: ask for a new one (`consort invite`)")]
+    #[error("the ticket has expired")]
     Expired,
     /// The invitation is used up.
-    #[error("the ticket was used already: ask for a new one (`consort invite`)")]
+    #[error("the ticket was used already")]
     Used,
     /// The authority knows no such invitation.
-    #[error("the cluster does not know this ticket: ask for a new one (`consort invite`)")]
+    #[error("the cluster does not know this ticket")]
     Unknown,
     /// Another member has the name.
-    #[error("another member has this name: join with another --name")]
+    #[error("another member has this name")]
     NameTaken,
     /// The name is not `[a-z0-9-]{1,63}`.
-    #[error("a node's name is 1 to 63 of a-z, 0-9 and -: join with another --name")]
+    #[error("a node's name is 1 to 63 of a-z, 0-9 and -")]
     NameInvalid,
     /// The node that was asked cannot sign certificates.
-    #[error(
-        "the node that was asked cannot let others in: use a ticket of the cluster's first node"
-    )]
+    #[error("the node that was asked cannot let others in")]
     NotAuthority,
     /// The request could not be understood or its signature is wrong.
-    #[error("the request was not understood: use the same version of consort on both machines")]
+    #[error("the request was not understood")]
     Malformed,
     /// The machine was a member, and its membership was ended.
-    #[error(
-        "the membership of this node was revoked: ask for a new ticket, and join with a new --home"
-    )]
+    #[error("the membership of this node was revoked")]
     Revoked,
     /// The authority could not record the new member.
-    #[error(
-        "the cluster cannot record a new member now: look at the log of its first node, and try again"
-    )]
+    #[error("the cluster cannot record a new member now")]
     Failed,
 }
 
 impl JoinRefusal {
+    /// What to do about it.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Self::Expired | Self::Used | Self::Unknown => "ask for a new one (`consort invite`)",
+            Self::NameTaken | Self::NameInvalid => "join with another --name",
+            Self::NotAuthority => "use a ticket of the cluster's first node",
+            Self::Malformed => "use the same version of consort on both machines",
+            Self::Revoked => "ask for a new ticket, and join with a new --home",
+            Self::Failed => "look at the log of the cluster's first node, and try again",
+        }
+    }
+
     const ALL: [Self; 9] = [
         Self::Expired,
         Self::Used,
@@ -266,9 +272,7 @@ pub enum JoinError {
     #[error(transparent)]
     Refused(#[from] JoinRefusal),
     /// Nobody answered at any of the ticket's addresses.
-    #[error(
-        "no answer from {addresses}: {source}; is the node that made the ticket up, and its port open?"
-    )]
+    #[error("no answer from {addresses}: {source}")]
     Unreachable {
         /// Where it was tried.
         addresses: String,
@@ -276,15 +280,27 @@ pub enum JoinError {
         source: io::Error,
     },
     /// Whoever answered is not the cluster of the ticket, or does not behave as it.
-    #[error(
-        "{address} answered, but is not the cluster of this ticket: {reason}; ask for a new ticket"
-    )]
+    #[error("{address} answered, but is not the cluster of this ticket: {reason}")]
     NotTheCluster {
         /// Who answered.
         address: SocketAddr,
         /// What was wrong.
         reason: String,
     },
+}
+
+impl JoinError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Identity(error) => error.hint(),
+            Self::Refused(refusal) => refusal.hint(),
+            Self::Unreachable { .. } => {
+                "see that the node that made the ticket is up and its port open, then join again"
+            }
+            Self::NotTheCluster { .. } => "ask for a new ticket (`consort invite`)",
+        }
+    }
 }
 
 /// Makes this machine a member, and writes its identity to `dir`. `listen` is where it will listen.

@@ -199,13 +199,13 @@ impl Refusal {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Another process listens there.
-    #[error("port {} on {} is in use, perhaps by another consort: stop that, or choose another port with --listen", addr.port(), addr.ip())]
+    #[error("port {} on {} is in use, perhaps by another consort", addr.port(), addr.ip())]
     PortInUse {
         /// Where we were to listen.
         addr: SocketAddr,
     },
     /// The system does not let us listen there.
-    #[error("cannot listen on {addr}: {source}; choose another address with --listen")]
+    #[error("cannot listen on {addr}: {source}")]
     Listen {
         /// Where we were to listen.
         addr: SocketAddr,
@@ -215,6 +215,17 @@ pub enum StartError {
     /// The identity is of no use for TLS.
     #[error("the identity of this node cannot be used: {0}")]
     Identity(#[from] rustls::Error),
+}
+
+impl StartError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::PortInUse { .. } => "stop that, or choose another port with --listen",
+            Self::Listen { .. } => "choose another address with --listen",
+            Self::Identity(_) => "restore the home from a backup, or join again with a new --home",
+        }
+    }
 }
 
 /// Why a frame was not queued.

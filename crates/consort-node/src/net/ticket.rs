@@ -73,19 +73,31 @@ impl fmt::Debug for Ticket {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseTicketError {
     /// It is something else.
-    #[error(
-        "this is not a ticket: a ticket is the line that `consort invite` prints, and starts with consort1"
-    )]
+    #[error("this is not a ticket")]
     NotATicket,
     /// It once was a ticket, but characters are wrong or missing.
-    #[error("the ticket is mistyped or cut off: copy the whole line again")]
+    #[error("the ticket is mistyped or cut off")]
     Mistyped,
     /// It comes from a version of Consort that came after this one.
-    #[error("the ticket was made by a newer version of consort: upgrade consort on this machine")]
+    #[error("the ticket was made by a newer version of consort")]
     Newer,
     /// It arrived as it was made, but what it says cannot be.
-    #[error("the ticket was not made by consort: ask for a new one")]
+    #[error("the ticket was not made by consort")]
     Invalid,
+}
+
+impl ParseTicketError {
+    /// What to do about it.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Self::NotATicket => {
+                "a ticket is the line that `consort invite` prints, and starts with consort1"
+            }
+            Self::Mistyped => "copy the whole line again",
+            Self::Newer => "upgrade consort on this machine",
+            Self::Invalid => "ask for a new one (`consort invite`)",
+        }
+    }
 }
 
 impl FromStr for Ticket {

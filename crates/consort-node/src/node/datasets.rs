@@ -11,7 +11,9 @@ use consort_core::{Attributes, DatasetId, FingerprintKey};
 use crate::cluster::{DatasetFact, dataset_key, encode_dataset, valid_dataset_name};
 use crate::error::{ErrorKind, NodeError};
 use crate::net::{self, Role};
-use crate::report::{Dataset, DatasetOptions, FeedCursor, Link, LinkOptions, Mode, OnConflict};
+use crate::report::{
+    Dataset, DatasetOptions, FeedCursor, Link, LinkOptions, Linked, Mode, OnConflict,
+};
 use crate::runtime::wall_time;
 use crate::shared::LinkSetting;
 
@@ -94,14 +96,14 @@ impl Node {
         Ok(())
     }
 
-    /// Keeps a directory and a dataset identical. A directory that is missing is made; one that is not empty is
-    /// merged: what is the same stays, what differs is kept beside, nothing is overwritten.
+    /// Keeps a directory and a dataset identical. A directory that is missing is made, if what it is to be in is there;
+    /// one that is not empty is merged: what is the same stays, what differs is kept beside, nothing is overwritten.
     pub async fn link(
         &self,
         name: &str,
         dir: &Path,
         options: LinkOptions,
-    ) -> Result<Link, NodeError> {
+    ) -> Result<Linked, NodeError> {
         self.require_store()?;
         let fact = self.fact(name).await?;
         if !options.read_only {
@@ -114,10 +116,11 @@ impl Node {
             let _linking = node.shared.linking();
             let dir = resolve_directory(&dir)?;
             if let Some(link) = node.shared.link_of(dataset) {
-                return node.link_again(fact.name, link, &dir, options);
+                let link = node.link_again(fact.name, link, &dir, options)?;
+                return Ok(Linked { link, created: false });
             }
             node.refuse_overlaps(&dir)?;
-            make_directory(&dir)?;
+            let created = make_directory(&dir)?;
             let link = LinkSetting { dataset, dir, read_only: options.read_only };
             let shared = &node.shared;
             shared.store.set_linked(dataset, true)?;
@@ -131,11 +134,17 @@ impl Node {
                     }
                     folder.wake();
                     shared.notify();
-                    Ok(Link { dir: link.dir, read_only: link.read_only })
+                    let link = Link { dir: link.dir, read_only: link.read_only };
+                    Ok(Linked { link, created })
                 }
                 Err(error) => {
                     shared.stop_folder(dataset);
                     shared.store.set_linked(dataset, false)?;
+                    if created {
+                        // An empty directory that stays is less bad than another error than the one that matters.
+                        crate::folder::remove_private_area(&link.dir);
+                        let _ = std::fs::remove_dir(&link.dir);
+                    }
                     Err(error)
                 }
             }
@@ -152,11 +161,18 @@ impl Node {
     ) -> Result<Link, NodeError> {
         if link.dir != dir || link.read_only != options.read_only {
             let linked = link.dir.display();
+            let how = match (link.dir == dir, link.read_only) {
+                (true, true) => ", read only",
+                (true, false) => ", both ways",
+                (false, _) => "",
+            };
             return Err(NodeError::new(
                 ErrorKind::Conflict,
-                format!("the dataset is linked to {linked} already"),
+                format!("{name} is linked to {linked} already{how}"),
             )
-            .hint("a dataset has one directory on a node; unlink it first"));
+            .hint(format!(
+                "a dataset has one directory on a node: `consort unlink {name}` first"
+            )));
         }
         let folder = match self.shared.folder(link.dataset) {
             Some(folder) => folder,
@@ -283,36 +299,54 @@ impl Node {
     }
 }
 
-/// The path of the directory without symlinks; it may not be there yet.
+/// The path of the directory without symlinks. It may not be there yet; what it is to be in has to be: a path that is
+/// mistyped further up, or on a disk that is not mounted, is not made in passing.
 fn resolve_directory(dir: &Path) -> Result<PathBuf, NodeError> {
-    let mut missing = Vec::new();
-    let mut there = dir;
-    loop {
-        match there.canonicalize() {
-            Ok(mut path) => {
-                if !path.is_dir() {
-                    let message = format!("{} cannot be linked: it is no directory", dir.display());
-                    return Err(NodeError::usage(message).hint("name a directory; it may be new"));
-                }
-                path.extend(missing.iter().rev());
-                return Ok(path);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let (Some(parent), Some(name)) = (there.parent(), there.file_name()) else {
-                    return Err(cannot_link(dir, &error));
-                };
-                missing.push(name);
-                there = parent;
-            }
-            Err(error) => return Err(cannot_link(dir, &error)),
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    match dir.canonicalize() {
+        Ok(path) if path.is_dir() => return Ok(path),
+        Ok(_) => return Err(not_a_directory(dir, dir)),
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory) => {}
+        Err(error) => return Err(cannot_link(dir, &error)),
+    }
+    let mut above: Vec<&Path> = dir.ancestors().skip(1).collect();
+    above.reverse();
+    match above.into_iter().find(|path| !path.is_dir()) {
+        Some(path) if path.exists() => return Err(not_a_directory(dir, path)),
+        Some(path) => {
+            let (dir, path) = (dir.display(), path.display());
+            let message = format!("{dir} cannot be linked: {path} does not exist");
+            return Err(NodeError::usage(message).hint(
+                "mend the path, mount the disk it is on, or make what is missing (`mkdir -p`)",
+            ));
         }
+        None => {}
+    }
+    match (dir.parent().map(Path::canonicalize), dir.file_name()) {
+        (Some(Ok(parent)), Some(name)) => Ok(parent.join(name)),
+        (Some(Err(error)), _) => Err(cannot_link(dir, &error)),
+        _ => Err(not_a_directory(dir, dir)),
     }
 }
 
-fn make_directory(dir: &Path) -> Result<(), NodeError> {
-    std::fs::create_dir_all(dir).map_err(|error| cannot_link(dir, &error))
+/// Makes the directory, unless it is there. Whether it did.
+fn make_directory(dir: &Path) -> Result<bool, NodeError> {
+    match std::fs::create_dir(dir) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && dir.is_dir() => {
+            Ok(false)
+        }
+        Err(error) => Err(cannot_link(dir, &error)),
+    }
+}
+
+fn not_a_directory(dir: &Path, what: &Path) -> NodeError {
+    let what = if what == dir { "it".to_owned() } else { what.display().to_string() };
+    NodeError::usage(format!("{} cannot be linked: {what} is not a directory", dir.display()))
+        .hint("name a directory; it may be new")
 }
 
 fn cannot_link(dir: &Path, error: &std::io::Error) -> NodeError {
     NodeError::failed(format!("{} cannot be linked: {error}", dir.display()))
+        .hint("name a directory that the user who runs the node may write to")
 }

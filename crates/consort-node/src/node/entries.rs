@@ -59,7 +59,8 @@ impl Node {
         let applied = self.write(dataset, vec![write]).await?;
         match applied.written.first() {
             Some(Written::New(dot) | Written::Same(dot)) => Ok(Put { dot: *dot, size }),
-            _ => Err(NodeError::failed("the store did not write the entry")),
+            _ => Err(NodeError::failed("the store did not write the entry")
+                .hint("try again; if that does not help, report it as a defect")),
         }
     }
 
@@ -69,6 +70,7 @@ impl Node {
             NodeError::failed(format!(
                 "the content could not be read: {error}; nothing was written"
             ))
+            .hint("see that it can be read to its end, and put it again")
         };
         let mut buffer = Vec::with_capacity(BODY_BUFFER_BYTES);
         let mut manifest = ManifestBuilder::default();
@@ -123,7 +125,9 @@ impl Node {
                 }
             });
             failed?;
-            content.map_err(|error| NodeError::usage(error.to_string()))
+            content.map_err(|error| {
+                NodeError::usage(error.to_string()).hint("store it as several entries")
+            })
         })
         .await
     }
@@ -351,7 +355,8 @@ fn attributes(options: PutOptions) -> Result<Attributes, NodeError> {
     if media_type.as_ref().is_some_and(|text| MAX_MEDIA_TYPE_BYTES < text.len()) {
         return Err(NodeError::usage(format!(
             "a media type has at most {MAX_MEDIA_TYPE_BYTES} bytes"
-        )));
+        ))
+        .hint("shorten what is after --type"));
     }
     metadata.sort();
     // Each name and value has a length of up to two bytes before it.
@@ -359,10 +364,13 @@ fn attributes(options: PutOptions) -> Result<Attributes, NodeError> {
     if MAX_METADATA_BYTES < bytes {
         return Err(NodeError::usage(format!(
             "metadata has at most {MAX_METADATA_BYTES} bytes in all"
-        )));
+        ))
+        .hint("keep what is longer in an entry of its own"));
     }
     if metadata.windows(2).any(|pair| pair[0].0 == pair[1].0) {
-        return Err(NodeError::usage("a name of metadata is given twice"));
+        return Err(
+            NodeError::usage("a name of metadata is given twice").hint("give each name one value")
+        );
     }
     Ok(Attributes {
         kind: Kind::File,

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::cluster::{MemberFact, encode_revocation, revocation_key};
-use crate::error::{ErrorKind, NodeError};
+use crate::error::NodeError;
 use crate::net::Role;
 use crate::net::invites::CreateInviteError;
 use crate::report::Member;
@@ -38,9 +38,12 @@ impl Node {
         let addresses = reachable(self.listen_addr());
         blocking(move || {
             let ticket = desk.invite(&addresses, role, expires, uses);
-            ticket.map(|ticket| ticket.to_string()).map_err(|error| match error {
-                CreateInviteError::Useless => NodeError::usage(error.to_string()),
-                _ => NodeError::failed(error.to_string()),
+            ticket.map(|ticket| ticket.to_string()).map_err(|error| {
+                match error {
+                    CreateInviteError::Useless => NodeError::usage(error.to_string()),
+                    _ => NodeError::failed(error.to_string()),
+                }
+                .hint(error.hint())
             })
         })
         .await
@@ -84,7 +87,9 @@ impl Node {
                 .hint("`consort member list` shows the members"));
         };
         if member.node == self.shared.identity.node {
-            return Err(NodeError::new(ErrorKind::Usage, "a node cannot revoke itself"));
+            return Err(NodeError::usage("a node cannot revoke itself").hint(
+                "revoke it on another admin's node; to leave, stop the node and remove its home",
+            ));
         }
         let node = member.node;
         let write = LocalWrite::new(revocation_key(node), encode_revocation());

@@ -111,6 +111,7 @@ impl Node {
             versions: summary.digest.count,
             digest: format!("{:032x}", summary.digest.sum),
             dir: link.as_ref().map(|link| link.dir.clone()),
+            metadata_only: link.is_none(),
             read_only: link.is_some_and(|link| link.read_only),
             state,
             reason,

@@ -70,9 +70,10 @@ impl Node {
             pause(&mut changed).await;
         };
         drop(guard);
-        self.await_directory(dataset, missing).await?;
+        self.await_directory(name, dataset, missing).await?;
         let versions = self.shared.store.view(dataset)?.summary().digest.count;
-        Ok(Waited { versions, peers: reached })
+        let metadata_only = self.shared.link_of(dataset).is_none();
+        Ok(Waited { versions, peers: reached, metadata_only })
     }
 
     /// Takes in what was changed in this node's own directory.
@@ -115,6 +116,7 @@ impl Node {
 
     async fn await_directory(
         &self,
+        name: &str,
         dataset: DatasetId,
         missing: &mut String,
     ) -> Result<(), NodeError> {
@@ -123,17 +125,17 @@ impl Node {
         while self.shared.folder(dataset).is_some() {
             changed.borrow_and_update();
             let store = self.shared.store.clone();
-            let name = name_again <= Instant::now();
+            let names = name_again <= Instant::now();
             let (pending, key) = blocking(move || {
                 let view = store.view(dataset)?;
-                let key = if name { view.pending(None, 1)?.pop() } else { None };
+                let key = if names { view.pending(None, 1)?.pop() } else { None };
                 Ok((view.pending_count(), key))
             })
             .await?;
             if pending == 0 {
                 break;
             }
-            if name {
+            if names {
                 first = key.map(|(key, _)| key);
                 name_again = Instant::now() + NAME_AGAIN;
             }
@@ -147,7 +149,12 @@ impl Node {
             pause(&mut changed).await;
         }
         match self.shared.broken_link(dataset) {
-            Some(reason) => Err(NodeError::failed(reason)),
+            Some(reason) => {
+                Err(NodeError::failed(format!("the directory of {name} is not there: {reason}"))
+                    .hint(
+                        "mend that and restart the node, or unlink the directory and link it anew",
+                    ))
+            }
             None => Ok(()),
         }
     }

@@ -21,11 +21,11 @@ use crate::view::decoded;
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// Another process has it open.
-    #[error("the store in {} is in use by another process; stop that node first", .0.display())]
+    #[error("the store in {} is in use by another process", .0.display())]
     Locked(PathBuf),
     /// A later version of this program wrote it.
     #[error(
-        "the store has format {found}, and this version of consort knows formats up to {known}; install a newer one"
+        "the store has format {found}, newer than {known}, which this version of consort knows"
     )]
     NewerFormat {
         /// The format of the store.
@@ -34,16 +34,34 @@ pub enum OpenError {
         known: u32,
     },
     /// Its files are not what they must be.
-    #[error("the store is damaged ({0}); move it away and restore this node from its peers")]
+    #[error("the store is damaged ({0})")]
     Damaged(String),
     /// The medium failed.
-    #[error("{}: {source}", path.display())]
+    #[error("cannot use {}: {source}", path.display())]
     Io {
         /// What was opened.
         path: PathBuf,
         /// How it failed.
         source: io::Error,
     },
+}
+
+impl OpenError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Locked(_) => "stop that node first, or use another --home",
+            Self::NewerFormat { .. } => {
+                "install the version of consort that wrote it, or a later one"
+            }
+            Self::Damaged(_) => {
+                "keep a copy of the home, and join again with a new --home: the peers have the data"
+            }
+            Self::Io { .. } => {
+                "see that the disk has room, and that the user who runs the node may read and write there"
+            }
+        }
+    }
 }
 
 /// What the rows say when a store is opened.

@@ -1,4 +1,10 @@
 //! What is gone from the directory: when that is believed, and what follows from it.
+//!
+//! Before a mass deletion is passed on, somebody is asked, so it has to be seen as what it is before much of it is
+//! believed. One deletion tells nothing of what follows it. So only a part of the directory that is small by any
+//! measure is believed at once; what exceeds that waits until no more comes, and is then judged as a whole. Whoever
+//! deletes everything by mistake loses that small part elsewhere before the question comes, and whoever deletes single
+//! files among many never waits.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,14 +18,21 @@ use super::{Engine, Exit, deletion};
 use crate::folder::RemovedDirectory;
 use crate::folder::status::Trouble;
 
-/// So many deletions at a time are believed at once; of more, all have to be seen before the next is believed.
+/// So many deletions within [`TOGETHER`] are believed at once, however small the directory is: half of what makes a
+/// mass deletion.
 const FEW_DELETIONS: u64 = 16;
+/// In a larger directory, this part of it is believed at once, too: the hundredth part.
+const FEW_OF: u64 = 100;
+/// But never more than so many: in a directory of millions, a hundredth is a lot to get back.
+const MANY_DELETIONS: u64 = 256;
 /// More deletions than few are believed when no other was seen for so long.
 const DELETIONS_SETTLE: Duration = Duration::from_millis(100);
 /// Deletions belong together if no more than this lies between two of them.
 const TOGETHER: Duration = Duration::from_secs(5);
 /// Deleting more than half of a directory of at least so many entries asks first.
 const MASS_DELETE_FROM: u64 = 32;
+
+const _: () = assert!(2 * FEW_DELETIONS <= MASS_DELETE_FROM && FEW_DELETIONS < MANY_DELETIONS);
 
 /// Recorded paths that are gone and have not been dealt with.
 #[derive(Debug)]
@@ -28,8 +41,10 @@ pub(super) struct Deletions {
     last: Instant,
     /// How many records there were before the first of those that belong together.
     before: u64,
-    /// How many of those have been believed.
+    /// How many were believed since `lately`, which is renewed when [`TOGETHER`] has passed: deletions that trickle in
+    /// for hours are few at any time.
     believed: u64,
+    lately: Instant,
     /// All of these may go, however many they are.
     allowed: bool,
     /// So many were gone when it was asked.
@@ -38,9 +53,9 @@ pub(super) struct Deletions {
 
 impl Deletions {
     pub(super) fn new() -> Self {
-        let last = Instant::now();
+        let now = Instant::now();
         let (gone, allowed, asked) = (BTreeSet::new(), false, None);
-        Self { gone, last, before: 0, believed: 0, allowed, asked }
+        Self { gone, last: now, before: 0, believed: 0, lately: now, allowed, asked }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -71,18 +86,22 @@ impl Deletions {
         (!self.are_settled()).then(|| self.last + DELETIONS_SETTLE)
     }
 
-    fn add(&mut self, path: Key, records: u64) {
-        let now = Instant::now();
+    fn add(&mut self, path: Key, records: u64, now: Instant) {
         if self.gone.is_empty() && (self.before == 0 || TOGETHER <= now.duration_since(self.last)) {
-            (self.before, self.believed) = (records, 0);
+            self.before = records;
         }
         if self.gone.insert(path) {
             self.last = now;
         }
     }
 
-    fn are_few(&self) -> bool {
-        self.believed + self.gone.len() as u64 <= FEW_DELETIONS
+    /// Whether they are so few, with those that were believed lately, that they need not settle.
+    fn are_few(&mut self, now: Instant) -> bool {
+        if TOGETHER <= now.duration_since(self.lately) {
+            (self.lately, self.believed) = (now, 0);
+        }
+        let few = (self.before / FEW_OF).clamp(FEW_DELETIONS, MANY_DELETIONS);
+        self.believed + self.gone.len() as u64 <= few
     }
 }
 
@@ -98,7 +117,7 @@ impl Engine<'_> {
         } else if self.is_refused(&path, None) {
             self.progress.set_problem(&path, Some("its deletion cannot be written".to_owned()));
         } else {
-            self.deletions.add(path, view.record_count());
+            self.deletions.add(path, view.record_count(), Instant::now());
         }
         Ok(())
     }
@@ -143,7 +162,7 @@ impl Engine<'_> {
             }
             return Ok(false);
         }
-        let settled = self.deletions.are_few()
+        let settled = self.deletions.are_few(Instant::now())
             || self.is_flushing()
             || DELETIONS_SETTLE <= self.deletions.last.elapsed();
         if !settled || self.deletions.are_settled() {
@@ -224,5 +243,53 @@ impl Engine<'_> {
         self.settle_commits()?;
         self.stager.look_at(keys);
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many of `count` deletions that come one at a time, a millisecond apart, are believed at once in a directory
+    /// of `records` entries.
+    fn believed_at_once(records: u64, count: u64) -> u64 {
+        let mut deletions = Deletions::new();
+        let start = deletions.lately;
+        for number in 0..count {
+            let now = start + Duration::from_millis(number);
+            deletions.add(key(number), records - deletions.believed, now);
+            if deletions.are_few(now) {
+                deletions.believed += deletions.gone.len() as u64;
+                deletions.gone.clear();
+            }
+        }
+        deletions.believed
+    }
+
+    fn key(number: u64) -> Key {
+        Key::new(format!("file-{number}")).expect("a key")
+    }
+
+    #[test]
+    fn of_a_mass_deletion_no_more_than_a_small_part_is_believed_before_it_is_seen() {
+        for (records, believed) in
+            [(32, 16), (60, 16), (1600, 16), (5000, 50), (25_600, 256), (1_000_000, 256)]
+        {
+            let all = records.min(4000);
+            assert_eq!(believed_at_once(records, all), believed, "of {records}");
+        }
+    }
+
+    #[test]
+    fn deletions_that_trickle_in_never_wait() {
+        let mut deletions = Deletions::new();
+        let mut now = deletions.lately;
+        for number in 0..1000 {
+            now += TOGETHER / 15;
+            deletions.add(key(number), 2000 - number, now);
+            assert!(deletions.are_few(now), "deletion {number}");
+            deletions.believed += 1;
+            deletions.gone.clear();
+        }
     }
 }
