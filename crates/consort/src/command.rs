@@ -31,6 +31,7 @@ use clap::Parser as _;
 use crate::args::{Args, Command};
 use crate::control::Client;
 use crate::error::Error;
+use crate::text;
 use crate::ui::{self, Ui};
 
 /// What every command works with.
@@ -48,6 +49,15 @@ impl Context {
     /// The node of this home.
     pub(crate) fn node(&self) -> Client {
         Client::new(&self.home)
+    }
+
+    /// A command for the same node, as a user would type it.
+    pub(crate) fn command(&self, words: &str) -> String {
+        if self.home_is_chosen {
+            text::command(&self.home, words)
+        } else {
+            format!("consort {words}")
+        }
     }
 }
 
@@ -76,8 +86,10 @@ fn start(args: Args, ui: Ui) -> Result<(), (Error, Ui)> {
         .and_then(|()| args.global.home())
         .and_then(|home| {
             let runtime = tokio::runtime::Runtime::new();
-            let runtime =
-                runtime.map_err(|error| Error::failed(format!("cannot start: {error}")))?;
+            let runtime = runtime.map_err(|error| {
+                Error::failed(format!("cannot start: {error}"))
+                    .hint("see how many processes and open files this user may have (`ulimit -a`)")
+            })?;
             Ok((home, runtime))
         });
     let (home, runtime) = match prepared {

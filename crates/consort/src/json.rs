@@ -99,11 +99,20 @@ pub(crate) struct Dataset {
     pub(crate) link: Option<Link>,
 }
 
-/// `link`.
+/// The directory of a dataset.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Link {
     pub(crate) dir: String,
     pub(crate) read_only: bool,
+}
+
+/// `link`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Linked {
+    #[serde(flatten)]
+    pub(crate) link: Link,
+    /// The directory was not there, and was made.
+    pub(crate) created: bool,
 }
 
 /// `put`.
@@ -147,6 +156,8 @@ pub(crate) struct Change {
 pub(crate) struct Waited {
     pub(crate) versions: u64,
     pub(crate) peers: usize,
+    /// No directory is linked here: contents may have to be fetched when they are read.
+    pub(crate) metadata_only: bool,
 }
 
 /// `status`.
@@ -181,6 +192,8 @@ pub(crate) struct DatasetStatus {
     pub(crate) digest: String,
     pub(crate) dir: Option<String>,
     pub(crate) read_only: bool,
+    /// No directory is linked here: contents may have to be fetched when they are read.
+    pub(crate) metadata_only: bool,
     pub(crate) state: DatasetState,
     /// Why it is paused or degraded, and what to do.
     pub(crate) reason: Option<String>,
@@ -238,6 +251,8 @@ pub(crate) struct DevVerified {
     pub(crate) files: u64,
     pub(crate) bytes: u64,
     pub(crate) seconds: f64,
+    /// Bytes that the nodes sent each other for that.
+    pub(crate) sent_bytes: u64,
     /// Names in the first directory that need not be elsewhere.
     pub(crate) not_compared: u64,
     pub(crate) differences: Vec<String>,
@@ -375,6 +390,12 @@ impl From<node::Link> for Link {
     }
 }
 
+impl From<node::Linked> for Linked {
+    fn from(linked: node::Linked) -> Self {
+        Self { link: linked.link.into(), created: linked.created }
+    }
+}
+
 impl From<node::Put> for Put {
     fn from(put: node::Put) -> Self {
         Self { version: put.dot.to_string(), size: put.size }
@@ -408,7 +429,8 @@ impl From<node::Change> for Change {
 
 impl From<node::Waited> for Waited {
     fn from(waited: node::Waited) -> Self {
-        Self { versions: waited.versions, peers: waited.peers }
+        let node::Waited { versions, peers, metadata_only } = waited;
+        Self { versions, peers, metadata_only }
     }
 }
 
@@ -445,6 +467,7 @@ impl From<node::DatasetStatus> for DatasetStatus {
             digest: dataset.digest,
             dir: dataset.dir.map(|dir| dir.display().to_string()),
             read_only: dataset.read_only,
+            metadata_only: dataset.metadata_only,
             state: dataset.state.into(),
             reason: dataset.reason,
             pending: dataset.pending,

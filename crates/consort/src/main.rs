@@ -5,6 +5,7 @@ mod command;
 mod control;
 mod error;
 mod json;
+mod pace;
 mod text;
 mod ui;
 

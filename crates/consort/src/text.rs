@@ -1,6 +1,7 @@
 //! Numbers, times and names as people read and write them. Nothing here prints.
 
 use std::fmt;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Text that came from data or from another machine, made harmless for a terminal: control characters, and those that
@@ -22,6 +23,14 @@ pub(crate) fn is_dangerous(c: char) -> bool {
     let reorders =
         matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || reorders || matches!(c, '\u{2028}' | '\u{2029}')
+}
+
+/// A command for the node with this home, as it is typed into a shell.
+pub(crate) fn command(home: &Path, words: &str) -> String {
+    let home = plain(&home.display().to_string());
+    let bare = home.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+,=:@".contains(c));
+    let quoted = if bare { home } else { format!("'{}'", home.replace('\'', r"'\''")) };
+    format!("consort --home {quoted} {words}")
 }
 
 /// A number of bytes, in powers of 1,024.

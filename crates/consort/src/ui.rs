@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use crate::args::LogFormat;
 use crate::error::Error;
 use crate::json;
+use crate::pace::Pace;
 use crate::text;
 
 /// How long something takes before a progress bar is worth showing.
@@ -187,7 +188,8 @@ impl Ui {
     pub(crate) fn progress(&self, what: &str) -> Progress {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         bar.set_message(what.to_string());
-        Progress { bar, began: Instant::now(), shown: None, most: (0, 0) }
+        let (began, pace, amount) = (Instant::now(), Pace::default(), Left::default());
+        Progress { bar, began, shown: None, pace, entries: amount, bytes: amount }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BufWriter<Stdout>> {
@@ -198,7 +200,7 @@ impl Ui {
 /// What a progress bar counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
-    /// Bytes: size, rate and time left are shown.
+    /// Bytes.
     Bytes,
     /// Anything else.
     Entries,
@@ -213,62 +215,102 @@ pub(crate) struct Progress {
     began: Instant,
     /// What is shown, and whether its end is known.
     shown: Option<(Unit, bool)>,
-    /// The most entries and bytes that were left.
-    most: (u64, u64),
+    pace: Pace,
+    entries: Left,
+    bytes: Left,
+}
+
+/// Work of which is known what is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Left {
+    done: u64,
+    total: u64,
+}
+
+impl Left {
+    /// So much is left. What was done stays done when more comes, unless there is more to do than ever before: a bar
+    /// that goes to and fro tells nothing.
+    fn set(&mut self, left: u64) {
+        if self.total < left {
+            *self = Self { done: 0, total: left };
+        }
+        self.done = self.done.max(self.total - left);
+    }
 }
 
 impl Progress {
     /// `done` of `total`, if that is known, with a remark.
     pub(crate) fn set(&mut self, unit: Unit, done: u64, total: Option<u64>, remark: &str) {
-        if self.began.elapsed() < PATIENCE {
+        let look = (unit, total.is_some());
+        let before = self.shown.replace(look);
+        if before != Some(look) {
+            // Another unit has another rate.
+            self.pace = Pace::default();
+            self.bar.set_style(style_of(look));
+        }
+        let now = Instant::now();
+        let rate = self.pace.watch(now, done);
+        if now.saturating_duration_since(self.began) < PATIENCE {
             return;
         }
-        let look = (unit, total.is_some());
-        match self.shown.replace(look) {
-            Some(shown) if shown == look => {}
-            before => {
-                // Another unit has another rate.
-                self.bar.reset();
-                self.bar.set_style(style_of(look));
-                if before.is_none() {
-                    self.bar.set_draw_target(ProgressDrawTarget::stderr());
-                }
-            }
+        if self.bar.is_hidden() {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
         if let Some(total) = total {
             self.bar.set_length(total);
         }
         self.bar.set_position(done);
-        self.bar.set_prefix(text::plain(remark));
+        self.bar.set_prefix(text::plain(&told(unit, done, total, rate, remark)));
         self.bar.tick();
     }
 
     /// The same for what is known by what is left of it. How many bytes that is may not be known, and then is zero.
     pub(crate) fn set_left(&mut self, entries: u64, bytes: u64, remark: &str) {
-        self.most = (entries.max(self.most.0), bytes.max(self.most.1));
-        let (most_entries, most_bytes) = self.most;
-        if bytes != 0 {
-            let entries = text::counted(entries, "entry", "entries");
-            let remark = format!("{entries} {remark}");
-            self.set(Unit::Bytes, most_bytes - bytes, Some(most_bytes), &remark);
-        } else if entries != 0 {
-            self.set(Unit::Entries, most_entries - entries, Some(most_entries), remark);
-        } else {
-            self.set(Unit::Nothing, 0, None, remark);
-        }
+        self.entries.set(entries);
+        self.bytes.set(bytes);
+        let (unit, Left { done, total }) = match (entries, bytes) {
+            (0, 0) => return self.set(Unit::Nothing, 0, None, remark),
+            (_, 0) => (Unit::Entries, self.entries),
+            _ => (Unit::Bytes, self.bytes),
+        };
+        let entries = text::counted(entries, "entry", "entries");
+        let remark = match unit {
+            Unit::Bytes => format!("{entries} to come {remark}"),
+            _ => remark.to_string(),
+        };
+        self.set(unit, done, Some(total), &remark);
     }
 }
 
-fn style_of((unit, bounded): (Unit, bool)) -> ProgressStyle {
-    let template = match (unit, bounded) {
-        (Unit::Bytes, true) => {
-            "{msg} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left {prefix}"
-        }
-        (Unit::Bytes, false) => "{msg} {spinner} {bytes} {bytes_per_sec} {prefix}",
-        (Unit::Entries, true) => "{msg} [{bar:24}] {human_pos}/{human_len} {eta} left {prefix}",
-        (Unit::Entries, false) => "{msg} {spinner} {human_pos} {prefix}",
-        (Unit::Nothing, _) => "{msg} {spinner} {prefix}",
+/// How far it is: how much of how much, how fast, how long it will take at that, and a remark.
+fn told(unit: Unit, done: u64, total: Option<u64>, rate: Option<u64>, remark: &str) -> String {
+    let amount = |number| match unit {
+        Unit::Bytes => text::bytes(number),
+        Unit::Entries | Unit::Nothing => text::count(number),
     };
+    let far = match (unit, total) {
+        (Unit::Nothing, _) => return remark.to_string(),
+        (_, Some(total)) => format!("{} of {}", amount(done), amount(total)),
+        (_, None) => amount(done),
+    };
+    let (after_number, at_end) = if unit == Unit::Bytes { ("", remark) } else { (remark, "") };
+    let mut parts = vec![format!("{far} {after_number}").trim_end().to_string()];
+    if let Some(rate) = rate {
+        parts.push(format!("{}/s", amount(rate)));
+        if let Some(seconds) = total.and_then(|total| total.saturating_sub(done).checked_div(rate))
+        {
+            parts.push(format!(
+                "about {} left",
+                text::duration(Duration::from_secs(seconds.max(1)))
+            ));
+        }
+    }
+    parts.extend((!at_end.is_empty()).then(|| at_end.to_string()));
+    parts.join(", ")
+}
+
+fn style_of((_, bounded): (Unit, bool)) -> ProgressStyle {
+    let template = if bounded { "{msg} [{bar:24}] {prefix}" } else { "{msg} {spinner} {prefix}" };
     ProgressStyle::with_template(template).expect("the templates above are well-formed")
 }
 
@@ -329,7 +371,8 @@ fn lines(message: &str) -> String {
 fn output_error(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::BrokenPipe => Error::OutputClosed,
-        _ => Error::failed(format!("cannot write the output: {error}")),
+        _ => Error::failed(format!("cannot write the output: {error}"))
+            .hint("make room where the output goes, or send it elsewhere"),
     }
 }
 
@@ -352,6 +395,58 @@ mod tests {
         assert_eq!(fit(text, 5), text);
         assert_eq!(fit(text, 4), "1\n2\nand 2 more lines\n");
         assert_eq!(fit(text, 1), "and 4 more lines\n");
+    }
+
+    #[test]
+    fn progress_is_told_with_rate_and_time_only_when_they_are_known() {
+        let (kib, total) = (1024, Some(10_240));
+        for (unit, done, total, rate, remark, expected) in [
+            (Unit::Bytes, kib, total, None, "", "1.0 KiB of 10.0 KiB"),
+            (
+                Unit::Bytes,
+                kib,
+                total,
+                Some(kib),
+                "",
+                "1.0 KiB of 10.0 KiB, 1.0 KiB/s, about 9.0 s left",
+            ),
+            (
+                Unit::Bytes,
+                kib,
+                total,
+                None,
+                "3 entries to come (syncing)",
+                "1.0 KiB of 10.0 KiB, 3 entries to come (syncing)",
+            ),
+            (Unit::Bytes, kib, None, Some(kib), "", "1.0 KiB, 1.0 KiB/s"),
+            (Unit::Entries, 1200, None, None, "rows", "1,200 rows"),
+            (
+                Unit::Entries,
+                5,
+                Some(50),
+                Some(45),
+                "looked at",
+                "5 of 50 looked at, 45/s, about 1.0 s left",
+            ),
+            (Unit::Nothing, 0, None, None, "(waiting)", "(waiting)"),
+        ] {
+            assert_eq!(told(unit, done, total, rate, remark), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_left_never_makes_a_bar_go_back_unless_there_is_more_than_ever() {
+        let mut left = Left::default();
+        let mut after = |number| {
+            left.set(number);
+            (left.done, left.total)
+        };
+        assert_eq!(after(100), (0, 100));
+        assert_eq!(after(40), (60, 100));
+        assert_eq!(after(70), (60, 100));
+        assert_eq!(after(30), (70, 100));
+        assert_eq!(after(300), (0, 300));
+        assert_eq!(after(0), (300, 300));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What people are told about a linked directory: numbers that its threads keep, and problems in words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,6 +9,9 @@ use super::PlaceError;
 
 /// Problems that are kept for showing.
 const MAX_PROBLEMS: usize = 100;
+
+/// A rate is that of so many seconds: contents come in bursts, and the time that is left should not jump with each.
+const RATE_SECONDS: usize = 5;
 
 /// What stands in the way of a directory, the gravest first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,12 +45,14 @@ struct Texts {
     rate: Rate,
 }
 
-/// Bytes per second, over a second or as long as nothing came.
+/// Bytes per second, over the last [`RATE_SECONDS`] that are over.
 #[derive(Debug)]
 struct Rate {
+    /// When the second began that is not over.
     since: Instant,
     bytes: u64,
-    bytes_per_second: u64,
+    /// Of the seconds before.
+    past: VecDeque<u64>,
 }
 
 /// A scan that is on.
@@ -76,7 +81,7 @@ impl Underway {
     pub(super) fn add(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
         self.progress.underway.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.progress.texts().rate.add(bytes as u64);
+        self.progress.texts().rate.add(bytes as u64, Instant::now());
     }
 
     /// Those of another version come to it.
@@ -176,8 +181,8 @@ impl Progress {
     /// Content that is written, in bytes per second lately.
     pub fn rate(&self) -> u64 {
         let rate = &mut self.texts().rate;
-        rate.add(0);
-        rate.bytes_per_second
+        rate.add(0, Instant::now());
+        rate.bytes_per_second()
     }
 
     /// Something stands in the way, for this cause; `None` takes it back.
@@ -244,18 +249,51 @@ impl Progress {
 
 impl Default for Rate {
     fn default() -> Self {
-        Self { since: Instant::now(), bytes: 0, bytes_per_second: 0 }
+        Self { since: Instant::now(), bytes: 0, past: VecDeque::with_capacity(RATE_SECONDS) }
     }
 }
 
 impl Rate {
-    fn add(&mut self, bytes: u64) {
-        let elapsed = self.since.elapsed();
-        if Duration::from_secs(1) <= elapsed {
-            let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-            self.bytes_per_second = self.bytes.saturating_mul(1000) / ms;
-            (self.since, self.bytes) = (Instant::now(), 0);
+    fn add(&mut self, bytes: u64, now: Instant) {
+        let seconds = now.saturating_duration_since(self.since).as_secs();
+        self.since += Duration::from_secs(seconds);
+        // Of a long silence, as much counts as there is room for.
+        for _ in 0..seconds.min(RATE_SECONDS as u64 + 1) {
+            if self.past.len() == RATE_SECONDS {
+                self.past.pop_front();
+            }
+            self.past.push_back(std::mem::take(&mut self.bytes));
         }
         self.bytes += bytes;
+    }
+
+    /// Zero until a second is over. The silence before the first byte does not count.
+    fn bytes_per_second(&self) -> u64 {
+        let moved: Vec<u64> = self.past.iter().copied().skip_while(|bytes| *bytes == 0).collect();
+        moved.iter().sum::<u64>() / (moved.len() as u64).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_that_of_the_last_seconds_and_falls_to_zero_in_silence() {
+        let mut rate = Rate::default();
+        let start = rate.since;
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut after = |ms, bytes| {
+            rate.add(bytes, at(ms));
+            rate.bytes_per_second()
+        };
+        assert_eq!(after(10_200, 1000), 0, "no second with bytes is over");
+        assert_eq!(after(11_100, 0), 1000, "what was before does not count");
+        // Bursts that are seconds apart do not make it jump to zero and back.
+        assert_eq!(after(12_100, 0), 500);
+        assert_eq!(after(13_900, 2000), 333);
+        assert_eq!(after(14_000, 0), 750);
+        assert_eq!(after(16_500, 0), 400, "the first burst is out of sight");
+        assert_eq!(after(60_000, 0), 0);
     }
 }

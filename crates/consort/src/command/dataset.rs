@@ -64,8 +64,10 @@ impl Dataset {
                 let request = Request::CreateDataset { name, mode, authority, on_conflict };
                 let dataset: json::Dataset = node.one(request).await?;
                 let name = plain(&dataset.name);
-                let message =
-                    format!("Dataset {name} is there. Next: consort link {name} DIRECTORY");
+                let message = format!(
+                    "Dataset {name} is there.\nNext: {}",
+                    context.command(&format!("link {name} DIRECTORY"))
+                );
                 context.ui.outcome(&dataset, message)
             }
             Self::List => {

@@ -27,7 +27,8 @@ const SHOWN_DIFFERENCES: usize = 20;
 
 /// Run a cluster on this machine: a few nodes, one directory each, kept identical.
 ///
-/// The first node keeps DIR, or an example that is made for it.
+/// The first node keeps DIR itself, not a copy: what you change in any node's directory is changed in DIR, and stays
+/// changed in the end. Without DIR, an example is made for it.
 ///
 /// The others keep copies under a temporary directory (or --home); those are removed in the end.
 #[derive(Debug, clap::Args)]
@@ -37,7 +38,7 @@ Examples:
   consort dev ./photos --nodes 5
   consort dev ./photos --once       converge, compare every byte, say how it went")]
 pub(crate) struct Dev {
-    /// The directory to begin with
+    /// The directory that the first node keeps; it is worked on itself
     dir: Option<PathBuf>,
 
     /// How many nodes
@@ -64,7 +65,7 @@ impl Dev {
         let worked = tokio::select! {
             worked = self.work(&mut cluster, context) => worked,
             () = interrupt.next() => {
-                if self.once { Err(Error::failed("interrupted before it was done")) } else { Ok(()) }
+                if self.once { Err(Error::failed("interrupted before it was done").hint("call it again and let it end")) } else { Ok(()) }
             }
         };
         context.ui.say("Ending the nodes. Ctrl-C again ends them at once.");
@@ -72,7 +73,7 @@ impl Dev {
             ended = cluster.end() => ended,
             () = interrupt.next() => {
                 let root = cluster.root().display();
-                Err(Error::failed(format!("ended at once, as asked; {root} is left to be removed")))
+                Err(Error::failed("ended at once, as asked").hint(format!("remove {root}, which is left")))
             }
         };
         worked.and(ended)
@@ -104,13 +105,15 @@ fn existing(dir: &Path) -> Result<PathBuf, Error> {
     if real.is_dir() {
         Ok(real)
     } else {
-        Err(Error::usage(format!("{} is not a directory", dir.display())))
+        Err(Error::usage(format!("{} is not a directory", dir.display()))
+            .hint("name a directory, or none at all to make an example"))
     }
 }
 
 async fn verify(cluster: &Cluster, context: &Context, seconds: f64) -> Result<(), Error> {
     let dirs: Vec<PathBuf> = cluster.nodes().iter().map(|node| node.dir.clone()).collect();
     let nodes = dirs.len();
+    let sent_bytes = cluster.sent_bytes().await?;
     let found = blocking(move || compare::compare(&dirs)).await?;
     let verified = json::DevVerified {
         equal: found.differences.is_empty(),
@@ -118,6 +121,7 @@ async fn verify(cluster: &Cluster, context: &Context, seconds: f64) -> Result<()
         files: found.tally.files,
         bytes: found.tally.bytes,
         seconds,
+        sent_bytes,
         not_compared: found.not_compared,
         differences: found.differences,
     };
@@ -127,11 +131,12 @@ async fn verify(cluster: &Cluster, context: &Context, seconds: f64) -> Result<()
 
 fn summary(verified: &json::DevVerified, style: Style) -> String {
     let mut text = format!(
-        "{}, {} on each of {}, converged in {:.2} s\n",
+        "{}, {} on each of {}, converged in {:.2} s; the nodes sent each other {}\n",
         counted(verified.files, "file", "files"),
         bytes(verified.bytes),
         counted(verified.nodes as u64, "node", "nodes"),
-        verified.seconds
+        verified.seconds,
+        bytes(verified.sent_bytes)
     );
     if verified.equal {
         let equal = "equal: every name, byte, mode, modification time and link target";
@@ -210,5 +215,8 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Error::failed(format!("reading the directories broke off: {error}")))?
+    done.map_err(|error| {
+        Error::failed(format!("reading the directories broke off: {error}"))
+            .hint("report this as a defect")
+    })?
 }

@@ -107,15 +107,24 @@ async fn save(
             "only files can be fetched into a file; without -o a symlink's target is shown",
         ));
     }
-    let name = path
-        .file_name()
-        .filter(|_| !path.is_dir())
-        .ok_or_else(|| Error::usage(format!("{} is not the name of a file", path.display())))?;
+    let name = path.file_name().filter(|_| !path.is_dir()).ok_or_else(|| {
+        let in_it = path.join(entry.key.rsplit('/').next().unwrap_or_default());
+        Error::usage(format!("{} is a directory", path.display())).hint(format!(
+            "name the file that is to be written: -o {}",
+            plain(&in_it.display().to_string())
+        ))
+    })?;
     let mut beside = OsString::from(".");
     beside.push(name);
     beside.push(format!(".{}.part", std::process::id()));
     let beside = path.with_file_name(beside);
-    let failed = |error| Error::io("write", path, &error);
+    let failed = |error: std::io::Error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::NotFound => "make the directory that it is to be in first",
+            _ => "name another file, or make room for it; what was there before is as it was",
+        };
+        Error::io("write", path, &error).hint(hint)
+    };
 
     // Whoever may read it in the end is decided when it is whole.
     let mut options = OpenOptions::new();
@@ -132,7 +141,8 @@ async fn save(
     };
     let written = tokio::select! {
         written = written => written,
-        () = interrupt.next() => Err(Error::failed("interrupted; nothing was written")),
+        () = interrupt.next() => Err(Error::failed("interrupted; nothing was written")
+            .hint("call it again to begin anew")),
     };
     if written.is_err() {
         // What is there is of no use; that it could not be removed is less important than why it is there.

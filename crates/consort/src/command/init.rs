@@ -24,10 +24,11 @@ impl Init {
         let made = consort_node::init(&context.home, self.name.as_deref())?;
         let home = path_text(&context.home)?;
         let message = format!(
-            "This is now node {} of a new cluster ({}). Its home is {}.\nNext: consort up",
+            "This is now node {} of a new cluster ({}). Its home is {}.\nNext: {}",
             plain(&made.name),
             plain(&made.cluster),
-            plain(&home)
+            plain(&home),
+            context.command("up")
         );
         let result = json::Membership {
             node: made.node.to_string(),

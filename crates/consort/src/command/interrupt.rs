@@ -15,8 +15,10 @@ impl Interrupt {
     /// Takes over the signals: from now on they do not end the process by themselves.
     pub(crate) fn new() -> Result<Self, Error> {
         let listen = |kind| {
-            signal(kind)
-                .map_err(|error| Error::failed(format!("cannot watch for signals: {error}")))
+            signal(kind).map_err(|error| {
+                Error::failed(format!("cannot watch for signals: {error}"))
+                    .hint("see how many open files this user may have (`ulimit -n`)")
+            })
         };
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,

@@ -36,11 +36,12 @@ impl Join {
         let home = path_text(&context.home)?;
         let role = json::Role::from(joined.role);
         let message = format!(
-            "This is now node {} of cluster {}, as {}. Its home is {}.\nNext: consort up",
+            "This is now node {} of cluster {}, as {}. Its home is {}.\nNext: {}",
             plain(&joined.name),
             plain(&joined.cluster),
             role.as_str(),
-            plain(&home)
+            plain(&home),
+            context.command("up")
         );
         let result = json::Membership {
             node: joined.node.to_string(),

@@ -10,7 +10,8 @@ use crate::text::plain;
 
 /// Keep a directory and a dataset identical, both ways.
 ///
-/// A directory that is not empty is merged: what differs is kept beside, nothing is overwritten.
+/// A directory that is not empty is merged: what differs is kept beside, nothing is overwritten. One that is not there
+/// is made, if the directory that it is to be in is there.
 ///
 /// Returns at once; `consort wait` waits until everything is there.
 #[derive(Debug, clap::Args)]
@@ -44,11 +45,19 @@ impl Link {
         let dir = path_text(&dir)?;
         let dataset = plain(&name);
         let request = Request::Link { name, dir, read_only, allow_mass_delete };
-        let link: json::Link = context.node().one(request).await?;
-        let message = format!(
-            "{} and dataset {dataset} are kept identical from now on. To wait for it: consort wait {dataset}",
-            plain(&link.dir)
-        );
-        context.ui.outcome(&link, message)
+        let linked: json::Linked = context.node().one(request).await?;
+        let dir = plain(&linked.link.dir);
+        if linked.created {
+            context.ui.say(format_args!("{dir} was not there; it was made, and is empty yet."));
+        }
+        let what = if linked.link.read_only {
+            format!(
+                "{dir} follows dataset {dataset} from now on; what is changed there is not taken over."
+            )
+        } else {
+            format!("{dir} and dataset {dataset} are kept identical from now on.")
+        };
+        let next = context.command(&format!("wait {dataset}"));
+        context.ui.outcome(&linked, format!("{what}\nTo wait until all is there: {next}"))
     }
 }

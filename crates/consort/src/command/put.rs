@@ -84,7 +84,9 @@ impl Put {
 }
 
 async fn open(path: &Path) -> Result<(Box<dyn AsyncRead + Unpin>, Option<Metadata>), Error> {
-    let failed = |error| Error::io("read", path, &error);
+    let failed = |error| {
+        Error::io("read", path, &error).hint("name a file that you may read, or - for stdin")
+    };
     let file = tokio::fs::File::open(path).await.map_err(failed)?;
     let facts = file.metadata().await.map_err(failed)?;
     if facts.is_dir() {

@@ -4,7 +4,7 @@ use crate::command::Context;
 use crate::control::wire::Request;
 use crate::error::Error;
 use crate::json;
-use crate::text::{Table, bytes, count, plain, time};
+use crate::text::{Table, bytes, counted, plain, time};
 
 /// Show what is known about one entry.
 #[derive(Debug, clap::Args)]
@@ -30,7 +30,11 @@ fn show(entry: &json::Entry) -> String {
     let mut row = |name: &str, value: String| table.row([name.to_string(), value]);
     row("key", plain(&entry.key));
     row("kind", entry.kind.as_str().to_string());
-    row("size", format!("{} ({} bytes)", bytes(entry.size), count(entry.size)));
+    let exactly = counted(entry.size, "byte", "bytes");
+    row(
+        "size",
+        if entry.size < 1024 { exactly } else { format!("{} ({exactly})", bytes(entry.size)) },
+    );
     row("mode", format!("{:03o}", entry.mode));
     let modified_ms = entry.modified_ns.div_euclid(1_000_000);
     row("modified", u64::try_from(modified_ms).map_or_else(|_| "before 1970".into(), time));
@@ -44,7 +48,13 @@ fn show(entry: &json::Entry) -> String {
         row("meta", format!("{}={}", plain(name), plain(value)));
     }
     if entry.conflicts != 0 {
-        row("conflicts", format!("{} concurrent versions beside this one", entry.conflicts));
+        row(
+            "conflicts",
+            format!(
+                "{} beside this one",
+                counted(entry.conflicts as u64, "concurrent version", "concurrent versions")
+            ),
+        );
     }
     table.to_string()
 }

@@ -112,7 +112,7 @@ fn render_dataset(text: &mut String, dataset: &json::DatasetStatus, style: Style
         text,
         "{}  {}",
         style.paint(Tone::Strong, format_args!("dataset {}", plain(&dataset.name))),
-        style.paint(tone, dataset.state.as_str().replace('-', " "))
+        style.paint(tone, state(dataset))
     );
     let mut table = Table::default();
     let mut row = |name: &str, value: String| table.row([format!("  {name}"), value]);
@@ -151,16 +151,27 @@ fn render_dataset(text: &mut String, dataset: &json::DatasetStatus, style: Style
     text.push_str(&table.to_string());
 }
 
+/// The state in words. What is in sync without a directory is so as far as metadata goes.
+fn state(dataset: &json::DatasetStatus) -> String {
+    let state = dataset.state.as_str().replace('-', " ");
+    if dataset.metadata_only && dataset.state == DatasetState::InSync {
+        state + " (not linked here: contents are fetched when read)"
+    } else {
+        state
+    }
+}
+
 /// How fast it goes, and how long it will take at that.
 fn rate_and_time(dataset: &json::DatasetStatus) -> String {
     let rate = bytes(dataset.rate_bytes);
     match (dataset.pending_bytes, dataset.pending_bytes.checked_div(dataset.rate_bytes)) {
-        (_, None) => "nothing moving".to_string(),
+        (0, None) => "nothing moving".to_string(),
+        (left, None) => format!("{}, nothing moving", bytes(left)),
         // How many bytes is not always known.
         (0, Some(_)) => format!("{rate}/s"),
         (left, Some(seconds)) => {
             let time = std::time::Duration::from_secs(seconds);
-            format!("{}, {rate}/s, {} left", bytes(left), crate::text::duration(time))
+            format!("{}, {rate}/s, about {} left", bytes(left), crate::text::duration(time))
         }
     }
 }

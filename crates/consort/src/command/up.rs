@@ -74,7 +74,10 @@ impl Up {
         };
         tokio::select! {
             served = stopped => {
-                served.map_err(|error| Error::failed(format!("the control socket broke: {error}")))?;
+                served.map_err(|error| {
+                    Error::failed(format!("the control socket broke: {error}"))
+                        .hint("start the node again, and report this as a defect")
+                })?;
             }
             () = interrupt.next() => {
                 return Err(Error::failed("ended at once, as asked, before everything was put away")

@@ -6,7 +6,7 @@ use crate::command::Context;
 use crate::control::wire::Request;
 use crate::error::Error;
 use crate::json;
-use crate::text::{self, bytes, counted, plain};
+use crate::text::{self, counted, plain};
 use crate::ui::{Progress, Unit};
 
 /// Wait until this node and its directory hold all that its reachable peers hold.
@@ -49,7 +49,12 @@ impl Wait {
             peers => format!("that {peers} reachable peers hold"),
         };
         let versions = counted(waited.versions, "version", "versions");
-        let message = format!("{name}: this node holds {versions}, all {peers}.");
+        let contents = if waited.metadata_only {
+            " It has no directory here: contents are fetched when they are read."
+        } else {
+            ""
+        };
+        let message = format!("{name}: this node holds {versions}, all {peers}.{contents}");
         context.ui.outcome(&waited, message)
     }
 }
@@ -61,13 +66,12 @@ async fn watch(context: &Context, name: String, progress: &mut Progress) -> Resu
         let Some(dataset) = status.datasets.first() else { continue };
         match dataset.state {
             json::DatasetState::Scanning => {
-                progress.set(Unit::Entries, dataset.indexed, dataset.to_index, "files looked at");
+                progress.set(Unit::Entries, dataset.indexed, dataset.to_index, "looked at");
             }
-            state => progress.set_left(
-                dataset.pending,
-                dataset.pending_bytes,
-                &format!("({}, {}/s arrive)", state.as_str(), bytes(dataset.rate_bytes)),
-            ),
+            state => {
+                let state = state.as_str().replace('-', " ");
+                progress.set_left(dataset.pending, dataset.pending_bytes, &format!("({state})"));
+            }
         }
     }
     Ok(())

@@ -76,7 +76,8 @@ impl Client {
             .map_err(|error| Error::usage(format!("this cannot be asked: {error}")))?;
         line.push(b'\n');
         if wire::MAX_REQUEST_BYTES < line.len() {
-            return Err(Error::usage("the names and values of this request are too long"));
+            return Err(Error::usage("the names and values of this request are too long")
+                .hint("a key has at most 1,024 bytes, metadata at most 2,048 in all"));
         }
         // A node that does not want to listen says why in its answer.
         let _ = writer.write_all(&line).await;
@@ -112,7 +113,8 @@ impl Client {
             item = answer => item,
             // The connection closes before the body's end, so the node keeps nothing of it.
             error = send => {
-                Err(Error::failed(format!("cannot read what should be stored: {error}")))
+                Err(Error::failed(format!("cannot read what should be stored: {error}"))
+                    .hint("nothing was stored; see that it can be read, and put it again"))
             }
         }
     }
@@ -124,16 +126,22 @@ impl Client {
                 Error::failed(format!("there is no node in {home}"))
                     .hint("make one with `consort init` or `consort join TICKET`, or name another home with --home")
             }
+            io::ErrorKind::NotFound if !consort_node::is_member(&self.home) => {
+                let again = text::command(&self.home, "join TICKET");
+                Error::failed(format!("the node in {home} is not part of a cluster yet"))
+                    .hint(format!("a `join` that failed can be repeated: `{again}`; `consort init` begins a new cluster"))
+            }
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 Error::failed(format!("the node in {home} is not running"))
-                            .hint(format!("start it with `consort --home {home} up`"))
+                    .hint(format!("start it with `{}`", text::command(&self.home, "up")))
             }
             io::ErrorKind::PermissionDenied => Error::new(
                 crate::error::Kind::NotAllowed,
                 format!("the node in {home} belongs to another user"),
             )
             .hint("call this as the user that runs the node"),
-            _ => Error::failed(format!("cannot reach the node in {home}: {error}")),
+            _ => Error::failed(format!("cannot reach the node in {home}: {error}"))
+                .hint("look at the home's path, and at the log of the node"),
         }
     }
 }

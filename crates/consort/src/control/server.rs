@@ -70,7 +70,8 @@ impl Reply {
             Err(wire::BodyError::Peer(error)) => Err(gone(error)),
             Err(wire::BodyError::Source(error)) => {
                 wire::end_body(&mut self.writer).await.map_err(gone)?;
-                Err(Error::failed(format!("the content could not be read to its end: {error}")))
+                Err(Error::failed(format!("the content could not be read to its end: {error}"))
+                    .hint("`consort status` shows which nodes are connected; try again when one that has it is"))
             }
         }
     }
@@ -207,7 +208,10 @@ async fn converse(
     let request = match tokio::time::timeout(PATIENCE, read_request(&mut reader)).await {
         Ok(Ok(request)) => request?,
         Ok(Err(error)) => return Some(Err(error)),
-        Err(_) => return Some(Err(Error::usage("no request arrived in time"))),
+        Err(_) => {
+            return Some(Err(Error::usage("no request arrived in time")
+                .hint("talk to the node with the `consort` command")));
+        }
     };
     if matches!(request, Request::Put { .. }) {
         return Some(service.answer(request, Some(Body::new(reader)), reply).await);
@@ -220,7 +224,10 @@ async fn converse(
 
 /// The request, or `None` if the connection closes without one.
 async fn read_request(reader: &mut BufReader<OwnedReadHalf>) -> Result<Option<Request>, Error> {
-    let refused = |what: &dyn std::fmt::Display| Error::usage(format!("not a request: {what}"));
+    let refused = |what: &dyn std::fmt::Display| {
+        Error::usage(format!("not a request: {what}"))
+            .hint("talk to the node with the `consort` command")
+    };
     let mut line = Vec::new();
     match wire::read_line(reader, &mut line, wire::MAX_REQUEST_BYTES).await {
         Ok(true) => {}

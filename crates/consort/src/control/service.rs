@@ -70,13 +70,13 @@ impl Service for NodeService {
             Request::DropDataset { name } => Ok(node.drop_dataset(&name).await?),
             Request::Link { name, dir, read_only, allow_mass_delete } => {
                 let options = LinkOptions { read_only, allow_mass_delete };
-                let link = node.link(&name, Path::new(&dir), options).await?;
-                reply.item(&json::Link::from(link)).await
+                let linked = node.link(&name, Path::new(&dir), options).await?;
+                reply.item(&json::Linked::from(linked)).await
             }
             Request::Unlink { name } => Ok(node.unlink(&name).await?),
             Request::Put { name, key, media_type, origin, metadata, mode } => {
                 let Some(body) = body else {
-                    return Err(Error::usage("a put needs a body"));
+                    return Err(Error::usage("a put needs a body").hint("put with `consort put`"));
                 };
                 let options = PutOptions { media_type, origin: origin.into(), metadata, mode };
                 let put = node.put(&name, &key, body, options).await?;

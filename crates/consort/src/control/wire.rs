@@ -73,7 +73,7 @@ pub(crate) enum Request {
     Dataset { name: String },
     /// Nothing.
     DropDataset { name: String },
-    /// One [`json::Link`]. The directory is absolute.
+    /// One [`json::Linked`]. The directory is absolute.
     Link { name: String, dir: String, read_only: bool, allow_mass_delete: bool },
     /// Nothing.
     Unlink { name: String },

@@ -19,6 +19,7 @@ use crate::control::wire::{self, Request};
 use crate::control::{Client, client};
 use crate::error::{Error, Kind};
 use crate::json::{self, DatasetState};
+use crate::text::{counted, plain};
 use crate::ui::Ui;
 
 /// How long a node may take to start, and a dataset to be known everywhere.
@@ -107,7 +108,14 @@ impl Cluster {
 
     /// Starts so many nodes, as one cluster with one dataset.
     pub(crate) async fn start(&mut self, number: u32, ui: &Ui) -> Result<(), Error> {
-        ui.say(format_args!("Starting {number} nodes under {}", self.root.display()));
+        let nodes = counted(number.into(), "node", "nodes");
+        ui.say(format_args!("Starting {nodes} under {}", plain(&self.root.display().to_string())));
+        if let Some(dir) = &self.dir {
+            ui.say(format_args!(
+                "node-1 works on {} itself, not on a copy: what changes in any node's directory changes there.",
+                plain(&dir.display().to_string())
+            ));
+        }
         self.start_node(1, None).await?;
         let first = self.nodes[0].client.clone();
         let name = self.dataset.clone();
@@ -135,6 +143,7 @@ impl Cluster {
             known.map_err(|_| {
                 let message = format!("{} does not hear of the dataset", node.name);
                 Error::new(Kind::TimedOut, message)
+                    .hint("the machine may be too busy; use fewer --nodes")
             })??;
             let request = Request::Link {
                 name: self.dataset.clone(),
@@ -142,7 +151,7 @@ impl Cluster {
                 read_only: false,
                 allow_mass_delete: false,
             };
-            let _: json::Link = node.client.one(request).await?;
+            let _: json::Linked = node.client.one(request).await?;
         }
         Ok(())
     }
@@ -183,10 +192,10 @@ impl Cluster {
         for node in &mut self.nodes {
             if tokio::time::timeout(STOP_TIMEOUT, node.child.wait()).await.is_err() {
                 tracing::warn!(node = node.name, "killed, as it did not stop in time");
-                node.child
-                    .kill()
-                    .await
-                    .map_err(|error| Error::failed(format!("cannot end {}: {error}", node.name)))?;
+                node.child.kill().await.map_err(|error| {
+                    Error::failed(format!("cannot end {}: {error}", node.name))
+                        .hint(format!("end it, then remove {}", self.root.display()))
+                })?;
             }
         }
         self.nodes.clear();
@@ -244,7 +253,8 @@ impl Cluster {
                 let dataset = self.status(node).await?;
                 if dataset.state == DatasetState::Paused {
                     let reason = dataset.reason.unwrap_or_default();
-                    return Err(Error::failed(format!("{} has paused: {reason}", node.name)));
+                    return Err(Error::failed(format!("{} has paused: {reason}", node.name))
+                        .hint("mend that, and call `consort dev` again"));
                 }
                 digests.push((dataset.versions, dataset.digest, dataset.pending));
             }
@@ -254,6 +264,16 @@ impl Cluster {
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// What the nodes have sent each other so far.
+    pub(crate) async fn sent_bytes(&self) -> Result<u64, Error> {
+        let mut bytes = 0;
+        for node in &self.nodes {
+            let request = Request::Status { name: None, watch: false };
+            bytes += node.client.one::<json::Status>(request).await?.sent_bytes;
+        }
+        Ok(bytes)
     }
 
     async fn status(&self, node: &Running) -> Result<json::DatasetStatus, Error> {
@@ -271,7 +291,10 @@ impl Running {
         log: &Path,
         listen: SocketAddr,
     ) -> Result<Self, Error> {
-        let failed = |error: &io::Error| Error::failed(format!("cannot start {name}: {error}"));
+        let failed = |error: &io::Error| {
+            Error::failed(format!("cannot start {name}: {error}"))
+                .hint("see how many processes and open files this user may have (`ulimit -a`)")
+        };
         let program = std::env::current_exe().map_err(|error| failed(&error))?;
         let stderr = fs::File::create(log).map_err(|error| failed(&error))?;
         let mut child = Command::new(program)
@@ -301,7 +324,8 @@ impl Running {
             let log = fs::read(log).unwrap_or_default();
             let tail = &log[log.len().saturating_sub(LOG_TAIL_BYTES)..];
             let tail = String::from_utf8_lossy(tail).trim().to_string();
-            return Err(Error::failed(format!("{name} did not start; it said:\n{tail}")));
+            return Err(Error::failed(format!("{name} did not start; it said:\n{tail}"))
+                .hint("mend that, and call `consort dev` again"));
         };
         let client = Client::new(&home);
         Ok(Self {

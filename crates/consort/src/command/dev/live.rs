@@ -55,7 +55,8 @@ pub(crate) async fn show(cluster: &Cluster, ui: &Ui) -> Result<(), Error> {
     // Feeds that are followed do not end, unless something is wrong.
     match feeds.join_next().await {
         Some(Ok(Err(error))) => Err(error),
-        _ => Err(Error::failed("the nodes do not tell any more what changes")),
+        _ => Err(Error::failed("the nodes do not tell any more what changes")
+            .hint("start `consort dev` again")),
     }
 }
 
