@@ -162,6 +162,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn commands_can_be_copied_into_a_shell() {
+        let with = |home: &str| command(Path::new(home), "up");
+        assert_eq!(with("/data/node-1"), "consort --home /data/node-1 up");
+        assert_eq!(with("/my data/it's"), r"consort --home '/my data/it'\''s' up");
+    }
+
+    #[test]
     fn control_characters_and_reordering_never_reach_a_terminal() {
         assert_eq!(plain("a\u{1b}[2Jb\n"), "a\\u{1b}[2Jb\\u{a}");
         assert_eq!(plain("x\u{202e}gpj.exe\u{9b}"), "x\\u{202e}gpj.exe\\u{9b}");

@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(after(12_100, 0), 500);
         assert_eq!(after(13_900, 2000), 333);
         assert_eq!(after(14_000, 0), 750);
-        assert_eq!(after(16_500, 0), 400, "the first burst is out of sight");
+        assert_eq!(after(16_500, 0), 666, "the first burst is out of sight");
         assert_eq!(after(60_000, 0), 0);
     }
 }

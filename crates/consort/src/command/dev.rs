@@ -27,8 +27,9 @@ const SHOWN_DIFFERENCES: usize = 20;
 
 /// Run a cluster on this machine: a few nodes, one directory each, kept identical.
 ///
-/// The first node keeps DIR itself, not a copy: what you change in any node's directory is changed in DIR, and stays
-/// changed in the end. Without DIR, an example is made for it.
+/// The first node keeps DIR itself, not a copy: what changes in any node's directory changes in DIR.
+///
+/// Without DIR, an example is made for it.
 ///
 /// The others keep copies under a temporary directory (or --home); those are removed in the end.
 #[derive(Debug, clap::Args)]

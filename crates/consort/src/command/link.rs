@@ -10,8 +10,9 @@ use crate::text::plain;
 
 /// Keep a directory and a dataset identical, both ways.
 ///
-/// A directory that is not empty is merged: what differs is kept beside, nothing is overwritten. One that is not there
-/// is made, if the directory that it is to be in is there.
+/// A directory that is not empty is merged: what differs is kept beside, nothing is overwritten.
+///
+/// One that is not there is made, if the directory that it is to be in is there.
 ///
 /// Returns at once; `consort wait` waits until everything is there.
 #[derive(Debug, clap::Args)]

@@ -1,8 +1,11 @@
 //! Tickets, members, ports and stores that are not in order: each gets a clear error, and changes nothing else.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, DATASET, array, until};
@@ -36,7 +39,15 @@ fn a_used_ticket_is_refused() {
     let late = cluster.add_node();
     let refused = late.run(["join", &ticket, "--name", "c"]);
     expect_refused(&refused, &["ticket"]);
-    late.run(["up"]).expect_failure(1, &["consort init"]);
+    // What is true from then on, and how to go on.
+    for command in ["status", "up"] {
+        let told = late.run([command]);
+        let told =
+            told.expect_failure(1, &["not part of a cluster yet", "join ticket", "consort init"]);
+        assert!(!told.stderr.contains("not running"), "{told}");
+    }
+    let finding = late.run(["doctor"]).expect_failure(1, &[]);
+    assert!(finding.text().contains("not part of a cluster yet"), "{finding}");
 }
 
 #[test]
@@ -156,6 +167,67 @@ fn a_store_of_a_newer_format_is_left_alone() {
     assert_eq!(fs::read_to_string(&format).expect("text"), new);
     fs::write(&format, &old).expect("writable");
     node.start();
+}
+
+#[test]
+fn a_damaged_home_is_told_and_left_alone() {
+    let mut cluster = Cluster::linked(1);
+    let node = &mut cluster.nodes[0];
+    node.put("key", b"value").expect_done();
+    node.stop();
+    for name in ["FORMAT", "node.key"] {
+        let file = find(&node.home, name);
+        let old = fs::read(&file).expect("it is there");
+        fs::write(&file, b"nonsense").expect("writable");
+        node.run(["up", "--listen", "127.0.0.1:0"]).expect_failure(1, &["damaged"]);
+        assert_eq!(fs::read(&file).expect("it is there"), b"nonsense");
+        fs::write(&file, old).expect("writable");
+    }
+    node.start();
+    assert_eq!(node.get("key").stdout, b"value");
+}
+
+#[test]
+fn keys_that_cannot_be_are_refused_and_change_nothing() {
+    let cluster = Cluster::linked(1);
+    let node = &cluster.nodes[0];
+    let longest = "x".repeat(250) + &"/x".repeat(387);
+    let too_long = longest.clone() + "x";
+    assert_eq!((longest.len(), too_long.len()), (1024, 1025));
+    node.put(&longest, b"the longest").expect_done();
+    let before = node.dataset()["digest"].clone();
+    let wrong = [
+        "",
+        "..",
+        ".",
+        "../up",
+        "a/../b",
+        "/a",
+        "a/",
+        "a//b",
+        "line\nbreak",
+        "bell\u{7}",
+        "\u{7f}",
+    ];
+    for key in wrong.into_iter().chain([&*too_long]) {
+        node.put(key, b"x").expect_failure(2, &["key"]);
+        for command in ["get", "stat", "rm"] {
+            node.run([command, DATASET, key]).expect_failure(2, &["key"]);
+        }
+    }
+    // A program cannot be given NUL as an argument; the socket can.
+    let request = format!(
+        "{{\"version\":1,\"request\":{{\"op\":\"stat\",\"name\":\"{DATASET}\",\"key\":\"a\\u0000b\"}}}}\n"
+    );
+    let mut socket = UnixStream::connect(node.home.join("control.sock")).expect("it listens");
+    socket.write_all(request.as_bytes()).expect("it reads");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).expect("it answers");
+    assert!(answer.contains("usage") && answer.contains("control characters"), "{answer}");
+    let strange = OsStr::from_bytes(b"caf\xe9");
+    let outcome = node.run([OsStr::new("stat"), OsStr::new(DATASET), strange]);
+    assert_eq!(outcome.status.code(), Some(2), "{outcome}");
+    assert_eq!(node.dataset()["digest"], before);
 }
 
 #[test]

@@ -389,9 +389,11 @@ impl Outcome {
         self
     }
 
-    /// The command failed with this exit code and an error that says all of `words`.
+    /// The command failed with this exit code and an error that says all of `words`, and what to do.
     pub(crate) fn expect_failure(self, code: i32, words: &[&str]) -> Self {
         assert_eq!(self.status.code(), Some(code), "{self}");
+        let is_told = self.stderr.contains("error:");
+        assert!(!is_told || self.stderr.contains("hint:"), "it does not say what to do: {self}");
         for word in words {
             assert!(self.stderr.to_lowercase().contains(word), "it does not say {word:?}: {self}");
         }

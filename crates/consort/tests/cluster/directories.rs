@@ -45,6 +45,74 @@ fn the_deletion_of_most_of_a_directory_waits_until_it_is_allowed() {
 }
 
 #[test]
+fn a_directory_is_made_where_its_parent_is_and_nowhere_else() {
+    let cluster = Cluster::new(1);
+    let node = &cluster.nodes[0];
+    node.run(["dataset", "create", DATASET]).expect_done();
+    let (missing, file) = (cluster.beside("misspelt"), cluster.beside("file"));
+    fs::write(&file, "").expect("a new file");
+    let link = |dir: &Path| {
+        node.run([OsStr::new("--json"), OsStr::new("link"), OsStr::new(DATASET), dir.as_os_str()])
+    };
+    link(&missing.join("deep/photos")).expect_failure(2, &["/misspelt does not exist"]);
+    link(&file.join("photos")).expect_failure(2, &["/file is not a directory"]);
+    link(&file).expect_failure(2, &["is not a directory"]);
+    assert!(!missing.exists());
+
+    let new = cluster.beside("new");
+    let made = link(&new).expect_done();
+    assert!(made.stderr.contains("it was made"), "{made}");
+    assert_eq!(made.json()["created"], true);
+    assert!(new.is_dir());
+    let again = link(&new).expect_done();
+    assert_eq!(again.json()["created"], false);
+    assert!(!again.stderr.contains("it was made"), "{again}");
+}
+
+#[test]
+fn a_read_only_reader_that_cannot_look_into_its_directory_holds_up_nobody() {
+    let mut cluster = Cluster::linked(1);
+    cluster.join_another("reader");
+    cluster.expect_connected();
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    until("the reader to know the dataset", || {
+        b.run(["dataset", "show", DATASET]).status.success()
+    });
+    let args = [OsStr::new("link"), OsStr::new(DATASET), b.dir.as_os_str()];
+    b.run(args.into_iter().chain([OsStr::new("--read-only")])).expect_done();
+    b.wait();
+    let away = cluster.beside("away");
+    fs::rename(&b.dir, &away).expect("renamed");
+    b.until_state("paused");
+    fs::write(a.path("more"), "more").expect("a new file");
+    a.wait();
+    fs::rename(&away, &b.dir).expect("renamed back");
+    b.wait();
+    assert!(b.path("more").exists());
+}
+
+#[test]
+fn what_is_in_sync_without_a_directory_says_so() {
+    let cluster = Cluster::new(1);
+    let node = &cluster.nodes[0];
+    node.run(["dataset", "create", DATASET]).expect_done();
+    let status = node.until_state("in-sync");
+    assert_eq!(status["metadata_only"], true);
+    let shown = node.run(["status"]).expect_done();
+    assert!(
+        shown.text().contains("in sync (not linked here: contents are fetched when read)"),
+        "{shown}"
+    );
+    assert!(
+        node.run(["wait", DATASET]).expect_done().stderr.contains("fetched when they are read")
+    );
+    node.link();
+    node.wait();
+    assert_eq!(node.until_state("in-sync")["metadata_only"], false);
+    assert!(!node.run(["status"]).expect_done().text().contains("not linked"));
+}
+
+#[test]
 fn what_consortignore_names_stays_at_home() {
     let cluster = Cluster::linked(2);
     let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };

@@ -19,7 +19,7 @@ fn error_of(output: &std::process::Output) -> Value {
     let mut document: Value = serde_json::from_str(stdout(output)).expect("one JSON document");
     let error = document.get_mut("error").expect("an error").take();
     for field in ["kind", "message", "hint"] {
-        assert!(error.get(field).is_some(), "{field} is missing: {error}");
+        assert!(error[field].is_string(), "{field} is missing: {error}");
     }
     error
 }
@@ -55,8 +55,7 @@ fn a_home_without_a_node_is_told_apart_from_a_node_that_does_not_run() {
     assert!(stderr(&output).contains("there is no node"), "{}", stderr(&output));
     assert!(stderr(&output).contains("consort init"), "{}", stderr(&output));
 
-    fs::create_dir(&home).expect("made");
-    fs::write(home.join("something"), "").expect("written");
+    assert!(consort(&home, &["init", "--name", "a"]).status.success());
     let output = consort(&home, &["status"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("is not running"), "{}", stderr(&output));
