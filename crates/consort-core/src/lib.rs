@@ -94,6 +94,6 @@ pub mod time;
 pub use content::{ChunkHash, ChunkRef, Content, NodeRef};
 pub use model::{
     Attributes, AuthorId, Commit, DatasetId, Digest, Dot, Entry, Fingerprint, FingerprintKey, Key,
-    Kind, NodeId, Origin, Timestamp, Version, VersionVector,
+    Kind, NodeId, OnConflict, Origin, Timestamp, Version, VersionVector,
 };
 pub use time::{Instant, WallTime};

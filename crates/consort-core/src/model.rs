@@ -2,12 +2,13 @@
 //!
 //! In reading order: [`key`] and [`id`] name things; [`hlc`] stamps what an author writes; [`vector`] says what a
 //! version replaces; [`attributes`] and [`version`] are what is stored; [`merge`] is the algebra by which replicas
-//! agree; [`commit`] is what is applied together; [`canonical`] is an entry's one encoding, and [`fingerprint`] what
+//! agree; [`conflict`] is what a reader sees of concurrent versions; [`commit`] is what is applied together; [`canonical`] is an entry's one encoding, and [`fingerprint`] what
 //! replicas compare.
 
 pub mod attributes;
 pub mod canonical;
 pub mod commit;
+pub mod conflict;
 pub mod fingerprint;
 #[cfg(test)]
 pub(crate) mod generators;
@@ -20,6 +21,7 @@ pub mod version;
 
 pub use attributes::{Attributes, Kind, Origin};
 pub use commit::Commit;
+pub use conflict::OnConflict;
 pub use fingerprint::{Digest, Fingerprint, FingerprintKey};
 pub use hlc::{Clock, Timestamp};
 pub use id::{AuthorId, DatasetId, NodeId};

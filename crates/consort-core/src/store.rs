@@ -24,6 +24,7 @@ use crate::encoding::{DecodeError, Reader};
 use crate::model::attributes::Attributes;
 use crate::model::canonical;
 use crate::model::commit::Commit;
+use crate::model::conflict::Losers;
 use crate::model::fingerprint::{Digest, Fingerprint, FingerprintKey};
 use crate::model::hlc::Timestamp;
 use crate::model::id::{AuthorId, DatasetId, NodeId};
@@ -105,6 +106,16 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: DecodeError,
     },
+    /// A key has more concurrent versions than a write can leave beside it. Nobody's fault; nothing was changed.
+    #[error(
+        "`{key}` has {versions} concurrent versions, more than a write can leave beside it; choose one of them first, with `consort conflicts resolve`"
+    )]
+    Crowded {
+        /// The key.
+        key: Key,
+        /// How many current versions it has.
+        versions: usize,
+    },
 }
 
 /// A replica of one dataset as it was at one moment. Everything read from the same view is consistent.
@@ -131,6 +142,12 @@ pub trait View {
         after: Option<Fingerprint>,
         limit: usize,
     ) -> Result<Vec<Fingerprint>, StoreError>;
+
+    /// The keys above `after` that have losers under some policy, in order, at most `limit`.
+    fn contested(&self, after: Option<&Key>, limit: usize) -> Result<Vec<Key>, StoreError>;
+
+    /// How many losers there are.
+    fn losers(&self) -> Losers;
 
     /// How far this replica has applied a peer's feed.
     fn cursor(&self, peer: NodeId) -> Result<Option<Cursor>, StoreError>;

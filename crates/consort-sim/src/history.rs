@@ -117,6 +117,7 @@ impl History {
             Saw::Winner => self.winner(held),
             Saw::Nothing => None,
             Saw::Version(dot) => self.find(dot).filter(|version| held.contains(version)),
+            Saw::Versions(_) => unreachable!("nobody in a run chooses between several"),
         };
         let replaces = |version: VersionIndex| {
             let as_seen = |saw| {

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use consort_core::encoding::DecodeError;
+use consort_core::model::conflict::Losers;
 use consort_core::store::{Sequence, StoreError, Stored};
 use consort_core::{AuthorId, DatasetId, Digest, Entry, Fingerprint, Timestamp};
 
@@ -45,6 +46,7 @@ pub(crate) fn check(shared: &Shared, progress: impl FnMut(CheckProgress)) -> Che
     check.part("fingerprints", Check::fingerprints);
     check.part("records", Check::records);
     check.part("pending", Check::pending);
+    check.part("conflicts", Check::conflicts);
     check.totals();
     check.part("packs", |check| check.packs(&shared.packs));
     check.part("chunks", |check| check.chunks(&shared.packs));
@@ -76,6 +78,10 @@ struct Dataset {
     records: u64,
     pending: u64,
     pending_bytes: u64,
+    /// Keys with losers, losers, and rows that say so.
+    contested: u64,
+    losers: Losers,
+    conflicts: u64,
 }
 
 impl<P: FnMut(CheckProgress)> Check<P> {
@@ -152,6 +158,7 @@ impl<P: FnMut(CheckProgress)> Check<P> {
     fn dataset(&mut self, id: DatasetId, row: DatasetRow) -> Result<(), Trouble> {
         let (replica, digest) = (ReplicaRow::default(), Digest::default());
         let (feed, fingerprints, records, pending, pending_bytes) = (0, 0, 0, 0, 0);
+        let (contested, losers, conflicts) = (0, Losers::default(), 0);
         let dataset = Dataset {
             id,
             row,
@@ -162,6 +169,9 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             records,
             pending,
             pending_bytes,
+            contested,
+            losers,
+            conflicts,
         };
         let other = self.datasets.insert(row.number, dataset);
         if other.is_some() || self.next_number <= row.number.0.into() {
@@ -187,6 +197,16 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             let own = |stored: &&Stored| stored.version.dot.author == check.author;
             if siblings.iter().filter(own).any(|stored| check.clock < stored.version.dot.time) {
                 return Err(wrong("are later than the clock that gave them out").into());
+            }
+            let losers = Losers::of(siblings.iter().map(|stored| &stored.version));
+            if !losers.are_none() {
+                dataset.losers = dataset.losers + losers;
+                dataset.contested += 1;
+                let counted = check.moment.get(Table::Conflicts, row)?;
+                let counted = counted.map(|value| layout::decode_losers(&value));
+                if decoded(Table::Conflicts, counted)? != Some(losers) {
+                    return Err(wrong("are not counted among the conflicts").into());
+                }
             }
             for Stored { version, sequence } in siblings {
                 let entry = Entry { key: key.clone(), version };
@@ -254,6 +274,16 @@ impl<P: FnMut(CheckProgress)> Check<P> {
         })
     }
 
+    fn conflicts(&mut self) -> Result<(), StoreError> {
+        self.rows(Table::Conflicts, |check, row, value| {
+            layout::name_of(row)?;
+            let dataset = owner(&mut check.datasets, Table::Conflicts, layout::number_of(row)?)?;
+            dataset.conflicts += 1;
+            layout::decode_losers(value)?;
+            Ok(())
+        })
+    }
+
     /// Compares what was counted with what is stored. Every version was found in the two indexes, so equal counts
     /// mean that they hold nothing else.
     fn totals(&mut self) {
@@ -274,6 +304,10 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             }
             if dataset.digest != dataset.replica.digest {
                 findings.push(Finding::Digest { dataset: id });
+            }
+            let counted = (dataset.contested, dataset.replica.losers);
+            if counted != (dataset.conflicts, dataset.losers) {
+                findings.push(Finding::Conflicts { dataset: id });
             }
             let (counted, found) = (dataset.replica.records, dataset.records);
             if found != counted {

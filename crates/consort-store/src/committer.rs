@@ -11,7 +11,7 @@ use consort_core::store::apply::{Application, Batch};
 use consort_core::store::{
     Applied, LocalWrite, Sealer, Sequence, StoreError, Stored, Summary, Written,
 };
-use consort_core::{AuthorId, ChunkHash, DatasetId, Dot, Entry, Key, WallTime};
+use consort_core::{AuthorId, ChunkHash, DatasetId, Dot, Entry, Key, OnConflict, WallTime};
 
 use crate::chunks::Chunks;
 use crate::edit::{Edit, Outcome};
@@ -260,7 +260,8 @@ impl<'v> Work<'v> {
         transaction: Transaction,
         mut writer: Writer<'_, '_>,
     ) -> Result<Applied, StoreError> {
-        let Transaction { body, sealer, records, settled, places, gone, .. } = transaction;
+        let Transaction { body, on_conflict, sealer, records, settled, places, gone, .. } =
+            transaction;
         // All that can fail comes first, so that a transaction that fails has changed nothing.
         let had = self.recorded(&records)?;
         self.read_pending(&body, &settled)?;
@@ -268,7 +269,9 @@ impl<'v> Work<'v> {
         let number = self.view.number();
         let mut own = Vec::new();
         let applied = match body {
-            Body::Nothing => self.local(Vec::new(), WallTime(0), None, &mut writer)?,
+            Body::Nothing => {
+                self.local(Vec::new(), on_conflict, WallTime(0), None, &mut writer)?
+            }
             Body::Remote { peer, commit, cursor } => {
                 let applied = self.application.remote(commit.entries, peer)?;
                 if let Some(cursor) = cursor {
@@ -279,7 +282,7 @@ impl<'v> Work<'v> {
             }
             Body::Local { writes, now } => {
                 own = shown(&records, &writes);
-                self.local(writes, now, sealer.as_deref(), &mut writer)?
+                self.local(writes, on_conflict, now, sealer.as_deref(), &mut writer)?
             }
         };
         if self.linked {
@@ -343,11 +346,12 @@ impl<'v> Work<'v> {
     fn local(
         &mut self,
         writes: Vec<LocalWrite>,
+        policy: OnConflict,
         now: WallTime,
         sealer: Option<&dyn Sealer>,
         writer: &mut Writer<'_, '_>,
     ) -> Result<Applied, StoreError> {
-        self.application.local(writes, writer.author, writer.clock, now, sealer)
+        self.application.local(writes, policy, writer.author, writer.clock, now, sealer)
     }
 
     /// Marks what changed, unless the directory shows it already: the versions with the dots `shown`, in order.
@@ -422,7 +426,8 @@ impl<'v> Work<'v> {
         let batch = self.application.finish();
         let Summary { digest, head } = batch.summary;
         let (head, records, pending) = (head.sequence, self.record_count, pending_count);
-        let replica = ReplicaRow { digest, head, records, pending, pending_bytes };
+        let losers = batch.losers;
+        let replica = ReplicaRow { digest, head, records, pending, pending_bytes, losers };
         rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(&replica));
         put_batch(number, &batch, rows);
     }
@@ -462,6 +467,14 @@ fn put_batch(number: Number, batch: &Batch, rows: &mut Rows) {
     for (key, siblings) in &batch.keys {
         let key = layout::name_key(number, key);
         rows.put(Table::Versions, key, layout::encode_siblings(siblings));
+    }
+    for (key, losers) in &batch.contested {
+        let key = layout::name_key(number, key);
+        if losers.are_none() {
+            rows.remove(Table::Conflicts, key);
+        } else {
+            rows.put(Table::Conflicts, key, layout::encode_losers(*losers));
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod tests;
 use consort_core::encoding::{DecodeError, Reader, Writer};
 use consort_core::limits::MAX_KEY_BYTES;
 use consort_core::model::canonical::{decode_dot, decode_version, encode_dot, encode_version};
+use consort_core::model::conflict::Losers;
 use consort_core::store::{Cursor, Epoch, Sequence, Stored};
 use consort_core::{
     AuthorId, DatasetId, Digest, Fingerprint, FingerprintKey, Key, Kind, NodeId, Timestamp,
@@ -18,7 +19,7 @@ use crate::transaction::Record;
 pub(crate) use chunks::*;
 
 /// The format that this program writes.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 
 /// A table of rows: a keyspace of the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,11 +38,13 @@ pub(crate) enum Table {
     Pending,
     /// Where chunks are.
     Chunks,
+    /// How many losers keys have, for those that have any.
+    Conflicts,
 }
 
 impl Table {
     /// All tables, each at its own number.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Node,
         Self::Versions,
         Self::Feed,
@@ -49,6 +52,7 @@ impl Table {
         Self::Records,
         Self::Pending,
         Self::Chunks,
+        Self::Conflicts,
     ];
 
     /// The name on disk.
@@ -61,6 +65,7 @@ impl Table {
             Self::Records => "records",
             Self::Pending => "pending",
             Self::Chunks => "chunks",
+            Self::Conflicts => "conflicts",
         }
     }
 }
@@ -96,6 +101,8 @@ pub(crate) struct ReplicaRow {
     pub(crate) pending: u64,
     /// Of all pending rows, modulo 2⁶⁴: nobody's claim of a size may make it more than that.
     pub(crate) pending_bytes: u64,
+    /// Of all keys.
+    pub(crate) losers: Losers,
 }
 
 /// A pending row: the newest change of a key that the linked directory may not show yet.
@@ -196,7 +203,7 @@ pub(crate) fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
     Some(end)
 }
 
-/// The key of a row in `Versions`, `Records` or `Pending`; or of where keys with a prefix begin.
+/// The key of a row in `Versions`, `Records`, `Pending` or `Conflicts`; or of where keys with a prefix begin.
 pub(crate) fn name_key(number: Number, name: &str) -> Vec<u8> {
     [&prefix(number)[..], name.as_bytes()].concat()
 }
@@ -416,6 +423,7 @@ pub(crate) fn encode_replica(row: &ReplicaRow) -> Vec<u8> {
     to.varint(row.records);
     to.varint(row.pending);
     to.varint(row.pending_bytes);
+    to.raw(&encode_losers(row.losers));
     bytes
 }
 
@@ -426,8 +434,26 @@ pub(crate) fn decode_replica(bytes: &[u8]) -> Result<ReplicaRow, DecodeError> {
     let head = Sequence(from.varint("head")?);
     let records = from.varint("count of records")?;
     let pending = from.varint("count of pending keys")?;
-    let pending_bytes = since_format_2(&mut from, "pending bytes")?;
-    from.finish().map(|()| ReplicaRow { digest, head, records, pending, pending_bytes })
+    let pending_bytes = later(&mut from, "pending bytes")?;
+    let keep_both = later(&mut from, "count of losers")?;
+    let losers = Losers { keep_both, prefer_real: later(&mut from, "count of losers")? };
+    from.finish().map(|()| ReplicaRow { digest, head, records, pending, pending_bytes, losers })
+}
+
+/// The value of a row in `Conflicts`.
+pub(crate) fn encode_losers(losers: Losers) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(2);
+    Writer(&mut bytes).varint(losers.keep_both);
+    Writer(&mut bytes).varint(losers.prefer_real);
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_losers(bytes: &[u8]) -> Result<Losers, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let keep_both = from.varint("count of losers")?;
+    let losers = Losers { keep_both, prefer_real: from.varint("count of losers")? };
+    from.finish().map(|()| losers)
 }
 
 /// The value of a row in `Pending`.
@@ -442,12 +468,12 @@ pub(crate) fn encode_pending(row: &PendingRow) -> Vec<u8> {
 pub(crate) fn decode_pending(bytes: &[u8]) -> Result<PendingRow, DecodeError> {
     let mut from = Reader::new(bytes);
     let sequence = Sequence(from.varint("sequence")?);
-    let bytes = since_format_2(&mut from, "bytes")?;
+    let bytes = later(&mut from, "bytes")?;
     from.finish().map(|()| PendingRow { sequence, bytes })
 }
 
-/// A number at the end of a row that rows of format 1 do not have.
-fn since_format_2(from: &mut Reader<'_>, what: &'static str) -> Result<u64, DecodeError> {
+/// A number at the end of a row that rows of earlier formats do not have.
+fn later(from: &mut Reader<'_>, what: &'static str) -> Result<u64, DecodeError> {
     if from.is_empty() { Ok(0) } else { from.varint(what) }
 }
 

@@ -82,12 +82,13 @@ impl DiskStore {
         let (sender, held) = mpsc::channel();
         let lock = Lock { _file: lock(&directory.join("LOCK"))?, _held: sender };
         let held = Arc::new(Mutex::new(held));
-        upgrade::upgrade(directory)?;
+        let format = upgrade::read(directory)?;
         let tables =
             Arc::new(Tables::open(&directory.join("rows"), lock).map_err(|error| match error {
                 fjall::Error::Io(source) => failed("rows")(source),
                 other => OpenError::Damaged(other.to_string()),
             })?);
+        upgrade::upgrade(directory, format, &tables)?;
         let stamp = stamp(directory).map_err(failed("STAMP"))?;
         let found = Found::read(&tables).map_err(unreadable)?;
         let (packs, synced) =

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use consort_core::limits::MAX_SEAL_BYTES;
 use consort_core::model::commit::Commit;
 use consort_core::store::{Cursor, LocalWrite, Sealer, Sequence};
-use consort_core::{ChunkHash, DatasetId, Dot, Entry, Key, Kind, NodeId, WallTime};
+use consort_core::{ChunkHash, DatasetId, Dot, Entry, Key, Kind, NodeId, OnConflict, WallTime};
 
 /// Changes of one dataset that become durable together or not at all.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub struct Transaction {
     pub dataset: DatasetId,
     /// The versions.
     pub body: Body,
+    /// What the writers of a [`Body::Local`] were shown of concurrent versions, and so what their writes stand for.
+    pub on_conflict: OnConflict,
     /// What vouches for those of a [`Body::Local`].
     pub sealer: Option<Arc<dyn Sealer>>,
     /// What the linked directory holds since.
@@ -132,11 +134,11 @@ pub enum Place {
 }
 
 impl Transaction {
-    /// A transaction that changes nothing yet.
+    /// A transaction of a body alone, whose writers were shown all concurrent versions.
     pub fn new(dataset: DatasetId, body: Body) -> Self {
-        let (records, settled) = (Vec::new(), Vec::new());
-        let (places, gone) = (Vec::new(), Vec::new());
-        Self { dataset, body, sealer: None, records, settled, places, gone }
+        let (records, settled, places, gone) = Default::default();
+        let (on_conflict, sealer) = (OnConflict::KeepBoth, None);
+        Self { dataset, body, on_conflict, sealer, records, settled, places, gone }
     }
 
     /// About how many bytes it takes in memory: what the queue's bound counts.

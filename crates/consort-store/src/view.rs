@@ -5,6 +5,7 @@ use std::ops::Bound;
 
 use consort_core::encoding::DecodeError;
 use consort_core::model::canonical;
+use consort_core::model::conflict::Losers;
 use consort_core::store::{Cursor, Epoch, FeedRow, Sequence, StoreError, Stored, Summary, View};
 use consort_core::{Entry, Fingerprint, Key, NodeId};
 
@@ -102,6 +103,12 @@ impl DiskView {
             return Ok(false);
         }
         self.moment.has(Table::Records, &layout::name_key(self.number, path))
+    }
+
+    /// What is counted about the dataset.
+    #[cfg(test)]
+    pub(crate) fn replica(&self) -> &ReplicaRow {
+        &self.replica
     }
 
     /// The dataset's number.
@@ -214,6 +221,19 @@ impl View for DiskView {
                 layout::fingerprint_of(&row?.0).map_err(|error| damaged(Table::Fingerprints, error))
             })
             .collect()
+    }
+
+    fn contested(&self, after: Option<&Key>, limit: usize) -> Result<Vec<Key>, StoreError> {
+        // Nearly all datasets have none, and looking for some would step over all that were resolved.
+        if self.replica.losers.are_none() {
+            return Ok(Vec::new());
+        }
+        let found = self.named(Table::Conflicts, "", after, limit, layout::decode_losers)?;
+        Ok(found.into_iter().map(|(key, _)| key).collect())
+    }
+
+    fn losers(&self) -> Losers {
+        self.replica.losers
     }
 
     fn cursor(&self, peer: NodeId) -> Result<Option<Cursor>, StoreError> {

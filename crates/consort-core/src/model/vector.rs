@@ -8,9 +8,12 @@
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::str::FromStr;
+
+use thiserror::Error;
 
 use crate::model::hlc::Timestamp;
-use crate::model::id::AuthorId;
+use crate::model::id::{AuthorId, parse_hex};
 
 /// A version's identity: who wrote it, and when by the author's own clock, which never repeats.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,6 +27,22 @@ pub struct Dot {
 impl fmt::Display for Dot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{:016x}", self.author, self.time.0)
+    }
+}
+
+/// The text is no version's identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a version is written as 32 hexadecimal digits, a hyphen and 16 more")]
+pub struct ParseDotError;
+
+impl FromStr for Dot {
+    type Err = ParseDotError;
+
+    fn from_str(text: &str) -> Result<Self, ParseDotError> {
+        let (author, time) = text.split_once('-').ok_or(ParseDotError)?;
+        let author = author.parse().map_err(|_| ParseDotError)?;
+        let time = u64::from_be_bytes(parse_hex(time).map_err(|_| ParseDotError)?);
+        Ok(Self { author, time: Timestamp(time) })
     }
 }
 
@@ -130,6 +149,7 @@ impl VersionVector {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::string::ToString;
 
     use proptest::prelude::*;
 
@@ -196,6 +216,15 @@ mod tests {
             let mut expected = members(&a);
             expected.remove(&dot(author, time));
             prop_assert_eq!(members(&less), expected);
+        }
+    }
+
+    #[test]
+    fn a_dot_is_read_back_from_its_text() {
+        let dot = dot(0xab, 0x0123_4567_89ab_cdef);
+        assert_eq!(dot.to_string().parse(), Ok(dot));
+        for wrong in ["", "-", "ab-cd", &"a".repeat(49), &dot.to_string()[1..]] {
+            assert_eq!(wrong.parse::<Dot>(), Err(ParseDotError));
         }
     }
 

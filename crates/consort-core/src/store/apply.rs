@@ -8,8 +8,11 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::mem;
 
-use crate::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS, MAX_SEAL_BYTES};
+use crate::limits::{
+    MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS, MAX_SEAL_BYTES, MAX_VECTOR_EXCEPTIONS,
+};
 use crate::model::canonical;
+use crate::model::conflict::{Losers, OnConflict};
 use crate::model::fingerprint::{Fingerprint, FingerprintKey};
 use crate::model::hlc::Clock;
 use crate::model::id::{AuthorId, NodeId};
@@ -63,6 +66,10 @@ pub struct Batch {
     pub removed: Vec<Removed>,
     /// The keys that changed, in order, each with its current versions as they are after it, ordered by dot.
     pub keys: Vec<(Key, Vec<Stored>)>,
+    /// The keys whose losers are others than before, in order, each with how many it has now.
+    pub contested: Vec<(Key, Losers)>,
+    /// The losers of the replica after it.
+    pub losers: Losers,
     /// The replica after it.
     pub summary: Summary,
 }
@@ -74,6 +81,8 @@ struct Touched {
     siblings: Vec<Stored>,
     /// Whether the view has any.
     known: bool,
+    /// How many of those that the view has are losers.
+    lost: Losers,
     /// Whether a commit changed them.
     changed: bool,
 }
@@ -124,10 +133,12 @@ impl<'v, V: View> Application<'v, V> {
         Ok(applied)
     }
 
-    /// Makes versions of this author's writes, as one commit, and has them sealed. If it fails, nothing has changed.
+    /// Makes versions of this author's writes, as one commit, and has them sealed. `policy` says what their writers were
+    /// shown. If it fails, nothing has changed.
     pub fn local(
         &mut self,
         writes: Vec<LocalWrite>,
+        policy: OnConflict,
         author: AuthorId,
         clock: &mut Clock,
         now: WallTime,
@@ -136,9 +147,12 @@ impl<'v, V: View> Application<'v, V> {
         let places = self.read(writes.iter().map(|write| &write.key))?;
         let mut applied = Applied::default();
         let from = self.added.len();
-        writes.iter().zip(&places).try_for_each(|(write, place)| self.check(write, *place))?;
+        for (write, place) in writes.iter().zip(&places) {
+            self.check(write, *place, policy, author)?;
+        }
         for (write, place) in writes.into_iter().zip(places) {
-            let written = self.write(write, place, (author, clock, now), sealer, &mut applied);
+            let by = (author, &mut *clock, now);
+            let written = self.write(write, place, policy, by, sealer, &mut applied);
             applied.written.push(written);
         }
         self.end_commit(from, &mut applied);
@@ -159,12 +173,22 @@ impl<'v, V: View> Application<'v, V> {
             self.removed.retain(|removed| passing.binary_search(&removed.sequence).is_err());
         }
         let Self { added, removed, places, mut touched, summary, .. } = self;
-        let changed = places.into_iter().filter_map(|(key, place)| {
-            let Touched { siblings, changed, .. } = &mut touched[place];
-            changed.then(|| (key, mem::take(siblings)))
-        });
-        let keys = changed.collect();
-        Batch { added, removed, keys, summary }
+        let (mut keys, mut contested) = (Vec::new(), Vec::new());
+        let mut losers = self.view.losers();
+        for (key, place) in places {
+            let Touched { siblings, changed, lost, .. } = &mut touched[place];
+            if !*changed {
+                continue;
+            }
+            let siblings = mem::take(siblings);
+            let loses = Losers::of(siblings.iter().map(|stored| &stored.version));
+            if loses != *lost {
+                losers = losers - *lost + loses;
+                contested.push((key.clone(), loses));
+            }
+            keys.push((key, siblings));
+        }
+        Batch { added, removed, keys, contested, losers, summary }
     }
 
     /// Reads all that a commit will look at before it changes anything, since only reading can fail. The places of
@@ -174,17 +198,29 @@ impl<'v, V: View> Application<'v, V> {
     }
 
     /// Refuses what would be written and then read by nobody.
-    fn check(&self, write: &LocalWrite, place: usize) -> Result<(), StoreError> {
+    fn check(
+        &self,
+        write: &LocalWrite,
+        place: usize,
+        policy: OnConflict,
+        author: AuthorId,
+    ) -> Result<(), StoreError> {
         let siblings = self.siblings(place);
-        let replaced = merge::replaced_by_writer(&siblings, &write.saw);
+        let replaced = merge::replaced_by_writer(&siblings, &write.saw, policy);
+        let seen = merge::seen_by_successor(&siblings, &replaced, author);
+        if MAX_VECTOR_EXCEPTIONS < seen.exceptions().len() {
+            let versions = siblings.len();
+            return Err(StoreError::Crowded { key: write.key.clone(), versions });
+        }
         let refused = |reason| StoreError::Refused { key: write.key.clone(), reason };
-        write.check(merge::seen_by_successor(&siblings, &replaced)).map_err(refused)
+        write.check(seen).map_err(refused)
     }
 
     fn write(
         &mut self,
         write: LocalWrite,
         place: usize,
+        policy: OnConflict,
         (author, clock, now): (AuthorId, &mut Clock, WallTime),
         sealer: Option<&dyn Sealer>,
         applied: &mut Applied,
@@ -192,8 +228,8 @@ impl<'v, V: View> Application<'v, V> {
         let LocalWrite { key, saw, content, mut attributes } = write;
         attributes.seal = None;
         let siblings = self.siblings(place);
-        let mut replaced = merge::replaced_by_writer(&siblings, &saw);
-        let seen = merge::seen_by_successor(&siblings, &replaced);
+        let mut replaced = merge::replaced_by_writer(&siblings, &saw, policy);
+        let seen = merge::seen_by_successor(&siblings, &replaced, author);
         for sibling in &siblings {
             clock.observe(sibling.dot.time, now);
         }
@@ -206,7 +242,7 @@ impl<'v, V: View> Application<'v, V> {
         // Whatever is like the new version is replaced with it, or stands for it if nothing else is replaced.
         let like: Vec<&Version> = siblings.iter().filter(|held| held.alike(&version)).collect();
         if let Some(same) =
-            merge::winner(&siblings).filter(|w| w.alike(&version)).or(like.first().copied())
+            policy.winner(&siblings).filter(|w| w.alike(&version)).or(like.first().copied())
         {
             let only_alike = replaced.iter().all(|dot| like.iter().any(|held| held.dot == *dot));
             let touched = replaced.contains(&same.dot)
@@ -215,7 +251,7 @@ impl<'v, V: View> Application<'v, V> {
                 return Written::Same(same.dot);
             }
             replaced.extend(like.iter().map(|held| held.dot));
-            version.seen = merge::seen_by_successor(&siblings, &replaced);
+            version.seen = merge::seen_by_successor(&siblings, &replaced, author);
         }
         // Nobody has seen what is not written yet. Whoever claims so must not make this write look like an old one.
         let claimed = version.seen.authors().iter().find(|(seen, _)| *seen == author);
@@ -304,7 +340,8 @@ impl<'v, V: View> Application<'v, V> {
         }
         let siblings = self.view.siblings(key)?;
         let place = self.touched.len();
-        self.touched.push(Touched { known: !siblings.is_empty(), changed: false, siblings });
+        let lost = Losers::of(siblings.iter().map(|stored| &stored.version));
+        self.touched.push(Touched { known: !siblings.is_empty(), lost, changed: false, siblings });
         self.places.insert(key.clone(), place);
         Ok(place)
     }

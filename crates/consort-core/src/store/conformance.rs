@@ -13,6 +13,7 @@ use alloc::vec::Vec;
 use crate::content::{ChunkRef, Content};
 use crate::model::attributes::Attributes;
 use crate::model::commit::Commit;
+use crate::model::conflict::Losers;
 use crate::model::fingerprint::{Fingerprint, FingerprintKey};
 use crate::model::hlc::Timestamp;
 use crate::model::id::{DatasetId, NodeId};
@@ -142,6 +143,7 @@ fn compare_keys(store: &impl View, reference: &MemoryView, random: &mut Random, 
         assert_eq!(store.siblings(&key), reference.siblings(&key), "{context}");
     }
     assert_eq!(store.scan("", None, usize::MAX), reference.scan("", None, usize::MAX), "{context}");
+    compare_contested(store, reference, random, context);
     for prefix in ["", "a", "a/", "a/b", "é", "x", KEYS[random.below(KEYS.len())]] {
         let after = Key::new(KEYS[random.below(KEYS.len())]).expect("a valid key");
         let after = Some(&after).filter(|_| random.below(2) == 0);
@@ -150,6 +152,29 @@ fn compare_keys(store: &impl View, reference: &MemoryView, random: &mut Random, 
             (store.scan(prefix, after, limit), reference.scan(prefix, after, limit));
         assert_eq!(found, expected, "{context}: {limit} from {prefix:?} after {after:?}");
     }
+}
+
+/// The keys with losers are those that a look at all keys would find.
+fn compare_contested(
+    store: &impl View,
+    reference: &MemoryView,
+    random: &mut Random,
+    context: &str,
+) {
+    let (mut contested, mut losers) = (Vec::new(), Losers::default());
+    for (key, held) in reference.scan("", None, usize::MAX).expect("reads") {
+        let lost = Losers::of(held.iter().map(|stored| &stored.version));
+        losers = losers + lost;
+        if !lost.are_none() {
+            contested.push(key);
+        }
+    }
+    assert_eq!((store.losers(), reference.losers()), (losers, losers), "{context}");
+    assert_eq!(store.contested(None, usize::MAX).as_ref(), Ok(&contested), "{context}");
+    let after = Key::new(KEYS[random.below(KEYS.len())]).expect("a valid key");
+    let limit = random.below(3);
+    let expected = contested.into_iter().filter(|key| after < *key).take(limit).collect();
+    assert_eq!(store.contested(Some(&after), limit), Ok(expected), "{context}: {limit} of {after}");
 }
 
 fn compare_feeds(store: &impl View, reference: &MemoryView, random: &mut Random, context: &str) {

@@ -1,7 +1,7 @@
 //! A store in memory: the reference that every other store is compared with, and the one of tests and simulations.
 //! Nothing in it survives the process.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -9,6 +9,7 @@ use core::ops::Bound::{Excluded, Included, Unbounded};
 
 use crate::model::canonical;
 use crate::model::commit::Commit;
+use crate::model::conflict::{Losers, OnConflict};
 use crate::model::fingerprint::Fingerprint;
 use crate::model::hlc::Clock;
 use crate::model::id::{AuthorId, DatasetId, NodeId};
@@ -38,6 +39,8 @@ struct Rows {
     versions: BTreeMap<Key, Vec<Stored>>,
     feed: BTreeMap<Sequence, (Key, Dot, Sequence, Option<NodeId>)>,
     fingerprints: BTreeMap<Fingerprint, (Key, Dot)>,
+    contested: BTreeSet<Key>,
+    losers: Losers,
     cursors: BTreeMap<NodeId, Cursor>,
 }
 
@@ -113,7 +116,9 @@ impl Store for MemoryStore {
         let (parameters, rows) = self.dataset(dataset)?;
         let view = MemoryView(Arc::clone(rows));
         let mut application = Application::new(&view, parameters.fingerprint_key);
-        let applied = application.local(writes, author, &mut clock, now, sealer.as_deref())?;
+        let policy = OnConflict::KeepBoth;
+        let sealer = sealer.as_deref();
+        let applied = application.local(writes, policy, author, &mut clock, now, sealer)?;
         let batch = application.finish();
         drop(view);
         Arc::make_mut(rows).apply(batch);
@@ -133,6 +138,14 @@ impl Rows {
             self.feed.insert(added.sequence, (key.clone(), dot, added.commit_end, added.via));
             self.fingerprints.insert(added.fingerprint, (key, dot));
         }
+        for (key, losers) in batch.contested {
+            if losers.are_none() {
+                self.contested.remove(&key);
+            } else {
+                self.contested.insert(key);
+            }
+        }
+        self.losers = batch.losers;
         self.versions.extend(batch.keys);
         self.summary = batch.summary;
     }
@@ -197,6 +210,15 @@ impl View for MemoryView {
             .take(limit)
             .copied()
             .collect())
+    }
+
+    fn contested(&self, after: Option<&Key>, limit: usize) -> Result<Vec<Key>, StoreError> {
+        let from = after.map_or(Unbounded, Excluded);
+        Ok(self.0.contested.range::<Key, _>((from, Unbounded)).take(limit).cloned().collect())
+    }
+
+    fn losers(&self) -> Losers {
+        self.0.losers
     }
 
     fn cursor(&self, peer: NodeId) -> Result<Option<Cursor>, StoreError> {

@@ -128,20 +128,59 @@ fn what_nobody_could_read_is_not_written() {
     }
 }
 
-#[test]
-fn a_write_beside_too_many_conflicts_is_refused() {
+/// A store with so many versions of one key that do not know of each other.
+fn crowded(versions: usize, dot: impl Fn(u64) -> Dot) -> MemoryStore {
     let mut store = store(0);
-    for author in 0..=MAX_VECTOR_EXCEPTIONS + 1 {
-        let mut author_bytes = [1; 16];
-        author_bytes[..8].copy_from_slice(&(author as u64).to_le_bytes());
-        let dot = Dot { author: AuthorId(author_bytes), time: Timestamp(1) };
-        let content = Content::Inline(author.to_string().as_bytes().into());
-        let (seen, attributes) = (VersionVector::new(), Attributes::default());
-        let version = Version { dot, seen, content, attributes };
-        let entries = [Entry { key: key("a"), version }].into();
-        store.apply_remote(DATASET, NodeId([9; 16]), Commit { entries }, None).unwrap();
+    let version = |number| Version {
+        dot: dot(number),
+        seen: VersionVector::new(),
+        content: Content::Inline(number.to_le_bytes().into()),
+        attributes: Attributes::default(),
+    };
+    let entries = (1..=versions as u64).map(version);
+    let entries = entries.map(|version| Entry { key: key("a"), version }).collect();
+    store.apply_remote(DATASET, NodeId([9; 16]), Commit { entries }, None).unwrap();
+    store
+}
+
+#[test]
+fn many_authors_who_did_not_know_of_each_other_are_in_nobodys_way() {
+    let author = |number: u64| {
+        let mut bytes = [1; 16];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        AuthorId(bytes)
+    };
+    let versions = 2 * MAX_VECTOR_EXCEPTIONS;
+    let dot = |number| Dot { author: author(number), time: Timestamp(1) };
+    let mut store = crowded(versions, dot);
+    for value in 0..3 {
+        let write = LocalWrite::new(key("a"), Content::Inline([value].into()));
+        store.apply_local(DATASET, vec![write], WallTime(1_700_000_000_000)).unwrap();
+        let held = store.view(DATASET).unwrap().siblings(&key("a")).unwrap();
+        assert_eq!(held.len(), versions, "the winner is replaced, and nothing else");
     }
+}
+
+/// Nothing is replaced that nobody looked at, so somebody has to choose first; and can.
+#[test]
+fn a_write_beside_more_conflicts_than_it_can_name_is_refused_until_somebody_chooses() {
+    let versions = MAX_VECTOR_EXCEPTIONS + 2;
+    let dot = |number| Dot { author: AuthorId([1; 16]), time: Timestamp(number) };
+    let mut store = crowded(versions, dot);
+    let now = WallTime(1_700_000_000_000);
+    let before = store.view(DATASET).unwrap().summary();
+    for content in [Content::Inline([1].into()), Content::Deleted] {
+        let outcome = store.apply_local(DATASET, vec![LocalWrite::new(key("a"), content)], now);
+        let refused = StoreError::Crowded { key: key("a"), versions };
+        assert_eq!(outcome, Err(refused));
+        assert_eq!(store.view(DATASET).unwrap().summary(), before);
+    }
+    let held = store.view(DATASET).unwrap().siblings(&key("a")).unwrap();
+    let saw = Saw::Versions(held.iter().map(|stored| stored.version.dot).collect());
+    let chosen = held[7].version.content.clone();
+    let choice = LocalWrite { saw, ..LocalWrite::new(key("a"), chosen) };
+    store.apply_local(DATASET, vec![choice], now).unwrap();
+    assert_eq!(store.view(DATASET).unwrap().siblings(&key("a")).unwrap().len(), 1);
     let write = LocalWrite::new(key("a"), Content::Inline([1].into()));
-    let outcome = store.apply_local(DATASET, vec![write], WallTime(1_700_000_000_000));
-    assert!(matches!(outcome, Err(StoreError::Refused { .. })), "{outcome:?}");
+    store.apply_local(DATASET, vec![write], now).unwrap();
 }

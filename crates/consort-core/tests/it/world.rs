@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use consort_core::model::attributes::Attributes;
-use consort_core::model::merge::{self, Saw};
+use consort_core::model::conflict::Losers;
+use consort_core::model::merge::Saw;
 use consort_core::protocol::event::Access;
 use consort_core::protocol::{Effect, Envelope, Event, Message, Now, Replica, codec};
 use consort_core::random::Random;
@@ -17,7 +18,7 @@ use consort_core::store::{
 };
 use consort_core::{
     AuthorId, Commit, Content, DatasetId, Dot, Entry, Fingerprint, FingerprintKey, Instant, Key,
-    NodeId, WallTime,
+    NodeId, OnConflict, WallTime,
 };
 
 pub(crate) const DATASET: DatasetId = DatasetId([7; 16]);
@@ -329,6 +330,8 @@ impl World {
         for (node, entries) in all.iter().enumerate() {
             assert_eq!(entries, &all[0], "node {node} differs from node 0");
             assert_eq!(self.summary(node).digest, self.summary(0).digest);
+            let losers = |node: usize| self.nodes[node].store.view(DATASET).unwrap().losers();
+            assert_eq!(losers(node), losers(0));
         }
         let held: BTreeSet<Dot> = all[0].iter().map(|entry| entry.version.dot).collect();
         for (dot, (key, content)) in &self.written {
@@ -338,7 +341,9 @@ impl World {
         for key in all[0].iter().map(|entry| &entry.key) {
             let siblings: Vec<_> =
                 all[0].iter().filter(|e| e.key == *key).map(|e| e.version.clone()).collect();
-            assert!(merge::winner(&siblings).is_some());
+            for policy in OnConflict::ALL {
+                assert!(policy.winner(&siblings).is_some());
+            }
         }
     }
 }
@@ -394,6 +399,14 @@ impl View for WorldView {
         limit: usize,
     ) -> Result<Vec<Fingerprint>, StoreError> {
         self.read()?.fingerprints(after, limit)
+    }
+
+    fn contested(&self, after: Option<&Key>, limit: usize) -> Result<Vec<Key>, StoreError> {
+        self.read()?.contested(after, limit)
+    }
+
+    fn losers(&self) -> Losers {
+        self.view.losers()
     }
 
     fn cursor(&self, peer: NodeId) -> Result<Option<Cursor>, StoreError> {

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use consort_core::model::merge;
 use consort_core::store::View;
 use consort_core::store::memory::MemoryView;
-use consort_core::{Digest, Dot, Fingerprint, Key, Version};
+use consort_core::{Digest, Dot, Fingerprint, Key, OnConflict, Version};
 
 use super::causal::held;
 use super::{Checked, Checker};
@@ -18,8 +17,9 @@ pub(crate) fn say_the_same(mut views: impl Iterator<Item = MemoryView>) -> bool 
     views.all(|view| Some(view.summary().digest) == first)
 }
 
-/// Everything that a replica holds, by key, with what stands for the bytes; and what a reader of each key gets.
-type Contents = BTreeMap<Key, (Vec<Fingerprint>, Option<Dot>)>;
+/// Everything that a replica holds, by key, with what stands for the bytes; and what a reader of each key gets under
+/// each policy, the winner first.
+type Contents = BTreeMap<Key, (Vec<Fingerprint>, [Vec<Dot>; OnConflict::ALL.len()])>;
 
 /// Reads all replicas.
 pub(crate) fn check(
@@ -52,20 +52,27 @@ fn read(history: &History, node: NodeIndex, view: &MemoryView) -> Checked<Conten
     for (key, stored) in rows {
         let held = held(history, view, &key)?;
         let versions: Vec<Version> = stored.into_iter().map(|stored| stored.version).collect();
-        let winner = merge::winner(&versions).map(|version| version.dot);
+        let shown = OnConflict::ALL.map(|policy| shown(policy, &versions));
+        // Nothing in a run is synthetic, so the winner is the same under all of them.
+        let winner = shown[0].first().copied();
         let expected = history.winner(&held).map(|version| history.known(version).dot);
-        if winner != expected {
+        if shown.iter().any(|shown| shown.first().copied() != expected) {
             return wrong(format!("a reader of {key} gets {winner:?}, not {expected:?}"));
         }
         let entry = |version| consort_core::Entry { key: key.clone(), version };
         let fingerprints: Vec<Fingerprint> =
             versions.into_iter().map(|version| history.fingerprint(&entry(version))).collect();
         fingerprints.iter().for_each(|fingerprint| digest.add(*fingerprint));
-        contents.insert(key, (fingerprints, winner));
+        contents.insert(key, (fingerprints, shown));
     }
     let said = view.summary().digest;
     if said != digest {
         return wrong(format!("it says to hold {said:?}, and holds {digest:?}"));
     }
     Ok(contents)
+}
+
+fn shown(policy: OnConflict, versions: &[Version]) -> Vec<Dot> {
+    let losers = policy.losers(versions);
+    policy.winner(versions).into_iter().chain(losers).map(|version| version.dot).collect()
 }

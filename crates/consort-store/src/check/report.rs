@@ -104,6 +104,12 @@ pub enum Finding {
         /// The dataset.
         dataset: DatasetId,
     },
+    /// The keys with losers, or the count of those, are not what the versions say.
+    #[error("the conflicts of {dataset} are not those of its versions")]
+    Conflicts {
+        /// The dataset.
+        dataset: DatasetId,
+    },
     /// The stored count of records is wrong.
     #[error("{dataset} has {found} records, but counts {counted}")]
     RecordCount {

@@ -1,7 +1,7 @@
 //! Rows that are not as they must be, one kind of damage after the other. Packs and missing rows: `tests/it/damage.rs`.
 
 use consort_core::model::merge::Saw;
-use consort_core::store::{DatasetParameters, LocalWrite, Summary, View};
+use consort_core::store::{DatasetParameters, LocalWrite, View};
 use consort_core::{Attributes, ChunkHash, Content, Dot, FingerprintKey, Key, WallTime};
 
 use super::*;
@@ -148,10 +148,7 @@ fn rows_that_nothing_belongs_to_are_found() {
 fn what_is_counted_wrong_is_found() {
     let with = |change: fn(&mut ReplicaRow)| {
         damaged(|view, rows| {
-            let Summary { digest, head } = view.summary();
-            let (records, pending) = (view.record_count(), view.pending_count());
-            let (head, pending_bytes) = (head.sequence, view.pending_bytes());
-            let mut row = ReplicaRow { digest, head, records, pending, pending_bytes };
+            let mut row = *view.replica();
             change(&mut row);
             rows.put(Table::Node, layout::replica_key(NUMBER), layout::encode_replica(&row));
         })
@@ -170,9 +167,24 @@ fn what_is_counted_wrong_is_found() {
         with(|row| row.pending_bytes = 5),
         [Finding::PendingBytes { dataset, counted: 5, found: 2 }]
     );
+    assert_eq!(with(|row| row.losers.prefer_real += 1), [Finding::Conflicts { dataset }]);
     let found = with(|row| row.head = Sequence(2));
     let told = |table| found.contains(&Finding::BeyondHead { dataset, table });
     assert!(told("feed") && told("fingerprints") && told("pending"), "{found:?}");
+}
+
+#[test]
+fn conflicts_that_are_not_those_of_the_versions_are_found() {
+    let row = |name: &str| layout::name_key(NUMBER, name);
+    let found = damaged(|_, rows| rows.remove(Table::Conflicts, row("a")));
+    let what = "are not counted among the conflicts";
+    let uncounted = Finding::Versions { dataset: DATASET, key: key("a"), what };
+    assert!(found.contains(&uncounted), "{found:?}");
+
+    let found = damaged(|view, rows| {
+        rows.put(Table::Conflicts, row("b"), layout::encode_losers(view.losers()));
+    });
+    assert_eq!(found, [Finding::Conflicts { dataset: DATASET }]);
 }
 
 #[test]

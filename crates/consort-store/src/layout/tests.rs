@@ -32,6 +32,7 @@ fn read_as_everything(bytes: &[u8]) {
     comes_back(bytes, decode_dataset, encode_dataset);
     comes_back(bytes, decode_replica, encode_replica);
     comes_back(bytes, decode_pending, encode_pending);
+    comes_back(bytes, decode_losers, |losers| encode_losers(*losers));
     comes_back(bytes, decode_cursor, |cursor| encode_cursor(*cursor));
     comes_back(bytes, decode_identity, encode_identity);
     comes_back(bytes, decode_clock, |clock| encode_clock(*clock));

@@ -1,10 +1,12 @@
 //! What was under way when a store was closed goes on when it is opened.
 
+use consort_core::model::conflict::Losers;
 use consort_core::model::merge::Saw;
 use consort_core::store::View;
 use consort_core::{Attributes, Content, FingerprintKey, Key};
 
 use super::*;
+use crate::layout::ReplicaRow;
 
 const DATASET: DatasetParameters =
     DatasetParameters { id: DatasetId([1; 16]), fingerprint_key: FingerprintKey([2; 32]) };
@@ -60,6 +62,49 @@ fn unlinking_goes_on_after_a_crash() {
     assert_eq!(view.pending_count(), 0);
     assert!(store.check(|_| {}).is_clean());
     assert_eq!(view.summary().digest.count, 2);
+}
+
+/// Format 2 did not count losers.
+#[test]
+fn the_losers_of_an_older_store_are_counted_when_it_is_opened() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = DiskStore::open(directory.path()).expect("opens");
+    store.open_dataset(DATASET).expect("opens");
+    let write = |name: &str, byte| LocalWrite {
+        key: Key::new(name).expect("a valid key"),
+        saw: Saw::Nothing,
+        content: Content::Inline([byte].into()),
+        attributes: Attributes::default(),
+    };
+    let writes = vec![write("a", 1), write("b", 1), write("b", 2), write("b", 3)];
+    let body = Body::Local { writes, now: WallTime(1) };
+    store.commit(Transaction::new(DATASET.id, body)).expect("commits");
+    let losers = store.view(DATASET.id).expect("views").losers();
+    assert_eq!(losers.keep_both, 2);
+
+    let number = layout::Number(0);
+    let mut rows = Rows::default();
+    let counted = *store.view(DATASET.id).expect("views").replica();
+    let replica = ReplicaRow { losers: Losers::default(), ..counted };
+    rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(&replica));
+    rows.remove(Table::Conflicts, layout::name_key(number, "b"));
+    // Left by an upgrade that was not completed.
+    rows.put(Table::Conflicts, layout::name_key(number, "a"), layout::encode_losers(losers));
+    rows.commit(&store.shared().tables).expect("commits");
+    drop(store);
+    fs::write(directory.path().join("FORMAT"), "consort store 2\n").expect("writes");
+
+    // Once by the upgrade, and once as any other store.
+    for _ in 0..2 {
+        let store = DiskStore::open(directory.path()).expect("opens");
+        let view = store.view(DATASET.id).expect("views");
+        assert_eq!(view.losers(), losers);
+        assert_eq!(view.contested(None, 9), Ok(vec![Key::new("b").expect("a valid key")]));
+        let report = store.check(|_| {});
+        assert!(report.is_clean(), "{report}");
+        let format = fs::read_to_string(directory.path().join("FORMAT")).expect("reads");
+        assert_eq!(format, "consort store 3\n");
+    }
 }
 
 #[test]
