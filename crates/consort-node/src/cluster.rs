@@ -8,9 +8,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use consort_core::encoding::{DecodeError, Reader, Writer};
-use consort_core::model::merge;
 use consort_core::store::{DatasetParameters, StoreError, View};
-use consort_core::{Content, DatasetId, Dot, FingerprintKey, Key, NodeId, Version};
+use consort_core::{Content, DatasetId, Dot, FingerprintKey, Key, NodeId, OnConflict, Version};
 
 use crate::net::Role;
 
@@ -19,6 +18,7 @@ const FORMAT: u8 = 1;
 
 const MAX_NAME_BYTES: usize = 63;
 const MAX_ADDRESSES: usize = 8;
+const MAX_POLICY_BYTES: usize = 63;
 /// Rows of the cluster's dataset that are read at once.
 const PAGE: usize = 256;
 
@@ -49,6 +49,10 @@ pub(crate) struct DatasetFact {
     pub(crate) parameters: DatasetParameters,
     /// When it was created, in milliseconds since 1970-01-01 UTC.
     pub(crate) created_ms: u64,
+    /// What readers are shown of concurrent versions.
+    pub(crate) on_conflict: OnConflict,
+    /// The name of a policy that a later version of this program gave it, and for which the one above stands in.
+    pub(crate) unknown_policy: Option<String>,
 }
 
 /// All facts at one moment.
@@ -99,7 +103,7 @@ impl Facts {
             Content::Inline(bytes) => Some(bytes.clone()),
             _ => None,
         };
-        let Some(winner) = merge::winner(versions) else { return Ok(()) };
+        let Some(winner) = OnConflict::KeepBoth.winner(versions) else { return Ok(()) };
         self.unsealed |= versions.iter().any(|version| version.attributes.seal.is_none());
         if let Some(node) = key.strip_prefix(MEMBERS).and_then(|node| node.parse().ok()) {
             let Some(bytes) = inline(winner) else { return Ok(()) };
@@ -203,13 +207,18 @@ fn name_of_loser(name: &str, id: DatasetId) -> String {
 }
 
 /// The value of a dataset's fact.
-pub(crate) fn encode_dataset(parameters: DatasetParameters, created_ms: u64) -> Content {
+pub(crate) fn encode_dataset(
+    parameters: DatasetParameters,
+    created_ms: u64,
+    on_conflict: OnConflict,
+) -> Content {
     let mut bytes = Vec::new();
     let mut to = Writer(&mut bytes);
     to.u8(FORMAT);
     to.raw(&parameters.id.0);
     to.raw(&parameters.fingerprint_key.0);
     to.u64(created_ms);
+    to.bytes(on_conflict.name().as_bytes());
     Content::Inline(bytes.into())
 }
 
@@ -228,7 +237,19 @@ fn decode_dataset(
     let fingerprint_key = FingerprintKey(from.array("fingerprint key")?);
     let parameters = DatasetParameters { id, fingerprint_key };
     let created_ms = from.u64("time")?;
-    Ok(DatasetFact { name: name.to_owned(), key: key.clone(), dot, parameters, created_ms })
+    // Facts were written without one before there was a choice.
+    let policy = if from.is_empty() { "" } else { from.text(MAX_POLICY_BYTES, "policy")? };
+    let known = if policy.is_empty() { Some(OnConflict::KeepBoth) } else { OnConflict::by_name(policy) };
+    Ok(DatasetFact {
+        name: name.to_owned(),
+        key: key.clone(),
+        dot,
+        parameters,
+        created_ms,
+        // Of one that is not known here, that is the one which loses nothing.
+        on_conflict: known.unwrap_or(OnConflict::KeepBoth),
+        unknown_policy: known.is_none().then(|| policy.to_owned()),
+    })
 }
 
 fn read_format(from: &mut Reader<'_>) -> Result<(), DecodeError> {
@@ -311,13 +332,30 @@ mod tests {
 
         let parameters = cluster_dataset(&[1; 32]);
         let (key, dot) = (dataset_key("photos"), Dot::default());
-        let Content::Inline(bytes) = encode_dataset(parameters, 7) else { panic!("it is inline") };
-        let name = "photos".to_owned();
-        let dataset = DatasetFact { name, key: key.clone(), dot, parameters, created_ms: 7 };
+        let content = encode_dataset(parameters, 7, OnConflict::PreferReal);
+        let Content::Inline(bytes) = content else { panic!("it is inline") };
+        let dataset = DatasetFact {
+            name: "photos".to_owned(),
+            key: key.clone(),
+            dot,
+            parameters,
+            created_ms: 7,
+            on_conflict: OnConflict::PreferReal,
+            unknown_policy: None,
+        };
         assert_eq!(decode_dataset("photos", &key, dot, &bytes), Ok(dataset.clone()));
         // What a later version adds does no harm.
         let longer: Vec<u8> = bytes.iter().copied().chain([1, 2, 3]).collect();
-        assert_eq!(decode_dataset("photos", &key, dot, &longer), Ok(dataset));
+        assert_eq!(decode_dataset("photos", &key, dot, &longer), Ok(dataset.clone()));
+        // Before there was a choice, facts ended here.
+        let shorter = &bytes[..bytes.len() - 1 - OnConflict::PreferReal.name().len()];
+        let dataset = DatasetFact { on_conflict: OnConflict::KeepBoth, ..dataset };
+        assert_eq!(decode_dataset("photos", &key, dot, shorter), Ok(dataset.clone()));
+        // A policy that is not known here loses nothing, and is told.
+        let later = [shorter, b"\x0btoss-a-coin"].concat();
+        let unknown_policy = Some("toss-a-coin".to_owned());
+        let dataset = DatasetFact { unknown_policy, ..dataset };
+        assert_eq!(decode_dataset("photos", &key, dot, &later), Ok(dataset));
         assert!(decode_dataset("photos", &key, dot, &[9]).is_err());
     }
 
@@ -338,7 +376,10 @@ mod tests {
     #[test]
     fn datasets_that_were_made_with_one_name_at_the_same_time_are_both_there() {
         let name = "x".repeat(63);
-        let made = [1, 2].map(|n| encode_dataset(cluster_dataset(&[n; 32]), u64::from(n))).to_vec();
+        let dataset = |n| {
+            encode_dataset(cluster_dataset(&[n; 32]), u64::from(n), OnConflict::KeepBoth)
+        };
+        let made = [1, 2].map(dataset).to_vec();
         let facts = concurrent(&dataset_key(&name), made);
         assert_eq!(facts.datasets.len(), 2);
         assert!(facts.dataset(&name).is_some());

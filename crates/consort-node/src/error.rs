@@ -67,6 +67,10 @@ impl NodeError {
 
 impl From<StoreError> for NodeError {
     fn from(error: StoreError) -> Self {
+        let kind = match error {
+            StoreError::Crowded { .. } => ErrorKind::Conflict,
+            _ => ErrorKind::Failed,
+        };
         let hint = match error {
             StoreError::Failed(_) => "make room or mend the disk, then start the node again",
             StoreError::Damaged(_) => {
@@ -74,8 +78,9 @@ impl From<StoreError> for NodeError {
             }
             StoreError::UnknownDataset(_) => "`consort dataset list` shows those there are",
             StoreError::Refused { .. } => "choose another key, or less to say of it",
+            StoreError::Crowded { .. } => "`consort conflicts NAME` shows what to choose from",
         };
-        Self::failed(error.to_string()).hint(hint)
+        Self::new(kind, error.to_string()).hint(hint)
     }
 }
 

@@ -38,6 +38,7 @@ pub(crate) use engine::recorded_meta;
 pub use ignores::{Ignores, LoadIgnoresError, PatternProblem};
 pub use link::{Folder, LinkContext};
 pub use place::{Expected, Peek, PlaceError, Placed, RemovedDirectory, Staged, Staging};
+pub(crate) use project::conflict_path;
 pub use root::{OpenRootError, Root, RootId};
 pub use status::{Progress, Scan, Trouble};
 pub use walk::{Walk, WalkEntry, WalkProblem, WalkProblemKind};

@@ -22,7 +22,7 @@ mod report;
 mod runtime;
 mod shared;
 
-pub use consort_core::{DatasetId, Dot, Key, Kind, NodeId, Origin};
+pub use consort_core::{DatasetId, Dot, Key, Kind, NodeId, OnConflict, Origin};
 pub use error::{ErrorKind, NodeError};
 pub use net::{Role, Traffic};
 pub use node::{DEFAULT_PORT, GetBody, Node, check_store, init, is_member, join};

@@ -1,5 +1,6 @@
 //! [`Node`]: a running node, and all that can be asked of it. The methods stand in the files below, by subject.
 
+mod conflicts;
 mod datasets;
 mod entries;
 mod members;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use consort_core::model::merge::Saw;
 use consort_core::store::{Applied, LocalWrite, Sealer, StoreError};
-use consort_core::{Attributes, Content, DatasetId, Key};
+use consort_core::{Attributes, Content, DatasetId, Key, OnConflict};
 use consort_store::{Body, DiskStore, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
@@ -250,14 +251,16 @@ impl Node {
         self.shared.network.traffic()
     }
 
-    /// Makes writes of this node durable and lets the loop spread them.
+    /// Makes writes of this node durable and lets the loop spread them. Their writers saw what the dataset's policy
+    /// shows.
     async fn write(
         &self,
         dataset: DatasetId,
+        on_conflict: OnConflict,
         writes: Vec<LocalWrite>,
     ) -> Result<Applied, NodeError> {
         let sealer = self.shared.sealer.clone().filter(|_| dataset == self.shared.cluster.id);
-        let applied = commit(&self.shared.store, dataset, writes, sealer).await??;
+        let applied = commit(&self.shared.store, dataset, on_conflict, writes, sealer).await??;
         let _ = self.shared.causes.send(Cause::Grew { dataset });
         Ok(applied)
     }
@@ -305,6 +308,7 @@ async fn blocking<T: Send + 'static>(
 async fn commit(
     store: &DiskStore,
     dataset: DatasetId,
+    on_conflict: OnConflict,
     writes: Vec<LocalWrite>,
     sealer: Option<Arc<dyn Sealer>>,
 ) -> Result<Result<Applied, StoreError>, NodeError> {
@@ -312,7 +316,7 @@ async fn commit(
     let store = store.clone();
     blocking(move || {
         let body = Body::Local { writes, now: wall_time() };
-        let transaction = Transaction { sealer, ..Transaction::new(dataset, body) };
+        let transaction = Transaction { on_conflict, sealer, ..Transaction::new(dataset, body) };
         store.submit(transaction, move |result| {
             let _ = done.send(result);
         });

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use consort_core::{DatasetId, Dot, Kind, NodeId, Origin};
+use consort_core::{DatasetId, Dot, Kind, NodeId, OnConflict, Origin};
 
 use crate::net::{Role, Traffic};
 
@@ -81,18 +81,6 @@ pub enum Mode {
     Mesh,
     /// One authority.
     Hub,
-}
-
-/// What becomes of concurrent versions of a key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnConflict {
-    /// All are kept, the losers beside the winner.
-    #[default]
-    KeepBoth,
-    /// The latest wins, the others are dropped.
-    Latest,
-    /// Real data wins over synthetic.
-    PreferReal,
 }
 
 /// How a dataset is to be made.
@@ -199,10 +187,45 @@ pub struct Entry {
     pub origin: Origin,
     /// Names and values of the user's.
     pub metadata: Vec<(String, String)>,
-    /// How many concurrent versions lost against this one and are kept.
+    /// How many concurrent versions somebody may want to choose from, apart from this one.
     pub conflicts: usize,
     /// It is a deletion.
     pub deleted: bool,
+}
+
+/// A key with concurrent versions that nobody chose between yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The key.
+    pub key: String,
+    /// What a reader gets.
+    pub winner: Candidate,
+    /// What lost, in the order in which it would have won.
+    pub losers: Vec<Candidate>,
+    /// How many more lost than are listed.
+    pub more: usize,
+}
+
+/// One of the versions of a key that somebody may choose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The version.
+    pub entry: Entry,
+    /// The node that wrote it, if it is known.
+    pub node: Option<NodeId>,
+    /// That node's name, or how its author's begins.
+    pub author: String,
+    /// Where the linked directory shows it, if it does.
+    pub path: Option<String>,
+}
+
+/// What a resolution came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// The version that stands for all that were chosen from.
+    pub dot: Dot,
+    /// How many others it replaced.
+    pub replaced: usize,
 }
 
 /// A place in a feed. Written `EPOCH:SEQUENCE`.
@@ -319,8 +342,12 @@ pub struct DatasetStatus {
     pub indexed: u64,
     /// About how many entries it has to look at, if that is known.
     pub to_index: Option<u64>,
-    /// Versions that lost against concurrent ones and are kept.
+    /// What readers are shown of concurrent versions.
+    pub on_conflict: OnConflict,
+    /// Versions that lost against concurrent ones and that nobody has dealt with.
     pub conflicts: u64,
+    /// Of these, how many lie beside the winners in the directory. The others are only listed.
+    pub conflict_copies: u64,
     /// Entries that cannot be taken in or shown, and why.
     pub problems: Vec<String>,
     /// Content that is written to the directory, from peers or from this machine, in bytes per second lately.

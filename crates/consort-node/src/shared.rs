@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use consort_core::encoding::{DecodeError, Reader, Writer};
 use consort_core::store::{DatasetParameters, Sealer, StoreError};
-use consort_core::{DatasetId, NodeId};
+use consort_core::{DatasetId, NodeId, OnConflict};
 use consort_store::DiskStore;
 use tokio::sync::{mpsc, watch};
 
@@ -267,6 +267,7 @@ impl Shared {
     pub(crate) fn start_folder(
         self: &Arc<Self>,
         name: String,
+        on_conflict: OnConflict,
         link: LinkSetting,
     ) -> Result<Arc<Folder>, NodeError> {
         let dataset = link.dataset;
@@ -274,6 +275,7 @@ impl Shared {
         let context = LinkContext {
             dataset,
             name,
+            on_conflict,
             dir: link.dir.clone(),
             read_only: link.read_only,
             workers: std::thread::available_parallelism().map_or(2, usize::from).min(8),

@@ -20,7 +20,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use consort_core::store::{Sequence, StoreError, View};
-use consort_core::{DatasetId, Key, Version};
+use consort_core::{DatasetId, Key, OnConflict, Version};
 use consort_store::{DiskStore, DiskView};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 
@@ -141,6 +141,7 @@ impl Stager {
     /// Starts the thread. It does nothing before it is [woken](Self::wake).
     pub(super) fn start(
         dataset: DatasetId,
+        policy: OnConflict,
         root: Arc<Root>,
         ignores: Ignores,
         store: DiskStore,
@@ -153,6 +154,7 @@ impl Stager {
         let (files, fetched) = Files::new(Arc::clone(&root), contents, Arc::clone(&progress));
         let thread = Thread {
             dataset,
+            policy,
             root,
             ignores,
             store,
@@ -260,6 +262,7 @@ struct Pass {
 #[derive(Debug)]
 struct Thread {
     dataset: DatasetId,
+    policy: OnConflict,
     root: Arc<Root>,
     ignores: Ignores,
     store: DiskStore,

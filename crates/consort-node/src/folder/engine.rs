@@ -111,6 +111,7 @@ impl<'c> Engine<'c> {
         let indexer = Indexer::start(&root, store, dataset, context.workers)?;
         let stager = Stager::start(
             dataset,
+            context.on_conflict,
             Arc::clone(&root),
             ignores.clone(),
             store.clone(),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use consort_core::DatasetId;
+use consort_core::{DatasetId, OnConflict};
 use consort_store::DiskStore;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
@@ -25,6 +25,8 @@ pub struct LinkContext {
     pub dataset: DatasetId,
     /// Its name, for messages.
     pub name: String,
+    /// What is shown of concurrent versions.
+    pub on_conflict: OnConflict,
     /// The directory.
     pub dir: PathBuf,
     /// Changes made in the directory are not taken in.

@@ -1,8 +1,7 @@
 //! Which paths of a linked directory show which versions of a key: the winner at the key itself, each loser beside
 //! it as `name.conflict-AUTHOR-TIME.ext`. Pure, and a function of the versions alone, so that all nodes show the same.
 
-use consort_core::model::merge;
-use consort_core::{Dot, Key, Kind, Version};
+use consort_core::{Dot, Key, Kind, OnConflict, Version};
 
 /// How many losers of one key are shown beside the winner. More stay readable by version.
 pub(super) const MAX_CONFLICT_COPIES: usize = 8;
@@ -19,20 +18,23 @@ pub(super) struct Shown<'v> {
     pub(super) version: &'v Version,
 }
 
-/// What of a key's current versions a directory shows, losers first: they have to be in place before the winner
-/// takes the place that one of them may still have.
+/// What of a key's current versions a directory shows under `policy`, losers first: they have to be in place before the
+/// winner takes the place that one of them may still have.
 ///
 /// `displaced` says that there are live keys beneath this one, so that only a directory can stand at its path; a
 /// winner that is none is shown like a loser then.
-pub(super) fn project<'v>(key: &Key, siblings: &'v [Version], displaced: bool) -> Vec<Shown<'v>> {
-    let Some(winner) = merge::winner(siblings).filter(|winner| !winner.is_deleted()) else {
+pub(super) fn project<'v>(
+    key: &Key,
+    siblings: &'v [Version],
+    policy: OnConflict,
+    displaced: bool,
+) -> Vec<Shown<'v>> {
+    let Some(winner) = policy.winner(siblings).filter(|winner| !winner.is_deleted()) else {
         return Vec::new();
     };
     let beside =
         |version: &'v Version| conflict_path(key, version.dot).map(|path| Shown { path, version });
-    let losers = merge::losers(siblings);
-    // A directory has no bytes that somebody could want back.
-    let losers = losers.into_iter().filter(|loser| loser.attributes.kind != Kind::Directory);
+    let losers = policy.losers(siblings).into_iter();
     let mut shown: Vec<Shown<'v>> = Vec::new();
     for loser in losers.take(MAX_CONFLICT_COPIES).filter_map(beside) {
         // Authors are told apart by a part of their names only.
@@ -51,7 +53,7 @@ pub(super) fn project<'v>(key: &Key, siblings: &'v [Version], displaced: bool) -
 /// Where a loser is shown: `dir/name.conflict-AUTHOR-TIME.ext`, with the author's first eight digits and the UTC time
 /// to the millisecond, `-N` behind it if it was the author's Nth version in that millisecond. A long name is cut so
 /// that it fits. `None` if the key is too long for any such path.
-pub(super) fn conflict_path(key: &Key, dot: Dot) -> Option<Key> {
+pub(crate) fn conflict_path(key: &Key, dot: Dot) -> Option<Key> {
     let (stem, extension) = match key.name().rsplit_once('.') {
         Some((stem, extension)) if !stem.is_empty() => (stem, Some(extension)),
         _ => (key.name(), None),
@@ -145,7 +147,7 @@ mod tests {
     #[test]
     fn a_loser_is_shown_beside_the_winner_under_a_name_that_tells_whose_it_is() {
         let siblings = [version(0xaa, 1_795_400_130_123, 1), version(0xbb, 1_795_400_131_000, 2)];
-        let shown = project(&key("dir/report.txt"), &siblings, false);
+        let shown = project(&key("dir/report.txt"), &siblings, OnConflict::KeepBoth, false);
         let paths: Vec<&str> = shown.iter().map(|shown| shown.path.as_str()).collect();
         assert_eq!(
             paths,
@@ -188,7 +190,7 @@ mod tests {
     #[test]
     fn a_file_makes_way_for_what_lies_beneath_it() {
         let siblings = [version(0xaa, 5, 1)];
-        let shown = project(&key("x"), &siblings, true);
+        let shown = project(&key("x"), &siblings, OnConflict::KeepBoth, true);
         assert_eq!(shown.len(), 1);
         assert_ne!(shown[0].path, key("x"));
     }
@@ -196,6 +198,6 @@ mod tests {
     #[test]
     fn a_deleted_key_shows_nothing() {
         let deleted = Version { content: Content::Deleted, ..version(1, 1, 1) };
-        assert_eq!(project(&key("x"), &[deleted], false), []);
+        assert_eq!(project(&key("x"), &[deleted], OnConflict::KeepBoth, false), []);
     }
 }

@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use consort_core::model::merge;
 use consort_core::store::{StoreError, View};
 use consort_core::{Content, Dot, Key, Kind, Version};
 use consort_store::{Basis, Body, DiskView, Place, Record, RecordChange, Transaction};
@@ -301,7 +300,7 @@ impl Engine<'_> {
                 view.siblings(&path)?.into_iter().map(|stored| stored.version).collect();
             let is_directory =
                 |w: &&Version| !w.is_deleted() && w.attributes.kind == Kind::Directory;
-            let winner = merge::winner(&siblings).filter(is_directory);
+            let winner = self.context.on_conflict.winner(&siblings).filter(is_directory);
             let Some(mut meta) = self.root.stat(&path).map_err(PlaceError::from)? else { continue };
             if let Some(winner) = winner {
                 let mode = u32::from(winner.attributes.mode);
@@ -379,7 +378,8 @@ impl Engine<'_> {
     /// Before what stands at a path is replaced or taken away: if it is a current version, its record goes first, and
     /// durably. A crash in between would else look as if somebody here had replaced or deleted that version; without
     /// a record, whatever is found is only compared with what there is. If its bytes are nowhere else shown, they go
-    /// into a pack, so that the version stays readable.
+    /// into a pack, so that the version stays readable. So do the bytes of a version that was replaced by one of the
+    /// same bytes, as when a loser was chosen, and that is not in place yet.
     fn keep_bytes(
         &self,
         view: &DiskView,
@@ -390,12 +390,14 @@ impl Engine<'_> {
     ) -> Result<(), Failure> {
         let key = record.key.as_ref().unwrap_or(path);
         let siblings = view.siblings(key)?;
-        let held = siblings.iter().map(|stored| &stored.version).find(|v| v.dot == record.dot);
-        let Some(version) = held.filter(|version| !version.is_deleted()) else { return Ok(()) };
+        let live = siblings.iter().map(|stored| &stored.version).filter(|v| !v.is_deleted());
+        let of_bytes = |version: &&Version| version.content.id() == record.content;
+        let held = live.clone().find(|version| version.dot == record.dot);
+        let Some(version) = held.or_else(|| live.clone().find(of_bytes)) else { return Ok(()) };
         if instead.is_some_and(|instead| instead.content.same_bytes(&version.content)) {
             return Ok(());
         }
-        if !self.is_elsewhere(view, key, path, version.dot, changes)? {
+        if !self.is_elsewhere(view, key, path, record.content, changes)? {
             for chunk in self.context.contents.chunks_of(&version.content, MANIFEST_TIMEOUT) {
                 let (_, chunk) = chunk.map_err(|_| Failure::Later)?;
                 let bytes =
@@ -403,6 +405,9 @@ impl Engine<'_> {
                 let Some(bytes) = bytes else { return Err(Failure::Later) };
                 self.context.store.pack(&bytes)?;
             }
+        }
+        if version.dot != record.dot {
+            return Ok(());
         }
         let mut transaction = Transaction::new(self.context.dataset, Body::Nothing);
         transaction.records.push(RecordChange::Remove { path: path.clone() });
@@ -412,19 +417,20 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Whether another path shows a version that is about to be replaced at `path`, as things stand at this moment.
+    /// Whether another path of the key shows the bytes that are about to go at `path`, as things stand at this moment.
     fn is_elsewhere(
         &self,
         view: &DiskView,
         key: &Key,
         path: &Key,
-        dot: Dot,
+        content: [u8; 16],
         changes: &Changes,
     ) -> Result<bool, StoreError> {
         let is_there = |other: &Key, record: &Record| {
             let found = || self.root.stat(other).ok().flatten();
             other != path
-                && record.dot == dot
+                && record.kind == Kind::File
+                && record.content == content
                 && found().is_some_and(|found| found.same_file_state(&recorded_meta(record)))
         };
         let placed =

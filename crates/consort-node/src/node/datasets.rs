@@ -6,14 +6,12 @@ use std::time::Duration;
 
 use consort_core::model::merge::Saw;
 use consort_core::store::{DatasetParameters, LocalWrite, View};
-use consort_core::{Attributes, DatasetId, FingerprintKey};
+use consort_core::{Attributes, DatasetId, FingerprintKey, OnConflict};
 
 use crate::cluster::{DatasetFact, dataset_key, encode_dataset, valid_dataset_name};
 use crate::error::{ErrorKind, NodeError};
 use crate::net::{self, Role};
-use crate::report::{
-    Dataset, DatasetOptions, FeedCursor, Link, LinkOptions, Linked, Mode, OnConflict,
-};
+use crate::report::{Dataset, DatasetOptions, FeedCursor, Link, LinkOptions, Linked, Mode};
 use crate::runtime::wall_time;
 use crate::shared::LinkSetting;
 
@@ -39,10 +37,6 @@ impl Node {
             return Err(NodeError::usage("this version has mesh datasets only")
                 .hint("leave out --mode hub and --authority"));
         }
-        if options.on_conflict != OnConflict::KeepBoth {
-            return Err(NodeError::usage("this version keeps both versions of a conflict")
-                .hint("leave out --on-conflict"));
-        }
         if self.look_up(name).await.is_some() {
             return Err(NodeError::new(
                 ErrorKind::Conflict,
@@ -56,11 +50,11 @@ impl Node {
         let write = LocalWrite {
             key: dataset_key(name),
             saw: Saw::Winner,
-            content: encode_dataset(parameters, wall_time().0),
+            content: encode_dataset(parameters, wall_time().0, options.on_conflict),
             attributes: Attributes::default(),
         };
         let mut changed = self.shared.watch();
-        self.write(self.shared.cluster.id, vec![write]).await?;
+        self.write(self.shared.cluster.id, OnConflict::KeepBoth, vec![write]).await?;
         loop {
             let facts = self.shared.facts();
             if let Some(fact) = facts.datasets.iter().find(|fact| fact.parameters.id == id) {
@@ -89,7 +83,7 @@ impl Node {
         let id = fact.parameters.id;
         let removal = LocalWrite { saw: Saw::Version(fact.dot), ..removal(fact.key) };
         let mut changed = self.shared.watch();
-        self.write(self.shared.cluster.id, vec![removal]).await?;
+        self.write(self.shared.cluster.id, OnConflict::KeepBoth, vec![removal]).await?;
         while self.shared.facts().datasets.iter().any(|fact| fact.parameters.id == id) {
             changed.changed().await.map_err(|_| NodeError::ending())?;
         }
@@ -116,7 +110,7 @@ impl Node {
             let _linking = node.shared.linking();
             let dir = resolve_directory(&dir)?;
             if let Some(link) = node.shared.link_of(dataset) {
-                let link = node.link_again(fact.name, link, &dir, options)?;
+                let link = node.link_again(fact, link, &dir, options)?;
                 return Ok(Linked { link, created: false });
             }
             node.refuse_overlaps(&dir)?;
@@ -125,7 +119,7 @@ impl Node {
             let shared = &node.shared;
             shared.store.set_linked(dataset, true)?;
             let kept = shared
-                .start_folder(fact.name, link.clone())
+                .start_folder(fact.name, fact.on_conflict, link.clone())
                 .and_then(|folder| Ok(shared.save_links().map(|()| folder)?));
             match kept {
                 Ok(folder) => {
@@ -154,7 +148,7 @@ impl Node {
 
     fn link_again(
         &self,
-        name: String,
+        fact: DatasetFact,
         link: LinkSetting,
         dir: &Path,
         options: LinkOptions,
@@ -177,7 +171,7 @@ impl Node {
         let folder = match self.shared.folder(link.dataset) {
             Some(folder) => folder,
             // It could not be opened when the node started.
-            None => self.shared.start_folder(name, link.clone())?,
+            None => self.shared.start_folder(fact.name, fact.on_conflict, link.clone())?,
         };
         if options.allow_mass_delete {
             folder.allow_mass_delete();
@@ -219,7 +213,8 @@ impl Node {
                 };
                 // A link that was saved halfway is completed.
                 shared.store.set_linked(link.dataset, true)?;
-                if let Err(error) = shared.start_folder(fact.name.clone(), link) {
+                let (name, policy) = (fact.name.clone(), fact.on_conflict);
+                if let Err(error) = shared.start_folder(name, policy, link) {
                     tracing::error!(dataset = fact.name, %error, "a directory cannot be linked");
                 }
             }
@@ -264,7 +259,7 @@ impl Node {
             name: fact.name.clone(),
             id: fact.parameters.id,
             mode: Mode::Mesh,
-            on_conflict: OnConflict::KeepBoth,
+            on_conflict: fact.on_conflict,
             created_ms: fact.created_ms,
             versions: summary.digest.count,
             digest: format!("{:032x}", summary.digest.sum),

@@ -12,9 +12,9 @@ use consort_core::limits::{
     MAX_CHUNK_BYTES, MAX_INLINE_BYTES, MAX_MEDIA_TYPE_BYTES, MAX_METADATA_BYTES,
 };
 use consort_core::model::attributes::MODE_MASK;
-use consort_core::model::merge::{self, Saw};
+use consort_core::model::merge::Saw;
 use consort_core::store::{LocalWrite, Sequence, View, Written};
-use consort_core::{Attributes, ChunkRef, Content, Kind, Version};
+use consort_core::{Attributes, ChunkRef, Content, Dot, Kind, OnConflict, Version};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::sync::mpsc;
 
@@ -35,7 +35,7 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Chunks that are fetched at a time for one body.
 const FETCH_AHEAD: usize = 16;
 /// The longest page of a listing or of a feed, in entries.
-const MAX_PAGE: usize = 1000;
+pub(super) const MAX_PAGE: usize = 1000;
 /// The longest page of a feed, in bytes.
 const FEED_PAGE_BYTES: usize = 1 << 20;
 
@@ -50,13 +50,13 @@ impl Node {
     ) -> Result<Put, NodeError> {
         self.require(&[Role::Writer, Role::Admin], "write")?;
         self.require_store()?;
-        let dataset = self.fact(name).await?.parameters.id;
+        let fact = self.fact(name).await?;
         let key = parse_key(key)?;
         let attributes = attributes(options)?;
         let content = self.take_in(body).await?;
         let size = content.size();
         let write = LocalWrite { key, saw: Saw::Winner, content, attributes };
-        let applied = self.write(dataset, vec![write]).await?;
+        let applied = self.write(fact.parameters.id, fact.on_conflict, vec![write]).await?;
         match applied.written.first() {
             Some(Written::New(dot) | Written::Same(dot)) => Ok(Put { dot: *dot, size }),
             _ => Err(NodeError::failed("the store did not write the entry")
@@ -134,16 +134,46 @@ impl Node {
 
     /// Reads an entry. What of it is not here is fetched from peers; every byte is verified.
     pub async fn get(&self, name: &str, key: &str) -> Result<(Entry, GetBody), NodeError> {
-        let siblings = self.siblings(name, key).await?;
-        let winner = live_winner(&siblings, name, key)?;
-        let body = GetBody::start(Arc::clone(&self.shared.contents), winner.content.clone());
-        Ok((entry(key, winner, &siblings), body))
+        self.read(name, key, None).await
+    }
+
+    /// Reads one of the concurrent versions of an entry, also one that lost.
+    pub async fn get_version(
+        &self,
+        name: &str,
+        key: &str,
+        version: Dot,
+    ) -> Result<(Entry, GetBody), NodeError> {
+        self.read(name, key, Some(version)).await
+    }
+
+    async fn read(
+        &self,
+        name: &str,
+        key: &str,
+        version: Option<Dot>,
+    ) -> Result<(Entry, GetBody), NodeError> {
+        let (policy, siblings) = self.siblings(name, key).await?;
+        let found = find(policy, &siblings, version, (name, key))?;
+        let body = GetBody::start(Arc::clone(&self.shared.contents), found.content.clone());
+        Ok((entry(key, found, &siblings, policy), body))
     }
 
     /// What is known of an entry.
     pub async fn stat(&self, name: &str, key: &str) -> Result<Entry, NodeError> {
-        let siblings = self.siblings(name, key).await?;
-        Ok(entry(key, live_winner(&siblings, name, key)?, &siblings))
+        let (policy, siblings) = self.siblings(name, key).await?;
+        Ok(entry(key, find(policy, &siblings, None, (name, key))?, &siblings, policy))
+    }
+
+    /// What is known of one of the concurrent versions of an entry, also of one that lost.
+    pub async fn stat_version(
+        &self,
+        name: &str,
+        key: &str,
+        version: Dot,
+    ) -> Result<Entry, NodeError> {
+        let (policy, siblings) = self.siblings(name, key).await?;
+        Ok(entry(key, find(policy, &siblings, Some(version), (name, key))?, &siblings, policy))
     }
 
     /// The live entries above `after` whose keys begin with `prefix`, in key order, at most `limit`. Fewer than that
@@ -155,7 +185,8 @@ impl Node {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Entry>, NodeError> {
-        let dataset = self.fact(name).await?.parameters.id;
+        let fact = self.fact(name).await?;
+        let (dataset, policy) = (fact.parameters.id, fact.on_conflict);
         let mut after = after.map(parse_key).transpose()?;
         let (store, prefix) = (self.shared.store.clone(), prefix.to_owned());
         let limit = limit.min(MAX_PAGE);
@@ -168,9 +199,9 @@ impl Node {
                 after = Some(last.clone());
                 for (key, held) in page {
                     let siblings: Vec<Version> = held.into_iter().map(|s| s.version).collect();
-                    match merge::winner(&siblings) {
+                    match policy.winner(&siblings) {
                         Some(winner) if !winner.is_deleted() => {
-                            entries.push(entry(&key, winner, &siblings));
+                            entries.push(entry(&key, winner, &siblings, policy));
                         }
                         _ => continue,
                     }
@@ -187,8 +218,9 @@ impl Node {
     pub async fn remove(&self, name: &str, key: &str) -> Result<(), NodeError> {
         self.require(&[Role::Writer, Role::Admin], "delete")?;
         self.require_store()?;
-        let dataset = self.fact(name).await?.parameters.id;
-        let applied = self.write(dataset, vec![removal(parse_key(key)?)]).await?;
+        let fact = self.fact(name).await?;
+        let removal = removal(parse_key(key)?);
+        let applied = self.write(fact.parameters.id, fact.on_conflict, vec![removal]).await?;
         match applied.written.first() {
             Some(Written::New(_)) => Ok(()),
             _ => Err(not_there(name, key)),
@@ -202,7 +234,8 @@ impl Node {
         since: FeedCursor,
         limit: usize,
     ) -> Result<Vec<Change>, NodeError> {
-        let dataset = self.fact(name).await?.parameters.id;
+        let fact = self.fact(name).await?;
+        let (dataset, policy) = (fact.parameters.id, fact.on_conflict);
         let (store, limit) = (self.shared.store.clone(), limit.min(MAX_PAGE));
         blocking(move || {
             let view = store.view(dataset)?;
@@ -219,7 +252,8 @@ impl Node {
                 let siblings: Vec<Version> =
                     view.siblings(&row.entry.key)?.into_iter().map(|s| s.version).collect();
                 let cursor = FeedCursor { epoch, sequence: row.sequence.0 };
-                Ok(Change { cursor, entry: entry(&row.entry.key, &row.entry.version, &siblings) })
+                let entry = entry(&row.entry.key, &row.entry.version, &siblings, policy);
+                Ok(Change { cursor, entry })
             };
             rows.into_iter().take(limit).map(change).collect()
         })
@@ -242,15 +276,21 @@ impl Node {
         }
     }
 
-    async fn siblings(&self, name: &str, key: &str) -> Result<Vec<Version>, NodeError> {
-        let dataset = self.fact(name).await?.parameters.id;
+    /// The current versions of a key, and the policy that they are shown by.
+    pub(super) async fn siblings(
+        &self,
+        name: &str,
+        key: &str,
+    ) -> Result<(OnConflict, Vec<Version>), NodeError> {
+        let fact = self.fact(name).await?;
         let key = parse_key(key)?;
         let store = self.shared.store.clone();
-        blocking(move || {
+        let dataset = fact.parameters.id;
+        let siblings = blocking(move || {
             let held = store.view(dataset)?.siblings(&key)?;
             Ok(held.into_iter().map(|stored| stored.version).collect())
-        })
-        .await
+        });
+        Ok((fact.on_conflict, siblings.await?))
     }
 }
 
@@ -383,12 +423,22 @@ fn attributes(options: PutOptions) -> Result<Attributes, NodeError> {
     })
 }
 
-fn live_winner<'v>(
+/// The version that was asked for: the winner, if it was none in particular.
+pub(super) fn find<'v>(
+    policy: OnConflict,
     siblings: &'v [Version],
-    name: &str,
-    key: &str,
+    version: Option<Dot>,
+    (name, key): (&str, &str),
 ) -> Result<&'v Version, NodeError> {
-    merge::winner(siblings).filter(|w| !w.is_deleted()).ok_or_else(|| not_there(name, key))
+    let winner = policy.winner(siblings).filter(|winner| !winner.is_deleted());
+    let winner = winner.ok_or_else(|| not_there(name, key))?;
+    let Some(dot) = version else { return Ok(winner) };
+    let found = siblings.iter().find(|version| version.dot == dot && !version.is_deleted());
+    found.ok_or_else(|| {
+        let message = format!("{key:?} in {name} has no version {dot}, or it was replaced");
+        let hint = format!("`consort stat {name} KEY` shows the current one, `consort conflicts {name}` those beside it");
+        NodeError::new(ErrorKind::Conflict, message).hint(hint)
+    })
 }
 
 fn not_there(name: &str, key: &str) -> NodeError {
@@ -396,7 +446,12 @@ fn not_there(name: &str, key: &str) -> NodeError {
         .hint(format!("`consort ls {name}` shows the entries"))
 }
 
-fn entry(key: &str, version: &Version, siblings: &[Version]) -> Entry {
+pub(super) fn entry(
+    key: &str,
+    version: &Version,
+    siblings: &[Version],
+    policy: OnConflict,
+) -> Entry {
     let attributes = &version.attributes;
     Entry {
         key: key.to_owned(),
@@ -412,7 +467,7 @@ fn entry(key: &str, version: &Version, siblings: &[Version]) -> Entry {
             .iter()
             .map(|(name, value)| (name.to_string(), value.to_string()))
             .collect(),
-        conflicts: merge::losers(siblings).len(),
+        conflicts: policy.losers(siblings).len(),
         deleted: version.is_deleted(),
     }
 }

@@ -10,6 +10,7 @@ use crate::report::Member;
 
 use super::{Node, blocking, reachable};
 
+use consort_core::OnConflict;
 use consort_core::store::LocalWrite;
 
 /// Less than a second by as little as can be.
@@ -94,7 +95,7 @@ impl Node {
         let node = member.node;
         let write = LocalWrite::new(revocation_key(node), encode_revocation());
         let mut changed = self.shared.watch();
-        self.write(self.shared.cluster.id, vec![write]).await?;
+        self.write(self.shared.cluster.id, OnConflict::KeepBoth, vec![write]).await?;
         while !self.shared.facts().revoked.contains(&node) {
             changed.changed().await.map_err(|_| NodeError::ending())?;
         }

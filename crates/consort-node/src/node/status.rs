@@ -61,9 +61,9 @@ impl Node {
         let dataset = fact.parameters.id;
         let links = self.ask(|reply| Cause::Links { dataset, reply }).await?;
         let store = self.shared.store.clone();
-        let (summary, pending, pending_bytes) = blocking(move || {
+        let (summary, pending, pending_bytes, losers) = blocking(move || {
             let view = store.view(dataset)?;
-            Ok((view.summary(), view.pending_count(), view.pending_bytes()))
+            Ok((view.summary(), view.pending_count(), view.pending_bytes(), view.losers()))
         })
         .await?;
         let folder = self.shared.folder(dataset);
@@ -119,7 +119,9 @@ impl Node {
             pending_bytes: pending_bytes.saturating_sub(underway),
             indexed: scan.map_or(0, |scan| scan.done),
             to_index: scan.and_then(|scan| scan.total),
-            conflicts: progress.map_or(0, |progress| progress.conflicts()),
+            on_conflict: fact.on_conflict,
+            conflicts: losers.under(fact.on_conflict),
+            conflict_copies: progress.map_or(0, |progress| progress.conflicts()),
             problems: progress.map(|progress| progress.problems()).unwrap_or_default(),
             rate_bytes: progress.map_or(0, |progress| progress.rate()),
             links: links.iter().map(|link| self.link_status(link)).collect(),
@@ -205,11 +207,22 @@ impl Node {
             };
             let what = format!("{name} is {}", dataset.state);
             findings.push(Finding { severity, what, todo: dataset.reason.clone() });
+            findings.extend(conflicts(dataset));
             findings.extend(dataset.problems.iter().map(|problem| Finding {
                 severity: Severity::Warning,
                 what: format!("{name}: {problem}"),
                 todo: None,
             }));
+        }
+        let facts = self.shared.facts();
+        for (name, policy) in
+            facts.datasets.iter().filter_map(|d| Some((&d.name, d.unknown_policy.as_ref()?)))
+        {
+            findings.push(Finding {
+                severity: Severity::Warning,
+                what: format!("{name} has the conflict policy {policy:?}, which this version does not know: it keeps both here"),
+                todo: Some("update consort on this node".to_owned()),
+            });
         }
         findings.extend(self.rescued().await?);
         if let Some(failure) = self.shared.failure() {
@@ -248,6 +261,23 @@ impl Node {
 
 fn is_quiet(link: &LinkReport) -> bool {
     link.phase == Phase::Live && link.behind == 0 && link.lacks == 0
+}
+
+/// That somebody has to choose.
+fn conflicts(dataset: &DatasetStatus) -> Option<Finding> {
+    let DatasetStatus { name, conflicts, conflict_copies, dir, pending, .. } = dataset;
+    if *conflicts == 0 {
+        return None;
+    }
+    let mut what = format!("{name}: conflicts that nobody has dealt with: {conflicts}");
+    let not_shown = conflicts.saturating_sub(*conflict_copies);
+    if dir.is_some() && *pending == 0 && not_shown != 0 {
+        what.push_str(&format!(", {not_shown} of them without a copy in the directory"));
+    }
+    let todo = format!(
+        "`consort conflicts {name}` lists them; choose with `consort conflicts resolve {name} KEY --keep VERSION`"
+    );
+    Some(Finding { severity: Severity::Warning, what, todo: Some(todo) })
 }
 
 fn ok(what: String) -> Finding {

@@ -16,11 +16,10 @@ use std::time::{Duration, Instant};
 
 use consort_core::content::chunker::Chunker;
 use consort_core::content::manifest::ManifestBuilder;
-use consort_core::model::merge;
 use consort_core::store::{DatasetParameters, View};
 use consort_core::{
-    Attributes, AuthorId, ChunkRef, Content, DatasetId, Dot, FingerprintKey, Key, Kind, Timestamp,
-    Version, VersionVector, WallTime,
+    Attributes, AuthorId, ChunkRef, Content, DatasetId, Dot, FingerprintKey, Key, Kind, OnConflict,
+    Timestamp, Version, VersionVector, WallTime,
 };
 use consort_core::{Entry, NodeId};
 use consort_node::content::{Contents, Fetcher, LocalContent, Roots};
@@ -44,6 +43,7 @@ struct Site {
     contents: Arc<Contents>,
     folder: Option<Folder>,
     read_only: bool,
+    policy: OnConflict,
     applied: (Sender<()>, Receiver<()>),
     /// The time of the next version of others.
     next_time: u64,
@@ -82,9 +82,10 @@ impl Site {
         let local = Arc::new(LocalContent::new(store.clone(), Arc::new(Roots::default())));
         let contents = Arc::new(Contents::new(local, lonely_fetcher()));
         let (read_only, next_time) = (false, 1);
+        let policy = OnConflict::KeepBoth;
         let (folder, applied) = (None, unbounded());
         let replaced = Vec::new();
-        Self { home, store, contents, folder, read_only, applied, next_time, replaced }
+        Self { home, store, contents, folder, read_only, policy, applied, next_time, replaced }
     }
 
     fn start(&mut self) {
@@ -93,6 +94,7 @@ impl Site {
         let context = LinkContext {
             dataset: DATASET,
             name: "test".to_owned(),
+            on_conflict: self.policy,
             dir: self.home.path().join("data"),
             read_only: self.read_only,
             workers: 2,
@@ -187,7 +189,7 @@ impl Site {
     }
 
     fn winner(&self, path: &str) -> Option<Version> {
-        merge::winner(&self.siblings(path)).filter(|winner| !winner.is_deleted()).cloned()
+        self.policy.winner(&self.siblings(path)).filter(|winner| !winner.is_deleted()).cloned()
     }
 
     fn is_pending(&self, path: &str) -> bool {
@@ -280,12 +282,10 @@ impl Site {
         let shown_keys: Vec<Key> = all.iter().filter(is_live).map(|(key, _)| key.clone()).collect();
         for (key, held) in all {
             let siblings: Vec<Version> = held.into_iter().map(|stored| stored.version).collect();
-            let Some(winner) = merge::winner(&siblings).filter(|w| !w.is_deleted()) else {
+            let Some(winner) = self.policy.winner(&siblings).filter(|w| !w.is_deleted()) else {
                 continue;
             };
-            let losers = merge::losers(&siblings);
-            let losers = losers.iter().filter(|loser| loser.attributes.kind != Kind::Directory);
-            let losers: Vec<&Version> = losers.copied().collect();
+            let losers = self.policy.losers(&siblings);
             let copies = records.iter().filter(|(_, record)| record.key.as_ref() == Some(&key));
             let copies: Vec<_> = copies.collect();
             let mut expected: BTreeSet<Dot> = losers.iter().map(|v| v.dot).take(8).collect();

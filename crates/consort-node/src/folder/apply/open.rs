@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use consort_core::model::merge;
 use consort_core::store::{Sequence, StoreError, View};
 use consort_core::{Key, Kind, Version};
 use consort_store::DiskView;
@@ -70,7 +69,7 @@ impl Thread {
                 return Ok(());
             }
         }
-        let plan = Plan::of(view, &key, &self.ignores)?;
+        let plan = Plan::of(view, &key, self.policy, &self.ignores)?;
         let around = self.look_above(view, &key)? & self.look_beside(view, &key)?;
         if let Some((path, reason)) = &plan.impossible {
             self.progress.set_problem(path, Some(reason.clone()));
@@ -133,7 +132,7 @@ impl Thread {
             let is_file = |winner: &Version| {
                 !winner.is_deleted() && winner.attributes.kind != Kind::Directory
             };
-            if !merge::winner(&siblings).is_some_and(is_file) {
+            if !self.policy.winner(&siblings).is_some_and(is_file) {
                 continue;
             }
             well &= self.is_well(view, above)?;
@@ -155,7 +154,7 @@ impl Thread {
         if self.active.contains_key(&key) {
             return Ok(false);
         }
-        if Plan::of(view, &key, &self.ignores)?.is_empty() {
+        if Plan::of(view, &key, self.policy, &self.ignores)?.is_empty() {
             return Ok(true);
         }
         if self.unlisted.insert(key.clone()) {

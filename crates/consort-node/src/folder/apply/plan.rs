@@ -1,9 +1,8 @@
 //! What a directory lacks of a key, and what it has too much of it: the difference between what the key's current
 //! versions ask for (`project.rs`) and what the records say is there. Reads the store, changes nothing.
 
-use consort_core::model::merge;
 use consort_core::store::{Sequence, StoreError, View};
-use consort_core::{Key, Kind, Version};
+use consort_core::{Key, Kind, OnConflict, Version};
 use consort_store::{DiskView, Record};
 
 use crate::folder::Ignores;
@@ -56,11 +55,16 @@ impl Plan {
     }
 
     /// Works out what is to be done about a key.
-    pub(super) fn of(view: &DiskView, key: &Key, ignores: &Ignores) -> Result<Self, StoreError> {
+    pub(super) fn of(
+        view: &DiskView,
+        key: &Key,
+        policy: OnConflict,
+        ignores: &Ignores,
+    ) -> Result<Self, StoreError> {
         let held = view.siblings(key)?;
         let newest = held.iter().map(|stored| stored.sequence).max().unwrap_or_default();
         let siblings: Vec<Version> = held.into_iter().map(|stored| stored.version).collect();
-        let winner = merge::winner(&siblings).filter(|winner| !winner.is_deleted());
+        let winner = policy.winner(&siblings).filter(|winner| !winner.is_deleted());
         let mut plan = Self { newest, ..Self::default() };
         let is_dir = winner.is_some_and(|w| w.attributes.kind == Kind::Directory);
         if ignores.is_ignored(key, is_dir) {
@@ -68,7 +72,7 @@ impl Plan {
         }
         let displaced = winner.is_some_and(|w| w.attributes.kind != Kind::Directory)
             && any_live_beneath(view, key)?;
-        let mut wanted = project(key, &siblings, displaced);
+        let mut wanted = project(key, &siblings, policy, displaced);
         let mut taken = Ok(());
         wanted.retain(|shown| {
             shown.path == *key

@@ -189,6 +189,7 @@ impl Engine<'_> {
         let now = WallTime(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         let body = if writes.is_empty() { Body::Nothing } else { Body::Local { writes, now } };
         let mut transaction = Transaction::new(self.context.dataset, body);
+        transaction.on_conflict = self.context.on_conflict;
         (transaction.records, transaction.places) = (records, places);
         let (done, number) = (self.commits.done.clone(), self.commits.next);
         self.commits.next += 1;
@@ -207,6 +208,11 @@ impl Engine<'_> {
             Err(StoreError::Refused { key, reason }) => {
                 tracing::warn!(%key, %reason, "an entry is refused");
                 self.on_refused(paths, &format!("it cannot be written: {reason}"));
+                return Ok(());
+            }
+            Err(error @ StoreError::Crowded { .. }) => {
+                tracing::warn!(%error, "a change is refused");
+                self.on_refused(paths, &format!("its change cannot be written: {error}"));
                 return Ok(());
             }
             Err(error) => return Err(error),

@@ -112,8 +112,10 @@ impl Engine<'_> {
         self.dirty.insert(key, Dirty { due, since, tries, round, again: false });
     }
 
-    /// Looks at a path soon, since it is not what it was taken for.
+    /// Looks at a path soon, since it is not what it was taken for. What was refused is tried again: there may be other
+    /// versions of it by now.
     pub(in crate::folder) fn look_again(&mut self, path: &Key) {
+        self.refused.paths.remove(path);
         self.mark(path, Duration::ZERO);
     }
 
@@ -330,7 +332,7 @@ impl Engine<'_> {
             ..Attributes::default()
         };
         let attributes = with_declared(&view, &path, before.as_ref(), &found, attributes)?;
-        let mut saw = Saw::Nothing;
+        let (mut saw, policy) = (Saw::Nothing, self.context.on_conflict);
         match &before {
             None => {
                 if let Some((key, dot)) = copy_of(&view, &path, &content, &attributes)? {
@@ -351,7 +353,7 @@ impl Engine<'_> {
             Some(record) if record.implicit => {}
             // The file of a version that was put in place and not recorded, since something broke in between.
             Some(record)
-                if is_unrecorded(&view, &path, record, &content, &attributes)?
+                if is_unrecorded(&view, &path, record, policy, (&content, &attributes))?
                     && self.is_kept(&view, &path, record)? => {}
             Some(record) => saw = Saw::Version(record.dot),
         }

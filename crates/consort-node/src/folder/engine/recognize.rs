@@ -1,9 +1,8 @@
 //! What a file that is found tells beyond its bytes: whether it is one that was put in place and not recorded, a
 //! conflict copy, or still what its writer said about it. Reads the store, changes nothing.
 
-use consort_core::model::merge;
 use consort_core::store::{StoreError, View};
-use consort_core::{Attributes, Content, Dot, Key, Version};
+use consort_core::{Attributes, Content, Dot, Key, OnConflict, Version};
 use consort_store::{DiskView, Record};
 
 use crate::folder::project::{conflict_path, conflict_prefix, copied_key};
@@ -38,8 +37,8 @@ pub(super) fn is_unrecorded(
     view: &DiskView,
     path: &Key,
     record: &Record,
-    content: &Content,
-    attributes: &Attributes,
+    policy: OnConflict,
+    (content, attributes): (&Content, &Attributes),
 ) -> Result<bool, StoreError> {
     let siblings: Vec<Version> = view.siblings(path)?.into_iter().map(|s| s.version).collect();
     let found = |version: &&Version| {
@@ -49,7 +48,7 @@ pub(super) fn is_unrecorded(
             && version.attributes.mode == attributes.mode
             && version.attributes.modified_ns == attributes.modified_ns
     };
-    let Some(version) = merge::winner(&siblings).filter(found) else { return Ok(false) };
+    let Some(version) = policy.winner(&siblings).filter(found) else { return Ok(false) };
     let mut after = None;
     loop {
         let page = view.records(&conflict_prefix(path), after.as_ref(), PAGE)?;
