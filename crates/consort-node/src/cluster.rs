@@ -239,7 +239,8 @@ fn decode_dataset(
     let created_ms = from.u64("time")?;
     // Facts were written without one before there was a choice.
     let policy = if from.is_empty() { "" } else { from.text(MAX_POLICY_BYTES, "policy")? };
-    let known = if policy.is_empty() { Some(OnConflict::KeepBoth) } else { OnConflict::by_name(policy) };
+    let known =
+        if policy.is_empty() { Some(OnConflict::KeepBoth) } else { OnConflict::by_name(policy) };
     Ok(DatasetFact {
         name: name.to_owned(),
         key: key.clone(),
@@ -376,9 +377,8 @@ mod tests {
     #[test]
     fn datasets_that_were_made_with_one_name_at_the_same_time_are_both_there() {
         let name = "x".repeat(63);
-        let dataset = |n| {
-            encode_dataset(cluster_dataset(&[n; 32]), u64::from(n), OnConflict::KeepBoth)
-        };
+        let dataset =
+            |n| encode_dataset(cluster_dataset(&[n; 32]), u64::from(n), OnConflict::KeepBoth);
         let made = [1, 2].map(dataset).to_vec();
         let facts = concurrent(&dataset_key(&name), made);
         assert_eq!(facts.datasets.len(), 2);

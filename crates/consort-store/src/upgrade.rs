@@ -45,11 +45,7 @@ pub(crate) fn read(directory: &Path) -> Result<u32, OpenError> {
 
 /// Brings the rows of a store of format `found` up to date. Each step can be repeated, so that a crash between the last
 /// one and the new format does no harm.
-pub(crate) fn upgrade(
-    directory: &Path,
-    found: u32,
-    tables: &Arc<Tables>,
-) -> Result<(), OpenError> {
+pub(crate) fn upgrade(directory: &Path, found: u32, tables: &Arc<Tables>) -> Result<(), OpenError> {
     if found == FORMAT {
         return Ok(());
     }

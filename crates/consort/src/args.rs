@@ -93,6 +93,7 @@ pub(crate) enum Command {
     Ls(command::ls::Ls),
     Stat(command::stat::Stat),
     Rm(command::rm::Rm),
+    Conflicts(command::conflicts::Conflicts),
     Feed(command::feed::Feed),
     Wait(command::wait::Wait),
     Status(command::status::Status),
@@ -177,6 +178,13 @@ mod tests {
             "ls photos PREFIX",
             "stat photos a.jpg",
             "rm photos a.jpg",
+            "get photos a.jpg --version 00112233445566778899aabbccddeeff-0123456789abcdef",
+            "stat photos a.jpg --version 00112233445566778899aabbccddeeff-0123456789abcdef",
+            "conflicts photos",
+            "conflicts help",
+            "conflicts photos --json",
+            "conflicts resolve photos a.jpg --keep 00112233445566778899aabbccddeeff-0123456789abcdef",
+            "conflicts resolve photos a.jpg --keep 00112233445566778899aabbccddeeff-0123456789abcdef --seen 00112233445566778899aabbccddeeff-0123456789abcdee --seen 00112233445566778899aabbccddeeff-0123456789abcded",
             "feed photos",
             "feed photos --since 1:7 --follow",
             "wait photos",
@@ -219,6 +227,11 @@ mod tests {
             "dev --nodes 1000",
             "completions klingon",
             "dataset create photos --mode ring",
+            "dataset create photos --on-conflict toss-a-coin",
+            "conflicts",
+            "conflicts resolve photos a",
+            "conflicts resolve photos a --keep latest",
+            "get photos a --version 1",
         ] {
             let words = std::iter::once("consort").chain(line.split_whitespace());
             assert!(Args::try_parse_from(words).is_err(), "{line:?}");

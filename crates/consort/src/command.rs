@@ -2,6 +2,7 @@
 //! [`Client`] and shows the answer through [`Ui`].
 
 pub(crate) mod completions;
+pub(crate) mod conflicts;
 pub(crate) mod dataset;
 pub(crate) mod dev;
 pub(crate) mod doctor;
@@ -118,6 +119,7 @@ async fn run(command: Command, context: &Context) -> Result<(), Error> {
         Command::Ls(command) => command.run(context).await,
         Command::Stat(command) => command.run(context).await,
         Command::Rm(command) => command.run(context).await,
+        Command::Conflicts(command) => command.run(context).await,
         Command::Feed(command) => command.run(context).await,
         Command::Wait(command) => command.run(context).await,
         Command::Status(command) => command.run(context).await,

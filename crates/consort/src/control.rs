@@ -193,7 +193,7 @@ mod tests {
             .expect("stored");
         assert_eq!((stored.size, sent), (700_001, 700_001));
 
-        let get = Request::Get { name: "set".into(), key: "k".into() };
+        let get = Request::Get { name: "set".into(), key: "k".into(), version: None };
         let mut answers = up.client().ask(get).await.expect("asked");
         let _: json::Ticket = answers.first().await.expect("the head");
         let mut bytes = Vec::new();
@@ -206,7 +206,7 @@ mod tests {
     #[tokio::test]
     async fn an_error_within_a_body_is_told_apart_from_its_end() {
         let up = Up::start();
-        let get = Request::Get { name: "set".into(), key: "rotten".into() };
+        let get = Request::Get { name: "set".into(), key: "rotten".into(), version: None };
         let mut answers = up.client().ask(get).await.expect("asked");
         let _: json::Ticket = answers.first().await.expect("the head");
         let mut bytes = Vec::new();

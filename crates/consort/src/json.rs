@@ -143,6 +143,46 @@ pub(crate) struct Entry {
     pub(crate) deleted: bool,
 }
 
+/// One of `conflicts`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Conflict {
+    pub(crate) key: String,
+    pub(crate) winner: Candidate,
+    /// In the order in which they would have won.
+    pub(crate) losers: Vec<Candidate>,
+    /// How many more there are than are listed.
+    pub(crate) more: usize,
+}
+
+/// A version that somebody may choose.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Candidate {
+    pub(crate) version: String,
+    /// The name of the node that wrote it, or how its author's identity begins.
+    pub(crate) author: String,
+    /// That node's identity, if it is known.
+    pub(crate) node: Option<String>,
+    pub(crate) written_ms: u64,
+    pub(crate) kind: EntryKind,
+    pub(crate) size: u64,
+    pub(crate) mode: u16,
+    pub(crate) modified_ns: i64,
+    pub(crate) media_type: Option<String>,
+    pub(crate) origin: Origin,
+    pub(crate) metadata: BTreeMap<String, String>,
+    /// Where this node's linked directory shows it.
+    pub(crate) path: Option<String>,
+}
+
+/// `conflicts resolve`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Resolved {
+    /// The version that stands for all that were chosen from.
+    pub(crate) version: String,
+    /// How many others it replaced.
+    pub(crate) replaced: usize,
+}
+
 /// One of `feed`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Change {
@@ -203,7 +243,10 @@ pub(crate) struct DatasetStatus {
     /// Files that a running scan has looked at, and will.
     pub(crate) indexed: u64,
     pub(crate) to_index: Option<u64>,
+    pub(crate) on_conflict: OnConflict,
+    /// Versions that lost and that nobody has dealt with; and of these, copies in the directory.
     pub(crate) conflicts: u64,
+    pub(crate) conflict_copies: u64,
     pub(crate) problems: Vec<String>,
     /// Content bytes per second, lately.
     pub(crate) rate_bytes: u64,
@@ -321,7 +364,7 @@ names! {
     Mode is node::Mode { Mesh = "mesh", Hub = "hub" }
 }
 names! {
-    /// Which of several concurrent versions wins.
+    /// What becomes of concurrent versions.
     OnConflict is node::OnConflict { KeepBoth = "keep-both", Latest = "latest", PreferReal = "prefer-real" }
 }
 names! {
@@ -421,6 +464,43 @@ impl From<node::Entry> for Entry {
     }
 }
 
+impl From<node::Conflict> for Conflict {
+    fn from(conflict: node::Conflict) -> Self {
+        Self {
+            key: conflict.key,
+            winner: conflict.winner.into(),
+            losers: conflict.losers.into_iter().map(Candidate::from).collect(),
+            more: conflict.more,
+        }
+    }
+}
+
+impl From<node::Candidate> for Candidate {
+    fn from(candidate: node::Candidate) -> Self {
+        let entry = Entry::from(candidate.entry);
+        Self {
+            version: entry.version,
+            author: candidate.author,
+            node: candidate.node.map(|node| node.to_string()),
+            written_ms: entry.written_ms,
+            kind: entry.kind,
+            size: entry.size,
+            mode: entry.mode,
+            modified_ns: entry.modified_ns,
+            media_type: entry.media_type,
+            origin: entry.origin,
+            metadata: entry.metadata,
+            path: candidate.path,
+        }
+    }
+}
+
+impl From<node::Resolved> for Resolved {
+    fn from(resolved: node::Resolved) -> Self {
+        Self { version: resolved.dot.to_string(), replaced: resolved.replaced }
+    }
+}
+
 impl From<node::Change> for Change {
     fn from(change: node::Change) -> Self {
         Self { cursor: change.cursor.to_string(), entry: change.entry.into() }
@@ -474,7 +554,9 @@ impl From<node::DatasetStatus> for DatasetStatus {
             pending_bytes: dataset.pending_bytes,
             indexed: dataset.indexed,
             to_index: dataset.to_index,
+            on_conflict: dataset.on_conflict.into(),
             conflicts: dataset.conflicts,
+            conflict_copies: dataset.conflict_copies,
             problems: dataset.problems,
             rate_bytes: dataset.rate_bytes,
             links: dataset.links.into_iter().map(LinkStatus::from).collect(),

@@ -193,7 +193,8 @@ mod tests {
 
     /// Versions that do not know of each other, each with a dot of its own.
     fn any_siblings() -> impl Strategy<Value = Vec<Version>> {
-        let origin = prop_oneof![Just(Origin::Real), Just(Origin::Synthetic), Just(Origin::Derived)];
+        let origin =
+            prop_oneof![Just(Origin::Real), Just(Origin::Synthetic), Just(Origin::Derived)];
         let value = prop_oneof![1 => Just(None), 4 => (0u8..3).prop_map(Some)];
         let kind = prop_oneof![5 => Just(Kind::File), 1 => Just(Kind::Directory)];
         prop::collection::vec((0u64..4, value, origin, kind), 0..8).prop_map(|drawn| {

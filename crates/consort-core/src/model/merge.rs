@@ -342,7 +342,9 @@ mod tests {
     #[test]
     fn what_is_left_beside_needs_no_exception_unless_more_is_known_of_its_author() {
         let siblings: Siblings = (1..=100)
-            .map(|author| version(author, 1, VersionVector::new(), Content::Inline([author].into())))
+            .map(|author| {
+                version(author, 1, VersionVector::new(), Content::Inline([author].into()))
+            })
             .collect();
         let replaced = replaced_by_writer(&siblings, &Saw::Winner, KeepBoth);
         let seen = seen_by_successor(&siblings, &replaced, AuthorId([101; 16]));

@@ -1,7 +1,8 @@
 //! Linked directories against a real store, without a network: what others wrote is committed to the store directly.
-//! The harness stands here; single situations are in `folder/situations.rs`, those of ignored paths in
-//! `folder/ignoring.rs`, what is told about a directory in `folder/standing.rs`, random histories in `folder/random.rs`.
+//! The harness stands here; single situations are in `folder/situations.rs`, those of conflicts in `folder/conflicts.rs`,
+//! those of ignored paths in `folder/ignoring.rs`, what is told about a directory in `folder/standing.rs`, random histories in `folder/random.rs`.
 
+mod conflicts;
 mod ignoring;
 mod random;
 mod situations;
@@ -66,6 +67,14 @@ impl Site {
     /// With an empty directory, and its engine running.
     fn new() -> Self {
         let mut site = Self::stopped();
+        site.start();
+        site
+    }
+
+    /// With an empty directory of a dataset with this policy, and its engine running.
+    fn under(policy: OnConflict) -> Self {
+        let mut site = Self::stopped();
+        site.policy = policy;
         site.start();
         site
     }

@@ -1,6 +1,8 @@
 //! Whole nodes in one process, over loopback: what is put on one is on the others, whatever happens in between. Every
 //! wait is for a condition, with a bound that only a failure reaches.
 
+mod conflicts;
+
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -4,7 +4,9 @@
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use consort_core::store::{Cursor, Epoch, Sequence, View};
+use consort_core::model::conflict::Losers;
+use consort_core::model::merge::Saw;
+use consort_core::store::{Cursor, Epoch, LocalWrite, Sequence, View};
 use consort_core::{ChunkHash, Content};
 use consort_store::{Basis, Body, DiskStore, Place, RecordChange};
 
@@ -19,7 +21,7 @@ fn fixture(format: u32) -> PathBuf {
 #[test]
 #[ignore = "writes into the source tree; run by hand for a new format"]
 fn make_the_fixture() {
-    let directory = fixture(2);
+    let directory = fixture(3);
     fs::create_dir_all(directory.parent().expect("has one")).expect("a directory");
     let store = DiskStore::open(&directory).expect("opens");
     store.open_dataset(parameters(DATASET)).expect("opens");
@@ -42,6 +44,8 @@ fn make_the_fixture() {
         cursor: Some(Cursor { epoch: Epoch(3), sequence: Sequence(4) }),
     };
     store.commit(consort_store::Transaction::new(DATASET, body)).expect("commits");
+    let beside = LocalWrite { saw: Saw::Nothing, ..write("a/b", b"beside") };
+    store.commit(local(vec![beside])).expect("commits");
     drop(store);
     // The journal is allocated ahead; only what was written is worth keeping.
     for file in fs::read_dir(directory.join("rows")).expect("reads") {
@@ -70,7 +74,17 @@ fn a_store_of_format_2_is_read() {
     is_read(2, 3);
 }
 
-fn is_read(format: u32, pending_bytes: u64) {
+#[test]
+fn a_store_of_format_3_is_read() {
+    let (_directory, store) = opened(3);
+    assert_clean(&store);
+    let view = store.view(DATASET).expect("views");
+    assert_eq!(view.losers(), Losers { keep_both: 1, prefer_real: 1 });
+    assert_eq!(view.contested(None, 9), Ok(vec![key("a/b")]));
+    assert_eq!(view.siblings(&key("a/b")).expect("reads").len(), 2);
+}
+
+fn opened(format: u32) -> (tempfile::TempDir, DiskStore) {
     let directory = tempfile::tempdir().expect("a directory");
     copy(&fixture(format), directory.path());
     // Version control keeps no empty directories.
@@ -79,7 +93,13 @@ fn is_read(format: u32, pending_bytes: u64) {
         fs::create_dir_all(tables).expect("a directory");
     }
     let store = DiskStore::open(directory.path()).expect("opens");
+    (directory, store)
+}
+
+fn is_read(format: u32, pending_bytes: u64) {
+    let (_directory, store) = opened(format);
     assert_clean(&store);
+    assert_eq!(store.view(DATASET).expect("views").losers(), Losers::default());
     assert_eq!(store.setting("listen").expect("reads").as_deref(), Some(&b"127.0.0.1:1"[..]));
     assert_eq!(store.datasets(), [parameters(DATASET)]);
     assert!(store.is_linked(DATASET).expect("is there"));

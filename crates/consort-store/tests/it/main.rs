@@ -3,7 +3,7 @@
 //! - `conformance`: the core's suite, with the store closed and opened again between commits
 //! - `crash`: a process that is killed while it writes
 //! - `damage`: rows and packs that were tampered with, and what `check` says
-//! - `fixture`: a store of format 1, as the first version wrote it
+//! - `fixture`: a store of each format, as the first version that had it wrote it
 //! - `full`: a disk that is full, and one that has room again
 //! - `linked`: records, pending keys, places, linking and unlinking
 //! - `open`: locks, formats, copies, rollbacks, settings, datasets

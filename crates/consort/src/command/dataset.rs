@@ -20,7 +20,13 @@ pub(crate) enum Dataset {
     #[command(after_help = "\
 Examples:
   consort dataset create photos
-  consort dataset create photos --on-conflict keep-both")]
+  consort dataset create photos --on-conflict prefer-real
+
+What becomes of versions of an entry whose writers did not know of each other (--on-conflict):
+  keep-both      the later one wins; the others stay beside it until somebody chooses
+  latest         the later one wins, and the next write drops the others without asking
+  prefer-real    a real one wins over synthetic and derived ones, which are dropped in the same way;
+                 of several real ones, or if none is, as keep-both")]
     Create {
         /// What to call it
         name: String,
@@ -94,6 +100,7 @@ fn list(datasets: &[json::Dataset]) -> String {
         table.row([
             plain(&dataset.name),
             dataset.mode.as_str().to_string(),
+            dataset.on_conflict.as_str().to_string(),
             counted(dataset.versions, "version", "versions"),
             dataset.link.as_ref().map_or_else(|| "not linked".into(), link),
         ]);

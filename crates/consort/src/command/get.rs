@@ -5,6 +5,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use consort_node::Dot;
 use tokio::fs::OpenOptions;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -22,13 +23,18 @@ use crate::ui::Unit;
 #[command(after_help = "\
 Examples:
   consort get photos 2026/cat.jpg -o cat.jpg
-  consort get photos labels.csv | head")]
+  consort get photos labels.csv | head
+  consort get photos labels.csv --version VERSION     one that lost: see `consort conflicts`")]
 pub(crate) struct Get {
     /// The dataset
     name: String,
 
     /// The entry
     key: String,
+
+    /// One of its concurrent versions, instead of the one that won
+    #[arg(long = "version", value_name = "VERSION")]
+    of_version: Option<Dot>,
 
     /// Write to this file, which is there whole or not at all
     #[arg(short, long, value_name = "FILE")]
@@ -42,7 +48,8 @@ impl Get {
                 .hint("with --json, name a file: -o FILE"));
         }
         let name = self.name.clone();
-        let request = Request::Get { name: self.name, key: self.key };
+        let version = self.of_version.map(|version| version.to_string());
+        let request = Request::Get { name: self.name, key: self.key, version };
         let mut answers = context.node().ask(request).await?;
         let entry: json::Entry = answers.first().await?;
         match self.output {

@@ -1,5 +1,7 @@
 //! `consort stat`
 
+use consort_node::Dot;
+
 use crate::command::Context;
 use crate::control::wire::Request;
 use crate::error::Error;
@@ -8,18 +10,26 @@ use crate::text::{Table, bytes, counted, plain, time};
 
 /// Show what is known about one entry.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  consort stat photos 2026/cat.jpg")]
+#[command(after_help = "\
+Examples:
+  consort stat photos 2026/cat.jpg
+  consort stat photos 2026/cat.jpg --version VERSION     one that lost: see `consort conflicts`")]
 pub(crate) struct Stat {
     /// The dataset
     name: String,
 
     /// The entry
     key: String,
+
+    /// One of its concurrent versions, instead of the one that won
+    #[arg(long = "version", value_name = "VERSION")]
+    of_version: Option<Dot>,
 }
 
 impl Stat {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Error> {
-        let request = Request::Stat { name: self.name, key: self.key };
+        let version = self.of_version.map(|version| version.to_string());
+        let request = Request::Stat { name: self.name, key: self.key, version };
         let entry: json::Entry = context.node().one(request).await?;
         context.ui.result(&entry, |entry, _| show(entry))
     }
@@ -48,13 +58,9 @@ fn show(entry: &json::Entry) -> String {
         row("meta", format!("{}={}", plain(name), plain(value)));
     }
     if entry.conflicts != 0 {
-        row(
-            "conflicts",
-            format!(
-                "{} beside this one",
-                counted(entry.conflicts as u64, "concurrent version", "concurrent versions")
-            ),
-        );
+        let beside =
+            counted(entry.conflicts as u64, "concurrent version", "concurrent versions");
+        row("conflicts", format!("{beside} beside this one: see `consort conflicts`"));
     }
     table.to_string()
 }

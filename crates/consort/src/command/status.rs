@@ -122,6 +122,9 @@ fn render_dataset(text: &mut String, dataset: &json::DatasetStatus, style: Style
     let read_only = if dataset.read_only { " (read only)" } else { "" };
     let dir = dataset.dir.as_ref().map_or_else(|| "not linked".to_string(), |dir| plain(dir));
     row("directory", dir + read_only);
+    if dataset.on_conflict != json::OnConflict::KeepBoth {
+        row("on conflict", dataset.on_conflict.as_str().to_string());
+    }
     row("versions", format!("{}, digest {}", count(dataset.versions), plain(&dataset.digest)));
     if let Some(total) = dataset.to_index {
         row("scan", format!("{} of {} files", count(dataset.indexed), count(total)));
@@ -131,11 +134,7 @@ fn render_dataset(text: &mut String, dataset: &json::DatasetStatus, style: Style
         row("to come", format!("{pending}, {}", rate_and_time(dataset)));
     }
     if dataset.conflicts != 0 {
-        let conflicts = format!(
-            "{}: compare the copies beside the files, keep one, delete the others",
-            count(dataset.conflicts)
-        );
-        row("conflicts", style.paint(Tone::Notice, conflicts));
+        row("conflicts", style.paint(Tone::Notice, conflicts(dataset)));
     }
     for problem in &dataset.problems {
         row("problem", style.paint(Tone::Bad, plain(problem)));
@@ -159,6 +158,22 @@ fn state(dataset: &json::DatasetStatus) -> String {
     } else {
         state
     }
+}
+
+/// How many versions wait for somebody to choose, where they are, and how to choose.
+fn conflicts(dataset: &json::DatasetStatus) -> String {
+    let name = plain(&dataset.name);
+    let not_shown = dataset.conflicts.saturating_sub(dataset.conflict_copies);
+    let copies = match (&dataset.dir, not_shown) {
+        (None, _) => String::new(),
+        (Some(_), 0) => ", each beside the file that won".to_string(),
+        // They may just not be there yet.
+        (Some(_), not_shown) => format!(", {} without a copy in the directory", count(not_shown)),
+    };
+    format!(
+        "{}{copies}: `consort conflicts {name}` shows what to choose from",
+        count(dataset.conflicts)
+    )
 }
 
 /// How fast it goes, and how long it will take at that.

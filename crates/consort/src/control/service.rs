@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use consort_node::{
-    DatasetOptions, DatasetStatus, FeedCursor, LinkOptions, Node, PutOptions, Status,
+    DatasetOptions, DatasetStatus, Dot, FeedCursor, LinkOptions, Node, PutOptions, Status,
 };
 
 use crate::control::server::{Reply, RequestBody, Service};
@@ -82,16 +82,30 @@ impl Service for NodeService {
                 let put = node.put(&name, &key, body, options).await?;
                 reply.item(&json::Put::from(put)).await
             }
-            Request::Get { name, key } => {
-                let (entry, content) = node.get(&name, &key).await?;
+            Request::Get { name, key, version } => {
+                let (entry, content) = match version {
+                    None => node.get(&name, &key).await?,
+                    Some(version) => node.get_version(&name, &key, dot(&version)?).await?,
+                };
                 reply.item(&json::Entry::from(entry)).await?;
                 reply.body(content).await
             }
-            Request::Stat { name, key } => {
-                reply.item(&json::Entry::from(node.stat(&name, &key).await?)).await
+            Request::Stat { name, key, version } => {
+                let entry = match version {
+                    None => node.stat(&name, &key).await?,
+                    Some(version) => node.stat_version(&name, &key, dot(&version)?).await?,
+                };
+                reply.item(&json::Entry::from(entry)).await
             }
             Request::List { name, prefix } => self.list(&name, &prefix, reply).await,
             Request::Remove { name, key } => Ok(node.remove(&name, &key).await?),
+            Request::Conflicts { name } => self.conflicts(&name, reply).await,
+            Request::Resolve { name, key, keep, seen } => {
+                let seen =
+                    seen.iter().map(|version| dot(version)).collect::<Result<Vec<_>, _>>()?;
+                let resolved = node.resolve(&name, &key, dot(&keep)?, &seen).await?;
+                reply.item(&json::Resolved::from(resolved)).await
+            }
             Request::Feed { name, since, follow } => self.feed(&name, since, follow, reply).await,
             Request::Wait { name, timeout_ms } => {
                 let waited = node.wait(&name, Duration::from_millis(timeout_ms)).await?;
@@ -117,6 +131,18 @@ impl NodeService {
             after = Some(last.key.clone());
             for entry in page {
                 reply.item(&json::Entry::from(entry)).await?;
+            }
+        }
+    }
+
+    async fn conflicts(&self, name: &str, reply: &mut Reply) -> Result<(), Error> {
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.node.conflicts(name, after.as_deref(), PAGE).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.key.clone());
+            for conflict in page {
+                reply.item(&json::Conflict::from(conflict)).await?;
             }
         }
     }
@@ -174,6 +200,13 @@ impl NodeService {
             self.node.status_changed().await;
         }
     }
+}
+
+fn dot(text: &str) -> Result<Dot, Error> {
+    text.parse().map_err(|error| {
+        Error::usage(format!("`{text}` is no version: {error}"))
+            .hint("take one from `consort conflicts` or `consort stat`")
+    })
 }
 
 impl std::fmt::Debug for NodeService {

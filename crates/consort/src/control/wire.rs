@@ -86,14 +86,18 @@ pub(crate) enum Request {
         metadata: Vec<(String, String)>,
         mode: Option<u16>,
     },
-    /// One [`json::Entry`], then a body.
-    Get { name: String, key: String },
-    /// One [`json::Entry`].
-    Stat { name: String, key: String },
+    /// One [`json::Entry`], then a body. Of a certain version if there is one.
+    Get { name: String, key: String, version: Option<String> },
+    /// One [`json::Entry`]. Of a certain version if there is one.
+    Stat { name: String, key: String, version: Option<String> },
     /// Any number of [`json::Entry`], by key.
     List { name: String, prefix: String },
     /// Nothing.
     Remove { name: String, key: String },
+    /// Any number of [`json::Conflict`], by key.
+    Conflicts { name: String },
+    /// One [`json::Resolved`].
+    Resolve { name: String, key: String, keep: String, seen: Vec<String> },
     /// Any number of [`json::Change`]; with `follow` it never ends by itself.
     Feed { name: String, since: Option<String>, follow: bool },
     /// One [`json::Waited`].

@@ -79,8 +79,14 @@ impl Cluster {
 
     /// A cluster of `count` nodes whose directories are linked to [`DATASET`]; they are empty.
     pub(crate) fn linked(count: usize) -> Self {
+        Self::linked_under(count, "keep-both")
+    }
+
+    /// The same with a conflict policy.
+    pub(crate) fn linked_under(count: usize, policy: &str) -> Self {
         let cluster = Self::new(count);
-        cluster.nodes[0].run(["dataset", "create", DATASET]).expect_done();
+        let create = ["dataset", "create", DATASET, "--on-conflict", policy];
+        cluster.nodes[0].run(create).expect_done();
         for node in &cluster.nodes {
             node.link();
         }

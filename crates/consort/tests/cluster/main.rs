@@ -14,12 +14,14 @@
 //! - [`syncing`]: a tree, an edit, a rename, a restart: what arrives, and what it costs on the wire.
 //! - [`storm`]: thousands of random operations on three nodes at once, also while nodes are killed.
 //! - [`apart`]: nodes that are down, a chain of availability, concurrent writes.
+//! - [`conflicts`]: concurrent writes under each policy, and choosing.
 //! - [`directories`]: what can happen to a linked directory: mass deletion, ignored and impossible names, a full disk.
 //! - [`access`]: tickets, members, ports and stores that are not in order.
 
 mod access;
 mod apart;
 mod cluster;
+mod conflicts;
 mod directories;
 mod ledger;
 mod operations;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{consort, stdout};
 
-const COMMANDS: [&str; 26] = [
+const COMMANDS: [&str; 28] = [
     "",
     "init",
     "up",
@@ -27,6 +27,8 @@ const COMMANDS: [&str; 26] = [
     "ls",
     "stat",
     "rm",
+    "conflicts",
+    "conflicts resolve",
     "feed",
     "wait",
     "status",

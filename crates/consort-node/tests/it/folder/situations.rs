@@ -47,69 +47,6 @@ fn the_later_of_two_edits_wins_and_the_other_stands_beside_it() {
 }
 
 #[test]
-fn a_conflict_copy_that_is_deleted_is_a_conflict_no_more() {
-    let mut site = Site::new();
-    site.write("f", "mine");
-    site.settle();
-    site.remote("f", Stands::Over, b"theirs");
-    site.settle();
-    fs::remove_file(site.at(&site.copies()[0])).unwrap();
-    site.settle();
-    assert_eq!(site.live("f"), 1);
-    assert_eq!(site.read("f").as_deref(), Some("theirs"));
-    site.check();
-}
-
-#[test]
-fn a_conflict_copy_that_is_edited_is_a_file_of_its_own() {
-    let mut site = Site::new();
-    site.write("f", "mine");
-    site.settle();
-    site.remote("f", Stands::Over, b"theirs");
-    site.settle();
-    let copy = site.copies().remove(0);
-    site.write(&copy, "mine, and more");
-    site.settle();
-    assert_eq!(site.live("f"), 1);
-    assert!(site.winner(&copy).is_some());
-    assert_eq!(site.read(&copy).as_deref(), Some("mine, and more"));
-    site.check();
-}
-
-#[test]
-fn a_conflict_copy_that_is_renamed_over_the_winner_wins() {
-    let mut site = Site::new();
-    site.write("f", "mine");
-    site.settle();
-    site.remote("f", Stands::Over, b"theirs");
-    site.settle();
-    fs::rename(site.at(&site.copies()[0]), site.at("f")).unwrap();
-    site.settle();
-    assert_eq!(site.read("f").as_deref(), Some("mine"));
-    assert_eq!((site.live("f"), site.copies().len()), (1, 0));
-    site.check();
-}
-
-#[test]
-fn a_copy_that_somebody_resolved_before_it_moved_to_the_key_goes() {
-    let mut site = Site::new();
-    site.write("f", "mine");
-    site.settle();
-    site.remote("f", Stands::Over, b"theirs");
-    site.settle();
-    // The winner goes here while somebody who saw both decides.
-    site.stop();
-    fs::remove_file(site.at("f")).unwrap();
-    site.start();
-    site.flush();
-    site.remote("f", Stands::After, b"decided");
-    site.settle();
-    assert_eq!(site.read("f").as_deref(), Some("decided"));
-    assert_eq!(site.copies(), Vec::<String>::new());
-    site.check();
-}
-
-#[test]
 fn a_conflict_copy_makes_way_for_a_key_of_its_name_and_comes_back() {
     let mut site = Site::new();
     site.write("f", "mine");
@@ -143,23 +80,6 @@ fn a_conflict_copy_makes_way_for_what_lies_beneath_its_name_and_comes_back() {
     site.remote_deletion(&beneath);
     site.settle();
     assert_eq!(site.read(&copy).as_deref(), Some("mine"));
-    site.check();
-}
-
-#[test]
-fn losers_beyond_those_that_are_shown_stay_readable() {
-    let mut site = Site::new();
-    site.write("f", "mine");
-    site.settle();
-    let mine = site.winner("f").unwrap();
-    for number in 0..12 {
-        site.remote("f", Stands::Over, format!("theirs {number}").as_bytes());
-    }
-    site.settle();
-    assert_eq!(site.copies().len(), 8);
-    let Content::Chunks(chunks) = &mine.content else { panic!("a file has chunks") };
-    let bytes = site.contents.local().read(&chunks[0]).unwrap();
-    assert_eq!(bytes.as_deref(), Some(&b"mine"[..]));
     site.check();
 }
 
