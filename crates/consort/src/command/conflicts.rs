@@ -9,7 +9,7 @@ use crate::json;
 use crate::text::{Table, bytes, counted, plain, time};
 use crate::ui::json_line;
 
-/// Show the entries with several versions whose writers did not know of each other, or choose one.
+/// Show the entries with concurrent versions to choose from, or choose one.
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -37,8 +37,7 @@ enum Action {
 
 /// Make one version of an entry the only one, on all nodes.
 ///
-/// It replaces those that you have seen, and nothing else: if another one came meanwhile, that stays
-/// beside it, and the exit code is 4.
+/// It replaces what you have seen. What came meanwhile stays beside it: exit code 4.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
