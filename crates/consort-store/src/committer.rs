@@ -269,9 +269,7 @@ impl<'v> Work<'v> {
         let number = self.view.number();
         let mut own = Vec::new();
         let applied = match body {
-            Body::Nothing => {
-                self.local(Vec::new(), on_conflict, WallTime(0), None, &mut writer)?
-            }
+            Body::Nothing => self.local(Vec::new(), on_conflict, WallTime(0), None, &mut writer)?,
             Body::Remote { peer, commit, cursor } => {
                 let applied = self.application.remote(commit.entries, peer)?;
                 if let Some(cursor) = cursor {

@@ -8,9 +8,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::mem;
 
-use crate::limits::{
-    MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS, MAX_SEAL_BYTES, MAX_VECTOR_EXCEPTIONS,
-};
+use crate::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS, MAX_SEAL_BYTES, MAX_VECTOR_EXCEPTIONS};
 use crate::model::canonical;
 use crate::model::conflict::{Losers, OnConflict};
 use crate::model::fingerprint::{Fingerprint, FingerprintKey};
