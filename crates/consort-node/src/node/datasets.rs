@@ -153,6 +153,7 @@ impl Node {
         dir: &Path,
         options: LinkOptions,
     ) -> Result<Link, NodeError> {
+        let DatasetFact { name, on_conflict, .. } = fact;
         if link.dir != dir || link.read_only != options.read_only {
             let linked = link.dir.display();
             let how = match (link.dir == dir, link.read_only) {
@@ -171,7 +172,7 @@ impl Node {
         let folder = match self.shared.folder(link.dataset) {
             Some(folder) => folder,
             // It could not be opened when the node started.
-            None => self.shared.start_folder(fact.name, fact.on_conflict, link.clone())?,
+            None => self.shared.start_folder(name, on_conflict, link.clone())?,
         };
         if options.allow_mass_delete {
             folder.allow_mass_delete();

@@ -58,8 +58,7 @@ fn show(entry: &json::Entry) -> String {
         row("meta", format!("{}={}", plain(name), plain(value)));
     }
     if entry.conflicts != 0 {
-        let beside =
-            counted(entry.conflicts as u64, "concurrent version", "concurrent versions");
+        let beside = counted(entry.conflicts as u64, "concurrent version", "concurrent versions");
         row("conflicts", format!("{beside} beside this one: see `consort conflicts`"));
     }
     table.to_string()
