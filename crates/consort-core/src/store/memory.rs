@@ -15,6 +15,7 @@ use crate::model::id::{AuthorId, DatasetId, NodeId};
 use crate::model::key::Key;
 use crate::model::vector::Dot;
 use crate::model::version::Entry;
+use crate::reconcile::Index;
 use crate::store::apply::{Application, Batch};
 use crate::store::{
     Applied, Cursor, DatasetParameters, Epoch, FeedRow, LocalWrite, Sealer, Sequence, Store,
@@ -38,6 +39,7 @@ struct Rows {
     versions: BTreeMap<Key, Vec<Stored>>,
     feed: BTreeMap<Sequence, (Key, Dot, Sequence, Option<NodeId>)>,
     fingerprints: BTreeMap<Fingerprint, (Key, Dot)>,
+    index: Index,
     cursors: BTreeMap<NodeId, Cursor>,
 }
 
@@ -127,11 +129,17 @@ impl Rows {
         for removed in batch.removed {
             self.feed.remove(&removed.sequence);
             self.fingerprints.remove(&removed.fingerprint);
+            self.index.remove(removed.fingerprint);
         }
         for added in batch.added {
             let (key, dot) = (added.key, added.dot);
             self.feed.insert(added.sequence, (key.clone(), dot, added.commit_end, added.via));
             self.fingerprints.insert(added.fingerprint, (key, dot));
+            self.index.add(added.fingerprint);
+        }
+        if self.index.is_short() {
+            let count = batch.summary.digest.count;
+            self.index = Index::of_set(count, self.fingerprints.keys().copied());
         }
         self.versions.extend(batch.keys);
         self.summary = batch.summary;
@@ -179,6 +187,10 @@ impl View for MemoryView {
 
     fn has(&self, fingerprint: Fingerprint) -> Result<bool, StoreError> {
         Ok(self.0.fingerprints.contains_key(&fingerprint))
+    }
+
+    fn index(&self) -> &Index {
+        &self.0.index
     }
 
     fn fingerprints(

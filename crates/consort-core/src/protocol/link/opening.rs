@@ -8,7 +8,7 @@ use super::checking::FIRST_CHECK_AFTER;
 use super::{Ask, Begin, Link, LinkError, State, peer};
 use crate::protocol::event::Access;
 use crate::protocol::message::{FEATURES, Hello, Message, PROTOCOL_VERSION};
-use crate::reconcile::{Comparison, Offer};
+use crate::reconcile::{Describer, Finder};
 use crate::store::{Cursor, Sequence, View};
 
 impl Link {
@@ -113,12 +113,12 @@ impl Link {
             let difference = theirs.summary.digest.minus(&ours.summary.digest);
             let begin = Begin { head: theirs.summary.head.sequence, difference };
             self.state = if self.ends.opener {
-                State::Offering { offer: Offer::default(), begin }
+                State::Describing { describer: Describer::default(), begin }
             } else {
-                to.push(Ask::Send(Message::More));
-                let comparison = Comparison::default();
-                State::Comparing { comparison, batch_is_last: false, asked: true, begin }
+                let finder = Finder::new(theirs.summary.digest, view.index());
+                State::Comparing { finder, asked: false, begin }
             };
+            self.advance_comparison(view, to)?;
         }
         self.pump(view, to)
     }
