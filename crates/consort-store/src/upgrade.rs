@@ -30,6 +30,8 @@ pub(crate) fn upgrade(directory: &Path) -> Result<(), OpenError> {
         Some(0) => return Err(OpenError::Damaged("format 0 was never written".to_owned())),
         // Its rows are read as they are: the bytes that it did not count are none.
         Some(1) => {}
+        // It has no live indexes: they are made when it is opened.
+        Some(2) => {}
         Some(found) => return Err(OpenError::NewerFormat { found, known: FORMAT }),
     }
     write(directory).map_err(|source| OpenError::Io { path, source })

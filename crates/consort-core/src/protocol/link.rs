@@ -14,6 +14,7 @@ mod opening;
 mod receiving;
 mod sending;
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
@@ -153,7 +154,7 @@ enum State {
     },
     /// The answerer's side: it compares. It has asked for a description, or is busy with what the last one showed.
     Comparing {
-        finder: Finder,
+        finder: Box<Finder>,
         asked: bool,
         begin: Begin,
     },

@@ -7,7 +7,7 @@
 //! comparison keeps the index it began with, and commits go on meanwhile.
 //!
 //! Whoever persists an index ([`Index::encode`]) and finds it older than the replica can bring it up to date by adding
-//! and removing what changed since; [`Index::decode`] takes the digest of the moment when it was written.
+//! and removing what changed since; its digest must be that of the replica then.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -42,27 +42,26 @@ pub struct Index {
     symbols: usize,
 }
 
-/// Why bytes are not the index that they should be. It can be made anew from the fingerprints.
+/// Bytes are not those of an index. It can be made anew from the fingerprints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum IndexError {
-    /// They are not what was written.
-    #[error("the bytes of the index are damaged; it is to be made anew from the fingerprints")]
-    Damaged,
-    /// They are the index of a replica that held something else.
-    #[error("the index belongs to another state; it is to be made anew from the fingerprints")]
-    Foreign,
-}
+#[error("the bytes of the index are damaged; it is to be made anew from the fingerprints")]
+pub struct Damaged;
 
-impl From<DecodeError> for IndexError {
+impl From<DecodeError> for Damaged {
     fn from(_: DecodeError) -> Self {
-        Self::Damaged
+        Self
     }
 }
 
 impl Index {
     /// The index of an empty set.
     pub fn new() -> Self {
-        Self::of(Block::new(0..LEAST_INDEX_SYMBOLS))
+        Self::with_symbols(LEAST_INDEX_SYMBOLS)
+    }
+
+    /// The index of an empty set, with so many symbols, one at least and [`MAX_SYMBOLS`] at the most.
+    pub fn with_symbols(symbols: usize) -> Self {
+        Self::of(Block::new(0..symbols.max(1)))
     }
 
     /// The index of the set that a block of the symbols from 0 on was made of.
@@ -137,21 +136,20 @@ impl Index {
         to.extend_from_slice(&hash.as_bytes()[..HASH_BYTES]);
     }
 
-    /// Reads them back, if they are whole and of a replica with this digest.
-    pub fn decode(bytes: &[u8], digest: Digest) -> Result<Self, IndexError> {
-        let end = bytes.len().checked_sub(HASH_BYTES).ok_or(IndexError::Damaged)?;
+    /// Reads them back, if they are whole. Whether they are of the set in question, its digest tells.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Damaged> {
+        let end = bytes.len().checked_sub(HASH_BYTES).ok_or(Damaged)?;
         let (bytes, hash) = bytes.split_at(end);
         if blake3::hash(bytes).as_bytes()[..HASH_BYTES] != *hash {
-            return Err(IndexError::Damaged);
+            return Err(Damaged);
         }
         let mut from = Reader::new(bytes);
         let run = symbol::decode_run(&mut from, MAX_SYMBOLS)?;
         from.finish()?;
         if run.start != 0 || run.symbols.is_empty() {
-            return Err(IndexError::Damaged);
+            return Err(Damaged);
         }
-        let index = Self::of_symbols(&run.symbols);
-        if index.digest() == digest { Ok(index) } else { Err(IndexError::Foreign) }
+        Ok(Self::of_symbols(&run.symbols))
     }
 
     /// The symbols from `start` on, at most `limit`.
@@ -249,20 +247,16 @@ mod tests {
             let mut bytes = encoded(&index);
             let place = place.index(bytes.len());
             bytes[place] ^= by;
-            prop_assert_eq!(Index::decode(&bytes, index.digest()), Err(IndexError::Damaged));
-            prop_assert!(Index::decode(&bytes[..place], index.digest()).is_err());
+            prop_assert_eq!(Index::decode(&bytes), Err(Damaged));
+            prop_assert_eq!(Index::decode(&bytes[..place]), Err(Damaged));
         }
     }
 
     #[test]
-    fn an_index_comes_back_from_its_bytes_for_the_same_replica_only() {
-        let set = fingerprints(100, 1);
-        let index = index_of(&set);
+    fn an_index_comes_back_from_its_bytes() {
+        let index = index_of(&fingerprints(100, 1));
         let bytes = encoded(&index);
-        assert_eq!(Index::decode(&bytes, index.digest()), Ok(index.clone()));
-        let mut other = index.digest();
-        other.add(Fingerprint(1));
-        assert_eq!(Index::decode(&bytes, other), Err(IndexError::Foreign));
+        assert_eq!(Index::decode(&bytes), Ok(index));
         assert!(bytes.len() < 26 * LEAST_INDEX_SYMBOLS, "{}", bytes.len());
     }
 

@@ -19,7 +19,7 @@ fn fixture(format: u32) -> PathBuf {
 #[test]
 #[ignore = "writes into the source tree; run by hand for a new format"]
 fn make_the_fixture() {
-    let directory = fixture(2);
+    let directory = fixture(3);
     fs::create_dir_all(directory.parent().expect("has one")).expect("a directory");
     let store = DiskStore::open(&directory).expect("opens");
     store.open_dataset(parameters(DATASET)).expect("opens");
@@ -68,6 +68,11 @@ fn a_store_of_format_1_is_read() {
 #[test]
 fn a_store_of_format_2_is_read() {
     is_read(2, 3);
+}
+
+#[test]
+fn a_store_of_format_3_is_read() {
+    is_read(3, 3);
 }
 
 fn is_read(format: u32, pending_bytes: u64) {

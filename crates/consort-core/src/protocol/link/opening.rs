@@ -1,6 +1,7 @@
 //! How a conversation begins: Hello, and what follows from the two of them. What is compared if they do not tell
 //! stands in `comparing.rs`.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
 
@@ -115,7 +116,7 @@ impl Link {
             self.state = if self.ends.opener {
                 State::Describing { describer: Describer::default(), begin }
             } else {
-                let finder = Finder::new(theirs.summary.digest, view.index());
+                let finder = Box::new(Finder::new(theirs.summary.digest, view.index()));
                 State::Comparing { finder, asked: false, begin }
             };
             self.advance_comparison(view, to)?;
