@@ -7,8 +7,8 @@
 //!     ├────────────────────────────▶│
 //!     │◀────────────────────────────┤ Hello(the same about itself)
 //!     │      both now know: equal, resume from the cursors, or reconcile
-//!     │◀───────── More ─────────────┤ ┐
-//!     ├───── Fingerprints ─────────▶│ │ reconcile, batch by batch
+//!     │◀─────── Describe ───────────┤ ┐
+//!     ├────── Description ─────────▶│ │ reconcile, until all that differs is found
 //!     │◀───── Want, Versions ───────┤ │
 //!     ├──────── Given ─────────────▶│ │
 //!     │◀────── Reconciled ──────────┤ ┘

@@ -34,6 +34,8 @@ pub mod decoder;
 pub mod describer;
 pub mod encoder;
 pub mod finder;
+#[cfg(test)]
+pub(crate) mod generators;
 pub mod index;
 pub mod mapping;
 pub mod method;
@@ -53,7 +55,7 @@ pub use encoder::Block;
 pub use finder::{Finder, Step};
 pub use index::Index;
 pub use method::Method;
-pub use sorted::{Batch, Comparison, Differences, Offer, OutOfOrder};
+pub use sorted::{Batch, Comparison, Differences, OutOfOrder};
 pub use symbol::{Run, Symbol};
 
 use crate::model::fingerprint::Fingerprint;

@@ -32,6 +32,7 @@ use crate::model::key::Key;
 use crate::model::merge::Saw;
 use crate::model::vector::{Dot, VersionVector};
 use crate::model::version::{Entry, Version};
+use crate::reconcile::Index;
 use crate::time::WallTime;
 
 /// A place in a feed: how many versions had been applied when it was passed. The first version gets 1.
@@ -135,6 +136,9 @@ pub trait View {
 
     /// Whether a current version has this fingerprint: like [`by_fingerprint`](Self::by_fingerprint), but cheaper.
     fn has(&self, fingerprint: Fingerprint) -> Result<bool, StoreError>;
+
+    /// The live index of the fingerprints of all current versions. Its digest is that of the [summary](Self::summary).
+    fn index(&self) -> &Index;
 
     /// The fingerprints of all current versions above `after`, in rising order, at most `limit`.
     fn fingerprints(

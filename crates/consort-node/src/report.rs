@@ -395,6 +395,8 @@ pub struct LinkStatus {
     pub name: String,
     /// How far the conversation has come.
     pub phase: String,
+    /// How the two compare what they hold, while they do: by `symbols`, `ranges` or `fingerprints`.
+    pub method: Option<String>,
     /// About how many versions the peer has not confirmed.
     pub behind: u64,
 }

@@ -5,6 +5,7 @@ use std::io::Write;
 
 use consort_core::Instant;
 use consort_core::protocol::Message;
+use consort_core::reconcile::Answer;
 
 use crate::node::NodeIndex;
 
@@ -71,9 +72,14 @@ impl fmt::Display for Brief<'_> {
             Message::Given { entries, more } => {
                 write!(f, "Given {}{}", entries.len(), if *more { " more" } else { "" })
             }
-            Message::Fingerprints(batch) => {
-                let last = if batch.last { " last" } else { "" };
-                write!(f, "Fingerprints {}{last}", batch.fingerprints.len())
+            Message::Description(Answer::Symbols { run, end }) => {
+                let (start, until, total) = (run.start, run.end(), run.total);
+                let more = if end.is_some() { " more" } else { "" };
+                write!(f, "Description by symbols {start}..{until} of {total}{more}")
+            }
+            Message::Description(Answer::Sorted(batch)) => {
+                let more = if batch.last { "" } else { " more" };
+                write!(f, "Description by fingerprints {}{more}", batch.fingerprints.len())
             }
             Message::Check { summary, applied } => {
                 let (count, head) = (summary.digest.count, summary.head.sequence.0);

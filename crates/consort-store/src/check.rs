@@ -1,5 +1,5 @@
-//! Reads everything, trusts nothing, reports problems. Every table is read once, in order, so the memory that this takes
-//! does not depend on the size of the store. What the rows should be stands in `docs/storage.md`.
+//! Reads everything, trusts nothing, reports problems. Every table is read in order, so the memory that this takes does not
+//! depend on the size of the store. What the rows should be stands in `docs/storage.md`.
 
 mod report;
 #[cfg(test)]
@@ -17,6 +17,7 @@ use crate::chunks;
 use crate::layout::{
     self, ChunkRow, DatasetRow, Extent, Number, PackTail, ReplicaRow, Site, Table,
 };
+use crate::live;
 use crate::lsm::Moment;
 use crate::packs::{Frame, Packed, Packs};
 use crate::store::Shared;
@@ -48,6 +49,7 @@ pub(crate) fn check(shared: &Shared, progress: impl FnMut(CheckProgress)) -> Che
     check.part("pending", Check::pending);
     check.part("conflicts", Check::conflicts);
     check.totals();
+    check.part("index", Check::indexes);
     check.part("packs", |check| check.packs(&shared.packs));
     check.part("chunks", |check| check.chunks(&shared.packs));
     check.report
@@ -324,6 +326,32 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             }
         }
         findings.into_iter().for_each(|finding| self.found(finding));
+    }
+
+    /// Live indexes are compared with what the fingerprints make.
+    fn indexes(&mut self) -> Result<(), StoreError> {
+        self.rows(Table::Index, |check, row, value| {
+            owner(&mut check.datasets, Table::Index, layout::number_of(row)?)?;
+            match layout::index_change_of(row)? {
+                None => layout::decode_index(value).map(drop)?,
+                Some(_) => layout::decode_index_change(value).map(drop)?,
+            }
+            Ok(())
+        })?;
+        let mut findings = Vec::new();
+        for (&number, dataset) in &self.datasets {
+            // If these do not agree, that was told already.
+            let whole = dataset.digest == dataset.replica.digest
+                && dataset.fingerprints == dataset.digest.count;
+            if whole
+                && dataset.row.state != layout::State::Dropping
+                && let Err(what) = live::verify(&self.moment, number, &dataset.replica)?
+            {
+                findings.push(Finding::Index { dataset: dataset.id, what });
+            }
+        }
+        findings.into_iter().for_each(|finding| self.found(finding));
+        Ok(())
     }
 
     fn packs(&mut self, packs: &Packs) -> Result<(), StoreError> {

@@ -122,11 +122,16 @@ impl Committer<'_> {
         let outcome = edit.apply(&moment, &mut chunks, &mut rows)?;
         self.write(chunks, rows)?;
         if let Some((id, row)) = outcome.dataset {
-            let mut datasets = self.shared.datasets_mut();
             match row {
-                Some(row) => datasets.insert(id, row),
-                None => datasets.remove(&id),
-            };
+                Some(row) => {
+                    self.shared.indexes.insert(row.number);
+                    self.shared.datasets_mut().insert(id, row);
+                }
+                None => {
+                    let gone = self.shared.datasets_mut().remove(&id);
+                    gone.into_iter().for_each(|row| self.shared.indexes.remove(row.number));
+                }
+            }
         }
         Ok(outcome)
     }
@@ -142,11 +147,16 @@ impl Committer<'_> {
         let (mut clock, mut identity) = (self.clock, self.shared.identity());
         let moment = self.shared.tables.moment();
         let mut chunks = Chunks::new(&moment);
+        let mut announced = Vec::new();
         let written = self
             .prepare(given, &moment, &mut chunks, (&mut clock, &mut identity), &mut outcomes)
-            .and_then(|rows| self.write(chunks, rows));
+            .and_then(|(rows, numbers)| {
+                announced = numbers;
+                self.write(chunks, rows)
+            });
         match written {
             Ok(()) => {
+                self.shared.indexes.settle(announced.into_iter());
                 self.clock = clock;
                 self.shared.set_identity(identity);
             }
@@ -160,7 +170,8 @@ impl Committer<'_> {
         }
     }
 
-    /// The rows of all transactions, and what each will be told. A transaction that cannot be done leaves none.
+    /// The rows of all transactions, the datasets whose indexes they change, and what each will be told. A transaction that cannot
+    /// be done leaves none.
     fn prepare(
         &self,
         transactions: Vec<Transaction>,
@@ -168,13 +179,15 @@ impl Committer<'_> {
         chunks: &mut Chunks<'_>,
         (clock, identity): (&mut Clock, &mut Identity),
         outcomes: &mut Vec<Result<Applied, StoreError>>,
-    ) -> Result<Rows, StoreError> {
+    ) -> Result<(Rows, Vec<Number>), StoreError> {
         let datasets = self.shared.datasets().clone();
         let mut views = BTreeMap::new();
         for transaction in &transactions {
             let id = transaction.dataset;
             if let Some(row) = datasets.get(&id).filter(|_| !views.contains_key(&id)) {
-                views.insert(id, DiskView::new(moment.clone(), row.number, identity.epoch));
+                let known = self.shared.indexes.known();
+                let view = DiskView::new(moment.clone(), row.number, identity.epoch, &known);
+                views.insert(id, view);
             }
         }
         let mut works: BTreeMap<DatasetId, Work<'_>> = BTreeMap::new();
@@ -197,13 +210,18 @@ impl Committer<'_> {
             let writer = Writer { rows: &mut rows, chunks, author, clock, datasets: &datasets };
             outcomes.push(work.apply(transaction, writer));
         }
+        let mut announced = Vec::with_capacity(works.len());
         for work in works.into_values() {
-            work.finish(&mut rows);
+            let view = work.view;
+            let batch = work.finish(&mut rows);
+            if self.shared.indexes.announce(view, &batch, &mut rows)? {
+                announced.push(view.number());
+            }
         }
         if clock.last() != self.clock.last() {
             rows.put(Table::Node, layout::CLOCK, layout::encode_clock(clock.last()));
         }
-        Ok(rows)
+        Ok((rows, announced))
     }
 
     /// Makes packs and then rows durable.
@@ -399,7 +417,7 @@ impl<'v> Work<'v> {
         }
     }
 
-    fn finish(self, rows: &mut Rows) {
+    fn finish(self, rows: &mut Rows) -> Batch {
         let number = self.view.number();
         let mut pending_count = self.view.pending_count();
         let mut pending_bytes = self.view.pending_bytes();
@@ -428,6 +446,7 @@ impl<'v> Work<'v> {
         let replica = ReplicaRow { digest, head, records, pending, pending_bytes, losers };
         rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(&replica));
         put_batch(number, &batch, rows);
+        batch
     }
 }
 

@@ -9,6 +9,7 @@ use consort_core::encoding::{DecodeError, Reader, Writer};
 use consort_core::limits::MAX_KEY_BYTES;
 use consort_core::model::canonical::{decode_dot, decode_version, encode_dot, encode_version};
 use consort_core::model::conflict::Losers;
+use consort_core::reconcile::Index;
 use consort_core::store::{Cursor, Epoch, Sequence, Stored};
 use consort_core::{
     AuthorId, DatasetId, Digest, Fingerprint, FingerprintKey, Key, Kind, NodeId, Timestamp,
@@ -40,11 +41,13 @@ pub(crate) enum Table {
     Chunks,
     /// How many losers keys have, for those that have any.
     Conflicts,
+    /// Live indexes, and what changed since they were written.
+    Index,
 }
 
 impl Table {
     /// All tables, each at its own number.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Node,
         Self::Versions,
         Self::Feed,
@@ -53,6 +56,7 @@ impl Table {
         Self::Pending,
         Self::Chunks,
         Self::Conflicts,
+        Self::Index,
     ];
 
     /// The name on disk.
@@ -66,6 +70,7 @@ impl Table {
             Self::Pending => "pending",
             Self::Chunks => "chunks",
             Self::Conflicts => "conflicts",
+            Self::Index => "index",
         }
     }
 }
@@ -134,6 +139,15 @@ pub(crate) struct FeedPlace {
     pub(crate) commit_end: Sequence,
     pub(crate) via: Option<NodeId>,
     pub(crate) key: Key,
+}
+
+/// How the fingerprints of a dataset changed from one place in its feed to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IndexChange {
+    pub(crate) from: Sequence,
+    pub(crate) through: Sequence,
+    pub(crate) added: Vec<Fingerprint>,
+    pub(crate) removed: Vec<Fingerprint>,
 }
 
 /// How far packs are durable and indexed.
@@ -475,6 +489,78 @@ pub(crate) fn decode_pending(bytes: &[u8]) -> Result<PendingRow, DecodeError> {
 /// A number at the end of a row that rows of earlier formats do not have.
 fn later(from: &mut Reader<'_>, what: &'static str) -> Result<u64, DecodeError> {
     if from.is_empty() { Ok(0) } else { from.varint(what) }
+}
+
+const WHOLE_INDEX: u8 = 0;
+const INDEX_CHANGE: u8 = 1;
+
+/// The key of the row of a dataset's live index.
+pub(crate) fn index_key(number: Number) -> Vec<u8> {
+    [&prefix(number)[..], &[WHOLE_INDEX]].concat()
+}
+
+/// What the keys of its changes since begin with.
+pub(crate) fn index_changes_prefix(number: Number) -> Vec<u8> {
+    [&prefix(number)[..], &[INDEX_CHANGE]].concat()
+}
+
+/// The key of the row of one of them, counted from 0.
+pub(crate) fn index_change_key(number: Number, place: u32) -> Vec<u8> {
+    [&index_changes_prefix(number)[..], &place.to_be_bytes()].concat()
+}
+
+/// Reads back from a row's key in `Index` which of the changes it is; none if it is the index itself.
+pub(crate) fn index_change_of(key: &[u8]) -> Result<Option<u32>, DecodeError> {
+    let mut from = Reader::new(key);
+    from.raw(4, "dataset number")?;
+    let place = match from.u8("kind")? {
+        WHOLE_INDEX => None,
+        INDEX_CHANGE => Some(u32::from_be_bytes(from.array("place")?)),
+        _ => return Err(DecodeError::Invalid { what: "kind" }),
+    };
+    from.finish().map(|()| place)
+}
+
+/// The value of the row of a live index, and the place in the feed that it is in step with.
+pub(crate) fn encode_index(through: Sequence, index: &Index) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(64 + 26 * index.symbols());
+    Writer(&mut bytes).varint(through.0);
+    index.encode(&mut bytes);
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_index(bytes: &[u8]) -> Result<(Sequence, Index), DecodeError> {
+    let mut from = Reader::new(bytes);
+    let through = Sequence(from.varint("place in the feed")?);
+    let index = Index::decode(from.raw(from.remaining(), "index")?);
+    Ok((through, index.map_err(|_| DecodeError::Invalid { what: "index" })?))
+}
+
+/// The value of the row of a change of a live index.
+pub(crate) fn encode_index_change(change: &IndexChange) -> Vec<u8> {
+    let count = change.added.len() + change.removed.len();
+    let mut bytes = Vec::with_capacity(24 + 16 * count);
+    let mut to = Writer(&mut bytes);
+    to.varint(change.from.0);
+    to.varint(change.through.0);
+    to.count(change.added.len());
+    change.added.iter().chain(&change.removed).for_each(|fingerprint| to.u128(fingerprint.0));
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_index_change(bytes: &[u8]) -> Result<IndexChange, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let [start, through] = [from.varint("place in the feed")?, from.varint("place in the feed")?];
+    let added = from.count(16, usize::MAX, "fingerprints")?;
+    let mut fingerprints = Vec::with_capacity(from.remaining() / 16);
+    while !from.is_empty() {
+        fingerprints.push(Fingerprint(from.u128("fingerprint")?));
+    }
+    let removed = fingerprints.split_off(added);
+    let [start, through] = [start, through].map(Sequence);
+    Ok(IndexChange { from: start, through, added: fingerprints, removed })
 }
 
 /// The value of a cursor's row.

@@ -38,6 +38,7 @@ mod chunks;
 mod committer;
 mod edit;
 mod layout;
+mod live;
 mod lsm;
 mod packs;
 mod pending;

@@ -43,7 +43,7 @@ const FILTER_BITS: f32 = 10.0;
 /// share what a node can spare by the size of their rows.
 const fn memtable_bytes(table: Table) -> u64 {
     match table {
-        Table::Versions | Table::Chunks | Table::Records => 2 << 20,
+        Table::Versions | Table::Chunks | Table::Records | Table::Index => 2 << 20,
         Table::Feed | Table::Fingerprints => 1 << 20,
         Table::Pending | Table::Node | Table::Conflicts => 1 << 20,
     }

@@ -26,6 +26,7 @@ use crate::chunks::{self, Chunks};
 use crate::committer::{self, Done, Job};
 use crate::edit::{Edit, Outcome};
 use crate::layout::{self, DatasetRow, Extent, Identity, Site, State, Table};
+use crate::live::LiveIndexes;
 use crate::lsm::{Lock, Rows, Tables};
 use crate::packs::{Packed, Packs, ReadError, sync_directory};
 use crate::queue::Queue;
@@ -60,6 +61,7 @@ struct Handle {
 pub(crate) struct Shared {
     pub(crate) tables: Arc<Tables>,
     pub(crate) packs: Packs,
+    pub(crate) indexes: LiveIndexes,
     pub(crate) queue: Queue<Job>,
     identity: RwLock<Identity>,
     datasets: RwLock<BTreeMap<DatasetId, DatasetRow>>,
@@ -112,11 +114,14 @@ impl DiskStore {
             let mut chunks = Chunks::new(&moment);
             committer::index(&synced, &mut chunks, &mut rows).map_err(unreadable)?;
         }
+        let indexes = LiveIndexes::open(&tables.moment(), &found.datasets, &mut rows);
+        let indexes = indexes.map_err(unreadable)?;
         rows.commit(&tables).map_err(unreadable)?;
 
         let shared = Arc::new(Shared {
             tables,
             packs,
+            indexes,
             queue: Queue::default(),
             identity: RwLock::new(identity),
             datasets: RwLock::new(found.datasets),
@@ -188,7 +193,8 @@ impl DiskStore {
     /// The dataset as it is now.
     pub fn view(&self, dataset: DatasetId) -> Result<DiskView, StoreError> {
         let number = self.dataset(dataset)?.number;
-        DiskView::new(self.shared().tables.moment(), number, self.epoch())
+        let (epoch, known) = (self.epoch(), self.shared().indexes.known());
+        DiskView::new(self.shared().tables.moment(), number, epoch, &known)
     }
 
     /// Commits a transaction, together with others that wait. `done` is called on the committer's thread when all of

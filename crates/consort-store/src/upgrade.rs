@@ -49,7 +49,8 @@ pub(crate) fn upgrade(directory: &Path, found: u32, tables: &Arc<Tables>) -> Res
     if found == FORMAT {
         return Ok(());
     }
-    // Rows of format 1 are read as they are: the bytes that it did not count are none.
+    // Rows of format 1 are read as they are: the bytes that it did not count are none. Live indexes, since format 3, are
+    // made when a dataset has none.
     if found < 3 {
         count_losers(tables).map_err(|error| OpenError::Damaged(error.to_string()))?;
     }

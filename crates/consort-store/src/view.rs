@@ -2,14 +2,17 @@
 
 use std::fmt;
 use std::ops::Bound;
+use std::sync::Arc;
 
 use consort_core::encoding::DecodeError;
 use consort_core::model::canonical;
 use consort_core::model::conflict::Losers;
+use consort_core::reconcile::Index;
 use consort_core::store::{Cursor, Epoch, FeedRow, Sequence, StoreError, Stored, Summary, View};
 use consort_core::{Entry, Fingerprint, Key, NodeId};
 
 use crate::layout::{self, FeedPlace, Number, PendingRow, ReplicaRow, Table};
+use crate::live::Known;
 use crate::lsm::{Moment, damaged};
 use crate::pending;
 use crate::transaction::Record;
@@ -20,14 +23,21 @@ pub struct DiskView {
     number: Number,
     epoch: Epoch,
     replica: ReplicaRow,
+    index: Arc<Index>,
 }
 
 impl DiskView {
-    /// The dataset with this number; `epoch` is the store's.
-    pub(crate) fn new(moment: Moment, number: Number, epoch: Epoch) -> Result<Self, StoreError> {
+    /// The dataset with this number; `epoch` is the store's. The moment was taken while the indexes were `known`.
+    pub(crate) fn new(
+        moment: Moment,
+        number: Number,
+        epoch: Epoch,
+        known: &Known<'_>,
+    ) -> Result<Self, StoreError> {
         let replica = replica_row(&moment, number)?;
         let epoch = Epoch(epoch.0.wrapping_add(u64::from(number.0)));
-        Ok(Self { moment, number, epoch, replica })
+        let index = known.at(number, replica.head);
+        Ok(Self { moment, number, epoch, replica, index })
     }
 
     /// What the linked directory held at a path.
@@ -114,6 +124,11 @@ impl DiskView {
     /// The dataset's number.
     pub(crate) fn number(&self) -> Number {
         self.number
+    }
+
+    /// The moment.
+    pub(crate) fn moment(&self) -> &Moment {
+        &self.moment
     }
 
     fn named<T>(
@@ -209,18 +224,11 @@ impl View for DiskView {
         after: Option<Fingerprint>,
         limit: usize,
     ) -> Result<Vec<Fingerprint>, StoreError> {
-        let from = match after {
-            None => 0,
-            Some(Fingerprint(u128::MAX)) => return Ok(Vec::new()),
-            Some(Fingerprint(after)) => after + 1,
-        };
-        let from = layout::fingerprint_key(self.number, Fingerprint(from));
-        let rows = self.moment.rows(Table::Fingerprints, &layout::prefix(self.number), from);
-        rows.take(limit)
-            .map(|row| {
-                layout::fingerprint_of(&row?.0).map_err(|error| damaged(Table::Fingerprints, error))
-            })
-            .collect()
+        fingerprints(&self.moment, self.number, after).take(limit).collect()
+    }
+
+    fn index(&self) -> &Index {
+        &self.index
     }
 
     fn contested(&self, after: Option<&Key>, limit: usize) -> Result<Vec<Key>, StoreError> {
@@ -258,6 +266,25 @@ impl fmt::Debug for DiskView {
             .field("head", &self.replica.head)
             .finish_non_exhaustive()
     }
+}
+
+/// The fingerprints of a dataset above `after`, in order.
+pub(crate) fn fingerprints(
+    moment: &Moment,
+    number: Number,
+    after: Option<Fingerprint>,
+) -> impl Iterator<Item = Result<Fingerprint, StoreError>> + use<> {
+    let from = match after {
+        None => Some(0),
+        Some(Fingerprint(after)) => after.checked_add(1),
+    };
+    let rows = from.map(|from| {
+        let from = layout::fingerprint_key(number, Fingerprint(from));
+        moment.rows(Table::Fingerprints, &layout::prefix(number), from)
+    });
+    rows.into_iter().flatten().map(|row| {
+        layout::fingerprint_of(&row?.0).map_err(|error| damaged(Table::Fingerprints, error))
+    })
 }
 
 /// What is counted about a dataset.

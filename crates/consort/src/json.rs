@@ -259,6 +259,8 @@ pub(crate) struct LinkStatus {
     #[serde(flatten)]
     pub(crate) peer: Name,
     pub(crate) phase: String,
+    /// How the two compare what they hold, while they do.
+    pub(crate) method: Option<String>,
     /// Versions that the peer has not acknowledged.
     pub(crate) behind: u64,
 }
@@ -569,6 +571,7 @@ impl From<node::LinkStatus> for LinkStatus {
         Self {
             peer: Name { node: link.peer.to_string(), name: link.name },
             phase: link.phase,
+            method: link.method,
             behind: link.behind,
         }
     }

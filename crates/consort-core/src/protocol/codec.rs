@@ -11,7 +11,7 @@ use crate::model::fingerprint::{Digest, Fingerprint};
 use crate::model::id::DatasetId;
 use crate::model::version::Entry;
 use crate::protocol::message::{Envelope, Hello, Message};
-use crate::reconcile::Batch;
+use crate::reconcile::{Answer, Request};
 use crate::store::{Cursor, Epoch, Sequence, Summary};
 
 const HELLO: u8 = 1;
@@ -22,8 +22,8 @@ const WANT: u8 = 5;
 const GIVEN: u8 = 6;
 const ACK: u8 = 7;
 const LAZY: u8 = 8;
-const MORE: u8 = 9;
-const FINGERPRINTS: u8 = 10;
+const DESCRIBE: u8 = 9;
+const DESCRIPTION: u8 = 10;
 const RECONCILED: u8 = 11;
 const CHECK: u8 = 12;
 const FLUSH: u8 = 13;
@@ -63,10 +63,13 @@ pub fn encode(envelope: &Envelope, to: &mut Vec<u8>) {
             Writer(to).varint(*count);
         }
         Message::Lazy => to.push(LAZY),
-        Message::More => to.push(MORE),
-        Message::Fingerprints(batch) => {
-            to.extend_from_slice(&[FINGERPRINTS, u8::from(batch.last)]);
-            encode_fingerprints(&batch.fingerprints, to);
+        Message::Describe(request) => {
+            to.push(DESCRIBE);
+            request.encode(to);
+        }
+        Message::Description(answer) => {
+            to.push(DESCRIPTION);
+            answer.encode(to);
         }
         Message::Reconciled => to.push(RECONCILED),
         Message::Check { summary, applied } => {
@@ -116,11 +119,8 @@ fn decode_message(from: &mut Reader<'_>) -> Result<Message, DecodeError> {
         GIVEN => Message::Given { more: flag(from, "given")?, entries: decode_entries(from)? },
         ACK => Message::Ack { count: from.varint("acknowledgement")? },
         LAZY => Message::Lazy,
-        MORE => Message::More,
-        FINGERPRINTS => {
-            let last = flag(from, "fingerprints")?;
-            Message::Fingerprints(Batch { last, fingerprints: decode_fingerprints(from)? })
-        }
+        DESCRIBE => Message::Describe(Request::decode(from)?),
+        DESCRIPTION => Message::Description(Answer::decode(from)?),
         RECONCILED => Message::Reconciled,
         CHECK => {
             let summary = decode_summary(from)?;
@@ -222,6 +222,7 @@ mod tests {
 
     use super::*;
     use crate::model::generators::any_entry;
+    use crate::reconcile::generators::{any_answer, any_request};
 
     fn any_cursor() -> impl Strategy<Value = Cursor> {
         (any::<u64>(), any::<u64>())
@@ -261,10 +262,8 @@ mod tests {
             (entries(), any::<bool>()).prop_map(|(entries, more)| Message::Given { entries, more }),
             any::<u64>().prop_map(|count| Message::Ack { count }),
             Just(Message::Lazy),
-            Just(Message::More),
-            (any_fingerprints(), any::<bool>()).prop_map(|(fingerprints, last)| {
-                Message::Fingerprints(Batch { fingerprints, last })
-            }),
+            any_request().prop_map(Message::Describe),
+            any_answer().prop_map(Message::Description),
             Just(Message::Reconciled),
             (any_summary(), place())
                 .prop_map(|(summary, applied)| Message::Check { summary, applied }),

@@ -14,6 +14,7 @@ mod opening;
 mod receiving;
 mod sending;
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
@@ -26,7 +27,7 @@ use crate::protocol::event::{Access, Now};
 use crate::protocol::message::{Hello, Message};
 use crate::protocol::window::{Inbox, Overrun, Window};
 use crate::random::Random;
-use crate::reconcile::{Comparison, Offer};
+use crate::reconcile::{Describer, Finder, Method};
 use crate::store::{Cursor, Sequence, StoreError, View};
 use crate::time::Instant;
 
@@ -147,14 +148,13 @@ enum State {
         said: Option<Hello>,
     },
     /// The opener's side of reconciling: it describes what it holds.
-    Offering {
-        offer: Offer,
+    Describing {
+        describer: Describer,
         begin: Begin,
     },
-    /// The answerer's side: it compares, batch by batch.
+    /// The answerer's side: it compares. It has asked for a description, or is busy with what the last one showed.
     Comparing {
-        comparison: Comparison,
-        batch_is_last: bool,
+        finder: Box<Finder>,
         asked: bool,
         begin: Begin,
     },
@@ -266,7 +266,7 @@ impl Link {
                 self.lazy = true;
                 Ok(())
             }
-            Message::More => self.on_more(view, to),
+            Message::Describe(request) => self.on_describe(request, view, to),
             Message::Check { summary, applied } => self.on_check(summary, applied, view, to),
             Message::Given { .. } => {
                 self.given.push(message)?;
@@ -274,7 +274,7 @@ impl Link {
             }
             Message::Versions { .. }
             | Message::Have { .. }
-            | Message::Fingerprints(_)
+            | Message::Description(_)
             | Message::Reconciled => {
                 if let Message::Versions { through: Some(through), .. }
                 | Message::Have { through, .. } = &message
@@ -348,9 +348,18 @@ impl Link {
         match self.state {
             State::Greeting { .. } => Phase::Greeting,
             _ if self.ahead => Phase::Waiting,
-            State::Offering { .. } | State::Comparing { .. } => Phase::Reconciling,
+            State::Describing { .. } | State::Comparing { .. } => Phase::Reconciling,
             State::Live if self.behind(head) == 0 && self.lacks() == 0 => Phase::Live,
             State::Live => Phase::CatchingUp,
+        }
+    }
+
+    /// How the sides compare what they hold, while they do and once it is decided.
+    pub(crate) fn method(&self) -> Option<Method> {
+        match &self.state {
+            State::Describing { describer, .. } => describer.method(),
+            State::Comparing { finder, .. } => Some(finder.method()),
+            State::Greeting { .. } | State::Live => None,
         }
     }
 

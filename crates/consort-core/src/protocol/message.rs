@@ -6,11 +6,11 @@ use alloc::vec::Vec;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::id::DatasetId;
 use crate::model::version::Entry;
-use crate::reconcile::Batch;
+use crate::reconcile::{Answer, Request};
 use crate::store::{Cursor, Sequence, Summary};
 
 /// The protocol's version. A peer of another one is told so and left alone.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// What this program can do beyond its protocol version, a bit each. A peer ignores bits that it does not know.
 pub const FEATURES: u64 = 0;
@@ -86,10 +86,10 @@ pub enum Message {
     },
     /// You sent me what I had: announce with Have from now on, until I ask again.
     Lazy,
-    /// Send the next batch of fingerprints.
-    More,
-    /// A part of what I hold, for you to compare.
-    Fingerprints(Batch),
+    /// Describe what you hold: I compare.
+    Describe(Request),
+    /// What I hold, as far as you asked, for you to compare.
+    Description(Answer),
     /// I have compared everything, and have what you had when you said Hello. Your feed goes on from there.
     Reconciled,
     /// For you to notice, if you and I have applied all of each other's feed, that we differ all the same.
@@ -130,8 +130,8 @@ impl Message {
             | Self::Want { .. }
             | Self::Ack { .. }
             | Self::Lazy
-            | Self::More
-            | Self::Fingerprints(_)
+            | Self::Describe(_)
+            | Self::Description(_)
             | Self::Reconciled
             | Self::Check { .. }
             | Self::Flush { .. }

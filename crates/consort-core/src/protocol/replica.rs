@@ -11,6 +11,7 @@ use crate::protocol::event::{Access, Effect, Event, Now};
 use crate::protocol::link::{Ask, Ends, Link, LinkError, Outstanding, Phase};
 use crate::protocol::message::Message;
 use crate::random::Random;
+use crate::reconcile::Method;
 use crate::store::{Sequence, StoreError, View};
 use crate::time::Instant;
 
@@ -38,6 +39,8 @@ pub struct LinkReport {
     pub peer: NodeId,
     /// How far it has come.
     pub phase: Phase,
+    /// How the two compare what they hold, while they do and once it is decided.
+    pub method: Option<Method>,
     /// About how many versions the peer has not confirmed.
     pub behind: u64,
     /// How many places of the peer's feed are known of and not applied here yet.
@@ -121,6 +124,7 @@ impl Replica {
         self.links.iter().map(move |(&peer, link)| LinkReport {
             peer,
             phase: link.phase(head),
+            method: link.method(),
             behind: link.behind(head),
             lacks: link.lacks(),
             applied: link.applied(),

@@ -7,6 +7,7 @@ use alloc::collections::VecDeque;
 use crate::limits::{MAX_COMMIT_BYTES, WINDOW_BYTES, WINDOW_MESSAGES};
 use crate::model::version::Entry;
 use crate::protocol::message::Message;
+use crate::reconcile::{Answer, Symbol};
 
 /// What a receiver keeps of one sender, in bytes. A sender may overshoot its window by one commit, which may take many
 /// times as much memory as bytes if it is full of small attributes.
@@ -89,7 +90,10 @@ fn weight(message: &Message) -> usize {
             EACH + weight_of(entries)
         }
         Message::Have { fingerprints, .. } => EACH + fingerprints.len() * 16,
-        Message::Fingerprints(batch) => EACH + batch.fingerprints.len() * 16,
+        Message::Description(Answer::Symbols { run, .. }) => {
+            EACH + run.symbols.len() * size_of::<Symbol>()
+        }
+        Message::Description(Answer::Sorted(batch)) => EACH + batch.fingerprints.len() * 16,
         _ => EACH,
     }
 }

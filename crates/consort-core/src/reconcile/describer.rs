@@ -9,10 +9,10 @@
 use crate::model::fingerprint::Fingerprint;
 use crate::reconcile::encoder::Block;
 use crate::reconcile::index::Index;
-use crate::reconcile::sorted::Offer;
+use crate::reconcile::method::Method;
+use crate::reconcile::sorted::Batch;
 use crate::reconcile::{
-    Answer, Fingerprints, MAX_RANGE_FINGERPRINTS, MAX_RUN_SYMBOLS, MAX_SYMBOLS, Request,
-    SCAN_FINGERPRINTS,
+    Answer, Fingerprints, MAX_RANGE_FINGERPRINTS, MAX_RUN_SYMBOLS, Request, SCAN_FINGERPRINTS,
 };
 use crate::store::StoreError;
 
@@ -73,7 +73,7 @@ impl Describer {
             Request::Range { after, width, symbols } => {
                 self.advance(Progress::Ranges(after))?;
                 let width = width.min(MAX_RANGE_FINGERPRINTS);
-                let (block, end) = describe_range(after, width, set)?;
+                let (block, end) = describe_range(after, width, symbols, set)?;
                 self.source = Some(Source { index: Index::of(block), end, sent: 0 });
                 self.symbols(symbols)
             }
@@ -81,8 +81,18 @@ impl Describer {
             Request::Sorted { after } => {
                 self.advance(Progress::Sorted(after))?;
                 self.source = None;
-                Ok(Answer::Sorted(Offer::after(after).next(set)?))
+                Ok(Answer::Sorted(Batch::above(after, set)?))
             }
+        }
+    }
+
+    /// How the other side goes about it at the moment, once it has asked.
+    pub fn method(&self) -> Option<Method> {
+        match self.progress {
+            Progress::Nothing => None,
+            Progress::Prefix => Some(Method::Prefix),
+            Progress::Ranges(_) => Some(Method::Ranges),
+            Progress::Sorted(_) => Some(Method::Sorted),
         }
     }
 
@@ -102,23 +112,26 @@ impl Describer {
     }
 }
 
-/// The symbols of the first `width` fingerprints above `after`, and where they end.
+/// The symbols of the first `width` fingerprints above `after`, and where they end: at least as many as were asked for
+/// and as there are fingerprints, since more symbols than that would be longer than the fingerprints themselves.
 fn describe_range(
     mut after: Option<Fingerprint>,
     mut width: usize,
+    symbols: usize,
     set: &impl Fingerprints,
 ) -> Result<(Block, Option<Fingerprint>), StoreError> {
-    let mut block = Block::new(0..MAX_SYMBOLS);
-    while width != 0 {
-        let limit = width.min(SCAN_FINGERPRINTS);
-        let fingerprints = set.above(after, limit)?;
+    let mut fingerprints = set.above(after, width.min(SCAN_FINGERPRINTS))?;
+    let few = fingerprints.len() < SCAN_FINGERPRINTS;
+    let most = if few { fingerprints.len() } else { width };
+    let mut block = Block::new(0..most.max(symbols.min(MAX_RUN_SYMBOLS)));
+    loop {
+        let last = fingerprints.len() < width.min(SCAN_FINGERPRINTS);
         width -= fingerprints.len().min(width);
-        let last = fingerprints.len() < limit;
         after = fingerprints.last().copied().or(after);
         block.extend(fingerprints);
-        if last {
-            return Ok((block, None));
+        if last || width == 0 {
+            return Ok((block, after.filter(|_| !last)));
         }
+        fingerprints = set.above(after, width.min(SCAN_FINGERPRINTS))?;
     }
-    Ok((block, after))
 }

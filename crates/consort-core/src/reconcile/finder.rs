@@ -26,6 +26,7 @@ use crate::store::StoreError;
 /// Finds the difference between a peer's set and ours.
 #[derive(Clone, Debug)]
 pub struct Finder {
+    method: Method,
     stage: Stage,
     /// How many of the peer's fingerprints are in no range that is done.
     left: u64,
@@ -64,6 +65,8 @@ enum Part {
 struct Coding {
     decoder: Decoder,
     ours: Index,
+    /// How many symbols both sides have.
+    capacity: usize,
     /// How many fingerprints the other side describes, once it has said so.
     total: Option<u64>,
 }
@@ -104,26 +107,24 @@ impl Finder {
     /// method is none of [`Method::Equal`] and [`Method::Everything`]; those would be done in other ways.
     pub fn new(theirs: Digest, ours: &Index) -> Self {
         let prefix = ours.symbols().min(Index::length_for(theirs.count));
-        let stage = match Method::choose(theirs, ours.digest(), prefix) {
+        let method = Method::choose(theirs, ours.digest(), prefix);
+        let stage = match method {
             Method::Equal => Stage::Done,
-            Method::Prefix => Stage::Coded { part: Part::Whole, coding: Coding::new(ours.clone()) },
+            Method::Prefix => {
+                Stage::Coded { part: Part::Whole, coding: Coding::new(ours.clone(), prefix) }
+            }
             Method::Ranges => Stage::Ranges { after: None },
             Method::Everything | Method::Sorted => Stage::Sorted { after: None },
         };
         let differences = theirs.count.abs_diff(ours.digest().count);
         let density = Density { differences, among: theirs.count };
         let found = Differences::default();
-        Self { stage, left: theirs.count, density, found, asked: None }
+        Self { method, stage, left: theirs.count, density, found, asked: None }
     }
 
-    /// How it goes about it at the moment.
+    /// How it goes about it at the moment, or went about it last.
     pub fn method(&self) -> Method {
-        match self.stage {
-            Stage::Coded { part: Part::Whole, .. } => Method::Prefix,
-            Stage::Coded { part: Part::Range { .. }, .. } | Stage::Ranges { .. } => Method::Ranges,
-            Stage::Sorted { .. } => Method::Sorted,
-            Stage::Done => Method::Equal,
-        }
+        self.method
     }
 
     /// What is to be done next. A request is repeated until it is answered.
@@ -135,6 +136,12 @@ impl Finder {
         }
         if self.asked.is_none() {
             self.asked = self.request();
+            self.method = match self.asked {
+                Some(Request::Prefix { .. }) => Method::Prefix,
+                Some(Request::Range { .. }) => Method::Ranges,
+                Some(Request::Sorted { .. }) => Method::Sorted,
+                Some(Request::Further { .. }) | None => self.method,
+            };
         }
         self.asked.map_or(Step::Done, Step::Ask)
     }
@@ -168,7 +175,11 @@ impl Finder {
                 if !whole || run.symbols.len() != symbols {
                     return Err(FindError::Unfit("its ranges are smaller than they should be"));
                 }
-                let coding = Coding::new(Index::of(block_of(after, end, set)?));
+                // With more symbols than this, the other side's fingerprints would be shorter.
+                let useful = usize::try_from(run.total).unwrap_or(MAX_SYMBOLS).max(symbols);
+                let ours = Index::of(block_of(after, end, useful, set)?);
+                let capacity = ours.symbols();
+                let coding = Coding::new(ours, capacity);
                 self.on_symbols(Part::Range { after, end }, coding, run, symbols)
             }
             (Stage::Sorted { after }, _, Answer::Sorted(batch)) => {
@@ -220,15 +231,21 @@ impl Finder {
                 self.found = found;
                 self.stage = part.next();
             }
-            Decoded::Done(_) | Decoded::Never => self.stage = part.otherwise(),
+            Decoded::Done(_) | Decoded::Never => {
+                let differences = coding.decoder.estimate().unwrap_or(self.density.differences);
+                self.density = Density { differences, among: described };
+                self.stage = match Method::cheapest(described, differences, 0, 0) {
+                    Method::Sorted => Stage::Sorted { after: part.after() },
+                    _ => part.otherwise(),
+                };
+            }
             Decoded::NotYet => {
                 let differences = coding.decoder.estimate().unwrap_or(self.density.differences);
                 // Only what is almost certain leads away from the symbols that are there.
                 let taken = coding.decoder.taken();
                 let doubt = (differences / taken.isqrt() as u64).saturating_mul(3);
                 let least = differences.saturating_sub(doubt);
-                let capacity = coding.ours.symbols();
-                self.stage = match Method::cheapest(described, least, taken, capacity) {
+                self.stage = match Method::cheapest(described, least, taken, coding.capacity) {
                     Method::Sorted => Stage::Sorted { after: part.after() },
                     Method::Ranges => {
                         self.density = Density { differences, among: described };
@@ -288,15 +305,15 @@ enum Decoded {
 }
 
 impl Coding {
-    fn new(ours: Index) -> Self {
-        Self { decoder: Decoder::default(), ours, total: None }
+    fn new(ours: Index, capacity: usize) -> Self {
+        Self { decoder: Decoder::default(), ours, capacity, total: None }
     }
 
     /// How many symbols to ask for, with at least so many differences.
     fn wanted(&self, least_differences: u64) -> usize {
         let taken = self.decoder.taken();
         let differences = self.decoder.estimate().unwrap_or(least_differences);
-        let next = symbols_next(taken, differences).min(self.ours.symbols());
+        let next = symbols_next(taken, differences).min(self.capacity);
         next.saturating_sub(taken).min(MAX_RUN_SYMBOLS)
     }
 
@@ -305,7 +322,7 @@ impl Coding {
         if run.start != self.decoder.taken() || run.total != total || asked < run.symbols.len() {
             return Err(FindError::Unfit("its symbols are not those that were asked for"));
         }
-        let exhausted = run.symbols.len() < asked || run.end() == self.ours.symbols();
+        let exhausted = run.symbols.len() < asked || run.end() == self.capacity;
         let ours = self.ours.from(run.start, run.symbols.len()).copied();
         let contradictory = self.decoder.take(run.symbols, ours).is_err();
         Ok(if contradictory {
@@ -339,13 +356,14 @@ fn take_batch(fingerprints: &mut Vec<Fingerprint>) -> Vec<Fingerprint> {
     mem::replace(fingerprints, rest)
 }
 
-/// The symbols of our fingerprints above `after` and up to `end`.
+/// The first symbols of our fingerprints above `after` and up to `end`.
 fn block_of(
     mut after: Option<Fingerprint>,
     end: Option<Fingerprint>,
+    symbols: usize,
     set: &impl Fingerprints,
 ) -> Result<Block, StoreError> {
-    let mut block = Block::new(0..MAX_SYMBOLS);
+    let mut block = Block::new(0..symbols);
     loop {
         let fingerprints = set.above(after, SCAN_FINGERPRINTS)?;
         let within = |own: &&Fingerprint| end.is_none_or(|end| **own <= end);

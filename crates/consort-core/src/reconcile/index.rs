@@ -1,13 +1,13 @@
 //! The live index: the first symbols of a replica's set, kept in step with every commit.
 //!
 //! A version that comes or goes changes about 2 ln(symbols) of them: 16 of 4,096, 21 of 65,536. How many there are
-//! follows the set ([`Index::length_for`]); growing takes one scan, each time the set has doubled.
+//! follows the set ([`Index::length_for`]); it grows twice, by a scan of the set.
 //!
 //! A clone is a moment of the set at next to no cost: pages are shared until one of the two changes. So a
 //! comparison keeps the index it began with, and commits go on meanwhile.
 //!
 //! Whoever persists an index ([`Index::encode`]) and finds it older than the replica can bring it up to date by adding
-//! and removing what changed since; [`Index::decode`] takes the digest of the moment when it was written.
+//! and removing what changed since; its digest must be that of the replica then.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -21,8 +21,12 @@ use crate::reconcile::encoder::Block;
 use crate::reconcile::mapping::Indexes;
 use crate::reconcile::symbol::{self, Run, Symbol};
 
-/// The symbols of the smallest index: 128 KiB, which any difference below 3,000 does with.
-pub const LEAST_INDEX_SYMBOLS: usize = 1 << 12;
+/// The symbols of the smallest index: 8 KiB.
+pub const LEAST_INDEX_SYMBOLS: usize = 1 << 8;
+/// How many times as many symbols the next larger index has.
+const GROWTH: usize = 1 << 4;
+
+const _: () = assert!(LEAST_INDEX_SYMBOLS * GROWTH * GROWTH == MAX_SYMBOLS);
 
 /// The symbols of a page, which is copied when it changes while somebody else still reads it: 4 KiB.
 const PAGE_SYMBOLS: usize = 128;
@@ -38,27 +42,26 @@ pub struct Index {
     symbols: usize,
 }
 
-/// Why bytes are not the index that they should be. It can be made anew from the fingerprints.
+/// Bytes are not those of an index. It can be made anew from the fingerprints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum IndexError {
-    /// They are not what was written.
-    #[error("the bytes of the index are damaged; it is to be made anew from the fingerprints")]
-    Damaged,
-    /// They are the index of a replica that held something else.
-    #[error("the index belongs to another state; it is to be made anew from the fingerprints")]
-    Foreign,
-}
+#[error("the bytes of the index are damaged; it is to be made anew from the fingerprints")]
+pub struct Damaged;
 
-impl From<DecodeError> for IndexError {
+impl From<DecodeError> for Damaged {
     fn from(_: DecodeError) -> Self {
-        Self::Damaged
+        Self
     }
 }
 
 impl Index {
     /// The index of an empty set.
     pub fn new() -> Self {
-        Self::of(Block::new(0..LEAST_INDEX_SYMBOLS))
+        Self::with_symbols(LEAST_INDEX_SYMBOLS)
+    }
+
+    /// The index of an empty set, with so many symbols, one at least and [`MAX_SYMBOLS`] at the most.
+    pub fn with_symbols(symbols: usize) -> Self {
+        Self::of(Block::new(0..symbols.max(1)))
     }
 
     /// The index of the set that a block of the symbols from 0 on was made of.
@@ -70,11 +73,22 @@ impl Index {
         Self::of_symbols(&block.into_symbols())
     }
 
-    /// How many symbols suit a set: a sixteenth of it, since with more differences than about a thirtieth it
-    /// matters little what finding them costs; 4,096 to 65,536.
+    /// The index of a set, from one pass over it; `count` says about how many it has.
+    pub fn of_set(count: u64, set: impl IntoIterator<Item = Fingerprint>) -> Self {
+        let mut block = Block::new(0..Self::length_for(count));
+        block.extend(set);
+        Self::of(block)
+    }
+
+    /// How many symbols suit a set of so many: 256, 4,096 or 65,536, and up to that at least an eighth of it, since
+    /// with more differences than a fifteenth, a scan matters little beside what they cost. So it is made anew twice in
+    /// its life, by a scan that is short.
     pub fn length_for(count: u64) -> usize {
-        let sixteenth = usize::try_from(count / 16).unwrap_or(usize::MAX);
-        sixteenth.clamp(LEAST_INDEX_SYMBOLS, MAX_SYMBOLS).next_power_of_two()
+        let mut length = LEAST_INDEX_SYMBOLS;
+        while length < MAX_SYMBOLS && (length as u64) < count.div_ceil(8) {
+            length *= GROWTH;
+        }
+        length
     }
 
     /// How many symbols there are.
@@ -97,22 +111,9 @@ impl Index {
         self.change(fingerprint, -Symbol::of(fingerprint));
     }
 
-    /// The block that this index lacks to have the symbols that suit its set, if it lacks any. Put every
-    /// fingerprint of the set in, then [`grow`](Self::grow) by it.
-    pub fn lacks(&self) -> Option<Block> {
-        let length = Self::length_for(self.digest().count);
-        (self.symbols < length).then(|| Block::new(self.symbols..length))
-    }
-
-    /// Appends the block, which must be of the same set: otherwise this index stays as it is.
-    pub fn grow(&mut self, block: Block) -> Result<(), IndexError> {
-        if block.digest() != self.digest() || block.start() != self.symbols {
-            return Err(IndexError::Foreign);
-        }
-        let mut symbols: Vec<Symbol> = self.iter().copied().collect();
-        symbols.extend(block.into_symbols());
-        *self = Self::of_symbols(&symbols);
-        Ok(())
+    /// Whether the set has outgrown it: then it is to be made anew, [of the set](Self::of_set).
+    pub fn is_short(&self) -> bool {
+        self.symbols < Self::length_for(self.digest().count)
     }
 
     /// The symbols.
@@ -135,21 +136,20 @@ impl Index {
         to.extend_from_slice(&hash.as_bytes()[..HASH_BYTES]);
     }
 
-    /// Reads them back, if they are whole and of a replica with this digest.
-    pub fn decode(bytes: &[u8], digest: Digest) -> Result<Self, IndexError> {
-        let end = bytes.len().checked_sub(HASH_BYTES).ok_or(IndexError::Damaged)?;
+    /// Reads them back, if they are whole. Whether they are of the set in question, its digest tells.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Damaged> {
+        let end = bytes.len().checked_sub(HASH_BYTES).ok_or(Damaged)?;
         let (bytes, hash) = bytes.split_at(end);
         if blake3::hash(bytes).as_bytes()[..HASH_BYTES] != *hash {
-            return Err(IndexError::Damaged);
+            return Err(Damaged);
         }
         let mut from = Reader::new(bytes);
         let run = symbol::decode_run(&mut from, MAX_SYMBOLS)?;
         from.finish()?;
         if run.start != 0 || run.symbols.is_empty() {
-            return Err(IndexError::Damaged);
+            return Err(Damaged);
         }
-        let index = Self::of_symbols(&run.symbols);
-        if index.digest() == digest { Ok(index) } else { Err(IndexError::Foreign) }
+        Ok(Self::of_symbols(&run.symbols))
     }
 
     /// The symbols from `start` on, at most `limit`.
@@ -247,42 +247,32 @@ mod tests {
             let mut bytes = encoded(&index);
             let place = place.index(bytes.len());
             bytes[place] ^= by;
-            prop_assert_eq!(Index::decode(&bytes, index.digest()), Err(IndexError::Damaged));
-            prop_assert!(Index::decode(&bytes[..place], index.digest()).is_err());
+            prop_assert_eq!(Index::decode(&bytes), Err(Damaged));
+            prop_assert_eq!(Index::decode(&bytes[..place]), Err(Damaged));
         }
     }
 
     #[test]
-    fn an_index_comes_back_from_its_bytes_for_the_same_replica_only() {
-        let set = fingerprints(100, 1);
-        let index = index_of(&set);
+    fn an_index_comes_back_from_its_bytes() {
+        let index = index_of(&fingerprints(100, 1));
         let bytes = encoded(&index);
-        assert_eq!(Index::decode(&bytes, index.digest()), Ok(index.clone()));
-        let mut other = index.digest();
-        other.add(Fingerprint(1));
-        assert_eq!(Index::decode(&bytes, other), Err(IndexError::Foreign));
+        assert_eq!(Index::decode(&bytes), Ok(index));
         assert!(bytes.len() < 26 * LEAST_INDEX_SYMBOLS, "{}", bytes.len());
     }
 
     #[test]
-    fn an_index_grows_by_one_pass_when_the_set_has_doubled() {
-        let set = fingerprints(LEAST_INDEX_SYMBOLS * 16 + 16, 1);
-        let mut index = index_of(&set[..set.len() - 16]);
-        assert!(index.lacks().is_none());
-        set[set.len() - 16..].iter().for_each(|fingerprint| index.add(*fingerprint));
-        let mut missing_one = index.lacks().expect("the set is larger than the index is good for");
-        let mut block = missing_one.clone();
-        missing_one.extend(set[1..].iter().copied());
-        let before = index.clone();
-        assert_eq!(index.grow(missing_one), Err(IndexError::Foreign));
-        assert_eq!(index, before);
-
-        block.extend(set.iter().copied());
-        assert_eq!(index.grow(block), Ok(()));
-        let mut whole = Block::new(0..2 * LEAST_INDEX_SYMBOLS);
-        whole.extend(set.iter().copied());
-        assert_eq!(index, Index::of(whole));
-        assert!(index.lacks().is_none());
+    fn an_index_that_its_set_has_outgrown_is_short_until_it_is_made_anew() {
+        let set = fingerprints(LEAST_INDEX_SYMBOLS * 8 + 1, 1);
+        let mut index = index_of(&set[..set.len() - 1]);
+        assert!(!index.is_short());
+        index.add(*set.last().expect("there are thousands"));
+        assert!(index.is_short());
+        let longer = Index::of_set(set.len() as u64, set.iter().copied());
+        assert!(!longer.is_short());
+        assert_eq!(longer.run(0, LEAST_INDEX_SYMBOLS), index.run(0, LEAST_INDEX_SYMBOLS));
+        // One that is longer than it has to be is as good.
+        let fewer = Index::of_set(set.len() as u64, set[..9].iter().copied());
+        assert!(!fewer.is_short());
     }
 
     #[test]
@@ -305,19 +295,20 @@ mod tests {
             });
             all.sum::<usize>()
         };
-        // 2 / 2 + 2 / 3 + 2 / 4 + ... is 15.8 and 21.3.
-        assert!((15_500..16_100).contains(&changes(LEAST_INDEX_SYMBOLS)));
+        // 2 / 2 + 2 / 3 + 2 / 4 + ... is 10.3 and 21.3.
+        assert!((10_100..10_500).contains(&changes(LEAST_INDEX_SYMBOLS)));
         assert!((21_000..21_600).contains(&changes(MAX_SYMBOLS)));
     }
 
     #[test]
     fn lengths_follow_the_set_within_bounds() {
         for (count, symbols) in [
-            (0, 4096),
-            (65_536, 4096),
-            (65_552, 8192),
+            (0, 256),
+            (2048, 256),
+            (2049, 4096),
+            (32_768, 4096),
+            (32_769, 65_536),
             (1_000_000, 65_536),
-            (100_000_000, 65_536),
             (u64::MAX, 65_536),
         ] {
             assert_eq!(Index::length_for(count), symbols, "{count}");

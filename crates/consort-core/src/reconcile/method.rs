@@ -25,6 +25,17 @@ const SYMBOL_BYTES: u64 = 26;
 pub const FIRST_SYMBOLS: usize = 32;
 
 impl Method {
+    /// A word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Equal => "equal",
+            Self::Everything => "everything",
+            Self::Prefix => "symbols",
+            Self::Ranges => "ranges",
+            Self::Sorted => "fingerprints",
+        }
+    }
+
     /// The method to begin with: `theirs` is what the describing side holds, `ours` what the comparing side holds, and
     /// `prefix` how many symbols both live indexes have. That the counts differ tells the least number of differences.
     pub fn choose(theirs: Digest, ours: Digest, prefix: usize) -> Self {

@@ -1,9 +1,9 @@
 //! Comparing all fingerprints in rising order: 16 bytes for each version that the offering side holds, whatever the
 //! difference. That is the shortest way if the sets are small or share little.
 //!
-//! One side, the *offering* one, lists its set batch by batch ([`Offer`]); the other compares each batch with its own
-//! set ([`Comparison`]) and learns what only the other side has and what only it has. The link asks for one batch
-//! after the other, so neither side holds more than one.
+//! The describing side lists its set batch by batch ([`Batch::above`]); the other compares each batch with its own
+//! set ([`Comparison`]) and learns what only the other side has and what only it has. It asks for one batch after the
+//! other, so neither side holds more than one.
 
 use alloc::vec::Vec;
 
@@ -12,7 +12,7 @@ use crate::model::fingerprint::Fingerprint;
 use crate::reconcile::Fingerprints;
 use crate::store::StoreError;
 
-/// A part of a set: all fingerprints of the offering side from where the last batch ended.
+/// A part of a set: all fingerprints of the describing side from where the last batch ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// In rising order.
@@ -21,31 +21,20 @@ pub struct Batch {
     pub last: bool,
 }
 
-/// The side that describes its set.
-#[derive(Clone, Debug, Default)]
-pub struct Offer {
-    after: Option<Fingerprint>,
-}
-
-impl Offer {
-    /// What lies above `after`.
-    pub fn after(after: Option<Fingerprint>) -> Self {
-        Self { after }
-    }
-
-    /// The next batch. The set may change between batches: what is added then flows by the feed.
-    pub fn next(&mut self, set: &impl Fingerprints) -> Result<Batch, StoreError> {
-        let fingerprints = set.above(self.after, MAX_BATCH_FINGERPRINTS)?;
+impl Batch {
+    /// What lies above `after`, as much as may be sent at once. The set may change between batches: what is added then
+    /// flows by the feed.
+    pub fn above(after: Option<Fingerprint>, set: &impl Fingerprints) -> Result<Self, StoreError> {
+        let fingerprints = set.above(after, MAX_BATCH_FINGERPRINTS)?;
         let last = fingerprints.len() < MAX_BATCH_FINGERPRINTS;
-        self.after = fingerprints.last().copied().or(self.after);
-        Ok(Batch { fingerprints, last })
+        Ok(Self { fingerprints, last })
     }
 }
 
 /// What a batch showed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Differences {
-    /// What only the offering side has.
+    /// What only the describing side has.
     pub theirs: Vec<Fingerprint>,
     /// What only this side has.
     pub ours: Vec<Fingerprint>,

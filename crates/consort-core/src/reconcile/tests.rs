@@ -34,9 +34,7 @@ fn sets(shared: usize, theirs: usize, ours: usize, seed: u64) -> [Set; 2] {
 }
 
 fn index_of(set: &Set) -> Index {
-    let mut block = Block::new(0..Index::length_for(set.len() as u64));
-    block.extend(set.iter().copied());
-    Index::of(block)
+    Index::of_set(set.len() as u64, set.iter().copied())
 }
 
 /// What a conversation has come to.
@@ -261,7 +259,7 @@ fn fit(answer: Answer, request: Request) -> Answer {
 fn a_few_differences_take_one_request() {
     let [theirs, ours] = sets(20_000, 3, 7, 1);
     let outcome = check(&theirs, &ours);
-    assert_eq!(outcome.methods, [Method::Prefix, Method::Equal]);
+    assert_eq!(outcome.methods, [Method::Prefix]);
     assert_eq!(outcome.requests, 1);
     assert!(outcome.bytes < 1000, "{}", outcome.bytes);
 }
@@ -278,7 +276,7 @@ fn a_few_hundred_differences_take_a_few_requests_and_less_than_fifty_bytes_each(
 fn a_difference_beyond_the_live_index_is_found_in_ranges() {
     let [theirs, ours] = sets(30_000, 2500, 3000, 1);
     let outcome = check(&theirs, &ours);
-    assert_eq!(outcome.methods, [Method::Prefix, Method::Ranges, Method::Equal]);
+    assert_eq!(outcome.methods, [Method::Prefix, Method::Ranges]);
     assert!(outcome.bytes < 5500 * 50, "{}", outcome.bytes);
 }
 
@@ -286,7 +284,7 @@ fn a_difference_beyond_the_live_index_is_found_in_ranges() {
 fn counts_that_differ_much_lead_to_ranges_at_once() {
     let [theirs, ours] = sets(24_000, 12_000, 10, 1);
     let outcome = check(&theirs, &ours);
-    assert_eq!(outcome.methods, [Method::Ranges, Method::Equal]);
+    assert_eq!(outcome.methods, [Method::Ranges]);
     assert!(2 <= outcome.requests && outcome.requests < 8, "{}", outcome.requests);
     assert!(outcome.bytes < 12_010 * 48, "{}", outcome.bytes);
 }
@@ -295,14 +293,14 @@ fn counts_that_differ_much_lead_to_ranges_at_once() {
 fn sets_that_share_little_are_compared_as_they_are() {
     let [theirs, ours] = sets(1000, 9000, 9000, 1);
     let outcome = check(&theirs, &ours);
-    assert_eq!(outcome.methods, [Method::Prefix, Method::Sorted, Method::Equal]);
+    assert_eq!(outcome.methods, [Method::Prefix, Method::Sorted]);
     assert!(outcome.bytes < 10_000 * 16 + 1000, "{}", outcome.bytes);
 }
 
 #[test]
 fn small_sets_are_compared_as_they_are() {
     let [theirs, ours] = sets(10, 5, 7, 1);
-    assert_eq!(check(&theirs, &ours).methods, [Method::Sorted, Method::Equal]);
+    assert_eq!(check(&theirs, &ours).methods, [Method::Sorted]);
 }
 
 #[test]

@@ -123,39 +123,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::reconcile::generators::{any_answer, any_request};
     use crate::reconcile::symbol::Symbol;
-
-    fn any_bound() -> impl Strategy<Value = Option<Fingerprint>> {
-        prop::option::of(any::<u128>().prop_map(Fingerprint))
-    }
-
-    fn any_request() -> impl Strategy<Value = Request> {
-        let symbols = || 1..=MAX_RUN_SYMBOLS;
-        prop_oneof![
-            symbols().prop_map(|symbols| Request::Prefix { symbols }),
-            symbols().prop_map(|symbols| Request::Further { symbols }),
-            (any_bound(), 1..=MAX_RANGE_FINGERPRINTS, symbols())
-                .prop_map(|(after, width, symbols)| Request::Range { after, width, symbols }),
-            any_bound().prop_map(|after| Request::Sorted { after }),
-        ]
-    }
-
-    fn any_answer() -> impl Strategy<Value = Answer> {
-        let fingerprints = prop::collection::vec(any::<u128>().prop_map(Fingerprint), 0..5);
-        let symbol = (any::<(u128, u64)>(), 0i64..=9).prop_map(|((sum, check), count)| Symbol {
-            sum,
-            check,
-            count,
-        });
-        let symbols = prop::collection::vec(symbol, 0..5);
-        prop_oneof![
-            (any_bound(), 0usize..9, symbols).prop_map(|(end, start, symbols)| {
-                Answer::Symbols { run: Run { total: 9, start, symbols }, end }
-            }),
-            (fingerprints, any::<bool>())
-                .prop_map(|(fingerprints, last)| Answer::Sorted(Batch { fingerprints, last })),
-        ]
-    }
 
     fn encoded(encode: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
         let mut bytes = Vec::new();

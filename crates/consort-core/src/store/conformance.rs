@@ -127,6 +127,9 @@ impl<S: Store> Pair<S> {
         assert_eq!(summary.digest, expected.digest, "{context}");
         assert_eq!(summary.head.sequence, expected.head.sequence, "{context}");
         assert_eq!(summary.head.epoch, self.epoch, "{context}");
+        assert_eq!(store.index().digest(), expected.digest, "{context}");
+        let mut symbols = store.index().iter().zip(reference.index().iter());
+        assert!(symbols.all(|(own, expected)| own == expected), "{context}");
         compare_keys(&store, &reference, random, context);
         compare_feeds(&store, &reference, random, context);
         compare_fingerprints(&store, &reference, random, context);

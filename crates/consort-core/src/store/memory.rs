@@ -16,6 +16,7 @@ use crate::model::id::{AuthorId, DatasetId, NodeId};
 use crate::model::key::Key;
 use crate::model::vector::Dot;
 use crate::model::version::Entry;
+use crate::reconcile::Index;
 use crate::store::apply::{Application, Batch};
 use crate::store::{
     Applied, Cursor, DatasetParameters, Epoch, FeedRow, LocalWrite, Sealer, Sequence, Store,
@@ -41,6 +42,7 @@ struct Rows {
     fingerprints: BTreeMap<Fingerprint, (Key, Dot)>,
     contested: BTreeSet<Key>,
     losers: Losers,
+    index: Index,
     cursors: BTreeMap<NodeId, Cursor>,
 }
 
@@ -132,11 +134,17 @@ impl Rows {
         for removed in batch.removed {
             self.feed.remove(&removed.sequence);
             self.fingerprints.remove(&removed.fingerprint);
+            self.index.remove(removed.fingerprint);
         }
         for added in batch.added {
             let (key, dot) = (added.key, added.dot);
             self.feed.insert(added.sequence, (key.clone(), dot, added.commit_end, added.via));
             self.fingerprints.insert(added.fingerprint, (key, dot));
+            self.index.add(added.fingerprint);
+        }
+        if self.index.is_short() {
+            let count = batch.summary.digest.count;
+            self.index = Index::of_set(count, self.fingerprints.keys().copied());
         }
         for (key, losers) in batch.contested {
             if losers.are_none() {
@@ -192,6 +200,10 @@ impl View for MemoryView {
 
     fn has(&self, fingerprint: Fingerprint) -> Result<bool, StoreError> {
         Ok(self.0.fingerprints.contains_key(&fingerprint))
+    }
+
+    fn index(&self) -> &Index {
+        &self.0.index
     }
 
     fn fingerprints(

@@ -50,7 +50,7 @@ fn an_interrupted_link_resumes_without_reconciling() {
     world.settle();
     world.assert_converged();
     assert_eq!(versions_sent(&world), 2);
-    assert!(!world.sent.iter().any(|message| matches!(message, Message::Fingerprints(_))));
+    assert!(!world.sent.iter().any(|message| matches!(message, Message::Description(_))));
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn a_replica_that_has_nothing_gets_everything_without_reconciling() {
     world.settle();
     world.assert_converged();
     assert_eq!(versions_sent(&world), 500);
-    assert!(!world.sent.iter().any(|message| matches!(message, Message::Fingerprints(_))));
+    assert!(!world.sent.iter().any(|message| matches!(message, Message::Description(_))));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! - `world`: the world: stores in memory, queues for connections, a seed that decides what happens next.
 //! - `checking`: two sides find out when they do not hold the same, and say little otherwise.
+//! - `comparing`: two sides find what only one of them holds, whatever happens meanwhile.
 //! - `convergence`: whatever happens, all replicas end up the same and nothing is lost.
 //! - `conversation`: what a link says in the common cases, and how little it is.
 //! - `fuzz_bodies`: what the fuzz targets do, with a bounded number of random inputs.
@@ -11,6 +12,7 @@
 //! - `stores`: what a store must make of any commits.
 
 mod checking;
+mod comparing;
 mod convergence;
 mod conversation;
 mod fuzz_bodies;

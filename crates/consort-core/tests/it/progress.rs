@@ -18,11 +18,6 @@ fn holds(world: &World, node: usize, name: &str) -> bool {
     !view.siblings(&key(name)).unwrap().is_empty()
 }
 
-fn phase(world: &World, node: usize) -> Phase {
-    let head = world.summary(node).head.sequence;
-    world.nodes[node].replica.links(head).next().expect("it has a link").phase
-}
-
 #[test]
 fn more_announcements_than_a_window_holds_are_worked_off() {
     let mut world = World::new(2, 1);
@@ -64,12 +59,12 @@ fn versions_from_a_clock_far_ahead_wait_and_are_not_lost() {
         world.connect(0, 1);
         world.run();
         assert!(!holds(&world, 1, "early"));
-        assert_eq!(phase(&world, 1), Phase::Waiting);
+        assert_eq!(world.link(1).phase, Phase::Waiting);
         world.pass(Duration::from_millis(MAX_CLOCK_SKEW_MS / 2));
         assert!(!holds(&world, 1, "early"));
         world.pass(Duration::from_millis(MAX_CLOCK_SKEW_MS));
         world.assert_converged();
-        assert_eq!(phase(&world, 1), Phase::Live);
+        assert_eq!(world.link(1).phase, Phase::Live);
     }
 }
 
@@ -97,9 +92,7 @@ fn nobody_waits_for_the_feed_of_a_reader() {
     let [Effect::BarrierReached { head, .. }] = world.nodes[0].reached[..] else {
         panic!("one barrier was reached")
     };
-    let here = world.summary(0).head.sequence;
-    let report = world.nodes[0].replica.links(here).next().expect("it has a link");
-    assert!(head <= report.applied);
+    assert!(head <= world.link(0).applied);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use consort_core::content::{ChunkRef, NodeRef};
 use consort_core::model::attributes::{Attributes, Kind};
 use consort_core::model::merge::Saw;
 use consort_core::protocol::{Envelope, Event, Message, codec};
-use consort_core::store::{LocalWrite, Sealer, Store};
+use consort_core::store::{Epoch, LocalWrite, Sealer, Store};
 use consort_core::{Content, Entry, Origin};
 
 use crate::world::{DATASET, World, key};
@@ -45,6 +45,17 @@ fn conversation() -> Vec<Message> {
     }
     world.write(1, "only/here", Saw::Winner, Content::Deleted);
     world.barrier(1, 5);
+    world.settle();
+    // Enough to be described by symbols; and what differs shows in no cursor.
+    for n in 0..60 {
+        world.put(0, &format!("{n}"), "");
+    }
+    world.settle();
+    world.crash(0);
+    world.put(0, "a/file", "5");
+    world.put(1, "only/here", "2");
+    world.nodes[0].epoch = Some(Epoch(1));
+    world.connect(0, 1);
     world.settle();
     world.assert_converged();
     world.inject(1, 0, Message::Given { entries: Vec::new(), more: false });

@@ -9,8 +9,10 @@ use consort_core::model::attributes::Attributes;
 use consort_core::model::conflict::Losers;
 use consort_core::model::merge::Saw;
 use consort_core::protocol::event::Access;
+use consort_core::protocol::replica::LinkReport;
 use consort_core::protocol::{Effect, Envelope, Event, Message, Now, Replica, codec};
 use consort_core::random::Random;
+use consort_core::reconcile::Index;
 use consort_core::store::memory::{MemoryStore, MemoryView};
 use consort_core::store::{
     Cursor, DatasetParameters, Epoch, FeedRow, LocalWrite, Sequence, Store, StoreError, Stored,
@@ -97,6 +99,12 @@ impl World {
 
     pub(crate) fn summary(&self, node: usize) -> Summary {
         self.nodes[node].store.view(DATASET).expect("it is open").summary()
+    }
+
+    /// How a node's first link stands.
+    pub(crate) fn link(&self, node: usize) -> LinkReport {
+        let head = self.summary(node).head.sequence;
+        self.nodes[node].replica.links(head).next().expect("it has a link")
     }
 
     pub(crate) fn write(&mut self, node: usize, name: &str, saw: Saw, content: Content) -> Written {
@@ -391,6 +399,10 @@ impl View for WorldView {
 
     fn has(&self, fingerprint: Fingerprint) -> Result<bool, StoreError> {
         self.read()?.has(fingerprint)
+    }
+
+    fn index(&self) -> &Index {
+        self.view.index()
     }
 
     fn fingerprints(

@@ -140,6 +140,7 @@ impl Node {
             peer: link.peer,
             name: self.name_of(link.peer),
             phase: phase.to_owned(),
+            method: link.method.map(|method| method.name().to_owned()),
             behind: link.behind,
         }
     }

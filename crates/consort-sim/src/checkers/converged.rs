@@ -1,7 +1,9 @@
-//! All replicas hold the same, to the byte; each one's digest says what it holds; and each reader gets the same version.
+//! All replicas hold the same, to the byte; each one's digest and live index say what it holds; and each reader gets the
+//! same version.
 
 use std::collections::BTreeMap;
 
+use consort_core::reconcile::Index;
 use consort_core::store::View;
 use consort_core::store::memory::MemoryView;
 use consort_core::{Digest, Dot, Fingerprint, Key, OnConflict, Version};
@@ -68,6 +70,12 @@ fn read(history: &History, node: NodeIndex, view: &MemoryView) -> Checked<Conten
     let said = view.summary().digest;
     if said != digest {
         return wrong(format!("it says to hold {said:?}, and holds {digest:?}"));
+    }
+    let mut index = Index::with_symbols(view.index().symbols());
+    let all = contents.values().flat_map(|(fingerprints, _)| fingerprints);
+    all.for_each(|fingerprint| index.add(*fingerprint));
+    if *view.index() != index || index.is_short() {
+        return wrong("its live index is not that of what it holds".to_owned());
     }
     Ok(contents)
 }

@@ -110,6 +110,14 @@ pub enum Finding {
         /// The dataset.
         dataset: DatasetId,
     },
+    /// The live index on disk is not that of the versions.
+    #[error("the live index of {dataset} is wrong ({what}): comparing with peers takes longer")]
+    Index {
+        /// The dataset.
+        dataset: DatasetId,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// The stored count of records is wrong.
     #[error("{dataset} has {found} records, but counts {counted}")]
     RecordCount {

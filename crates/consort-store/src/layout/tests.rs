@@ -34,6 +34,16 @@ fn read_as_everything(bytes: &[u8]) {
     comes_back(bytes, decode_pending, encode_pending);
     comes_back(bytes, decode_losers, |losers| encode_losers(*losers));
     comes_back(bytes, decode_cursor, |cursor| encode_cursor(*cursor));
+    comes_back(bytes, decode_index, |(through, index)| encode_index(*through, index));
+    comes_back(bytes, decode_index_change, encode_index_change);
+    comes_back(
+        bytes,
+        |bytes| Ok((number_of(bytes)?, index_change_of(bytes)?)),
+        |(number, place)| match place {
+            None => index_key(*number),
+            Some(place) => index_change_key(*number, *place),
+        },
+    );
     comes_back(bytes, decode_identity, encode_identity);
     comes_back(bytes, decode_clock, |clock| encode_clock(*clock));
     comes_back(bytes, decode_pack_tail, |tail| encode_pack_tail(*tail));

@@ -144,7 +144,9 @@ fn render_dataset(text: &mut String, dataset: &json::DatasetStatus, style: Style
             0 => String::new(),
             behind => format!(", lacks {}", count(behind)),
         };
-        let standing = format!("{}{difference}", plain(&link.phase));
+        let method = link.method.as_ref().map(|method| format!(" ({})", plain(method)));
+        let method = method.unwrap_or_default();
+        let standing = format!("{}{method}{difference}", plain(&link.phase));
         row(&format!("with {}", plain(&link.peer.name)), standing);
     }
     text.push_str(&table.to_string());

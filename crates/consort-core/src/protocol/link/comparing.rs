@@ -1,46 +1,68 @@
-//! Reconciling: the opener describes what it holds, the answerer compares, batch by batch. What a batch is made of is
-//! the affair of [`reconcile`](crate::reconcile).
+//! Reconciling: the opener describes what it holds, the answerer compares. How that is done is the affair of
+//! [`reconcile`](crate::reconcile); here its requests and answers become messages, and what it finds is wanted or sent.
+//!
+//! # While writes go on
+//!
+//! Each side's feed goes on from where its Hello said. So the comparison has to find what a side held *then* and still
+//! holds: what was replaced since is gone, and what replaced it is in the feed. It may look at any moment from the Hello
+//! on, on either side, and at another one for each range. What came meanwhile may be found as well, and is not wanted
+//! if it is here.
 
 use alloc::vec::Vec;
 
+use super::receiving::lacking;
 use super::{Ask, Begin, Link, LinkError, State, peer};
 use crate::protocol::event::Access;
 use crate::protocol::message::Message;
-use crate::reconcile::Batch;
+use crate::reconcile::describer::DescribeError;
+use crate::reconcile::finder::FindError;
+use crate::reconcile::{Answer, Differences, Request, Step};
 use crate::store::View;
 
-impl Link {
-    pub(super) fn on_more(&mut self, view: &impl View, to: &mut Vec<Ask>) -> Result<(), LinkError> {
-        let State::Offering { offer, .. } = &mut self.state else {
-            return Err(peer("it asks for fingerprints outside of a reconciliation".into()));
-        };
-        to.push(Ask::Send(Message::Fingerprints(offer.next(view)?)));
-        Ok(())
+impl From<DescribeError> for LinkError {
+    fn from(error: DescribeError) -> Self {
+        match error {
+            DescribeError::OutOfOrder => peer("it asks for what it compared already".into()),
+            DescribeError::Store(error) => Self::Store(error),
+        }
     }
+}
 
-    pub(super) fn on_fingerprints(
+impl From<FindError> for LinkError {
+    fn from(error: FindError) -> Self {
+        match error {
+            FindError::Unfit(what) => peer(what.into()),
+            FindError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+impl Link {
+    pub(super) fn on_describe(
         &mut self,
-        batch: &Batch,
+        request: Request,
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
-        let State::Comparing { comparison, batch_is_last, asked: asked @ true, .. } =
-            &mut self.state
-        else {
-            return Err(peer("it sends fingerprints that nobody asked for".into()));
+        let State::Describing { describer, .. } = &mut self.state else {
+            return Err(peer("it asks for a description outside of a reconciliation".into()));
+        };
+        let answer = describer.answer(request, view, view.index())?;
+        to.push(Ask::Send(Message::Description(answer)));
+        Ok(())
+    }
+
+    pub(super) fn on_description(
+        &mut self,
+        answer: Answer,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<(), LinkError> {
+        let State::Comparing { finder, asked: asked @ true, .. } = &mut self.state else {
+            return Err(peer("it describes what it holds, and nobody asked".into()));
         };
         *asked = false;
-        *batch_is_last = batch.last;
-        comparison.accepts(batch).map_err(|_| peer("its fingerprints are out of order".into()))?;
-        let differences = comparison.compare(batch, view)?;
-        if !differences.theirs.is_empty() && self.ends.theirs == Access::Write {
-            self.wanting = Some(None);
-            to.push(Ask::Send(Message::Want { fingerprints: differences.theirs }));
-        }
-        if self.ends.ours == Access::Write {
-            self.offering = differences.ours.into();
-            self.pump(view, to)?;
-        }
+        finder.take(answer, view)?;
         self.advance_comparison(view, to)
     }
 
@@ -49,32 +71,57 @@ impl Link {
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
-        let State::Offering { begin, .. } = self.state else {
+        let State::Describing { begin, .. } = self.state else {
             return Err(peer("it ends a reconciliation that nobody began".into()));
         };
         self.finish_reconciliation(begin, view, to)
     }
 
-    /// Goes on with a comparison once everything that the last batch showed is here: to the next batch, or, when all
-    /// of it is durable, to the end.
+    /// Goes on with a comparison once everything that was found so far is here and on its way: to the next request, or,
+    /// when all of it is durable, to the end.
     pub(super) fn advance_comparison(
         &mut self,
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
-        let State::Comparing { batch_is_last, asked, begin, .. } = &mut self.state else {
-            return Ok(());
-        };
-        if *asked || self.wanting.is_some() || !self.offering.is_empty() {
-            return Ok(());
+        while self.wanting.is_none() && self.offering.is_empty() {
+            let State::Comparing { finder, asked: asked @ false, begin } = &mut self.state else {
+                break;
+            };
+            match finder.step() {
+                Step::Ask(request) => {
+                    *asked = true;
+                    to.push(Ask::Send(Message::Describe(request)));
+                }
+                Step::Found(differences) => self.on_found(differences, view, to)?,
+                Step::Done if self.outstanding.is_empty() => {
+                    let begin = *begin;
+                    to.push(Ask::Send(Message::Reconciled));
+                    self.finish_reconciliation(begin, view, to)?;
+                }
+                Step::Done => break,
+            }
         }
-        if !*batch_is_last {
-            *asked = true;
-            to.push(Ask::Send(Message::More));
-        } else if self.outstanding.is_empty() {
-            let begin = *begin;
-            to.push(Ask::Send(Message::Reconciled));
-            self.finish_reconciliation(begin, view, to)?;
+        Ok(())
+    }
+
+    /// Wants what only the peer has, and sends what only this side has.
+    fn on_found(
+        &mut self,
+        Differences { theirs, ours }: Differences,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<(), LinkError> {
+        if self.ends.theirs == Access::Write {
+            let fingerprints = lacking(theirs, view)?;
+            if !fingerprints.is_empty() {
+                self.wanting = Some(None);
+                to.push(Ask::Send(Message::Want { fingerprints }));
+            }
+        }
+        if self.ends.ours == Access::Write {
+            self.offering = ours.into();
+            self.pump(view, to)?;
         }
         Ok(())
     }

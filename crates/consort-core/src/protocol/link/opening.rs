@@ -1,6 +1,7 @@
 //! How a conversation begins: Hello, and what follows from the two of them. What is compared if they do not tell
 //! stands in `comparing.rs`.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
 
@@ -8,7 +9,7 @@ use super::checking::FIRST_CHECK_AFTER;
 use super::{Ask, Begin, Link, LinkError, State, peer};
 use crate::protocol::event::Access;
 use crate::protocol::message::{FEATURES, Hello, Message, PROTOCOL_VERSION};
-use crate::reconcile::{Comparison, Offer};
+use crate::reconcile::{Describer, Finder};
 use crate::store::{Cursor, Sequence, View};
 
 impl Link {
@@ -113,12 +114,12 @@ impl Link {
             let difference = theirs.summary.digest.minus(&ours.summary.digest);
             let begin = Begin { head: theirs.summary.head.sequence, difference };
             self.state = if self.ends.opener {
-                State::Offering { offer: Offer::default(), begin }
+                State::Describing { describer: Describer::default(), begin }
             } else {
-                to.push(Ask::Send(Message::More));
-                let comparison = Comparison::default();
-                State::Comparing { comparison, batch_is_last: false, asked: true, begin }
+                let finder = Box::new(Finder::new(theirs.summary.digest, view.index()));
+                State::Comparing { finder, asked: false, begin }
             };
+            self.advance_comparison(view, to)?;
         }
         self.pump(view, to)
     }

@@ -10,7 +10,7 @@ use crate::model::version::Entry;
 use crate::protocol::event::Access;
 use crate::protocol::message::Message;
 use crate::protocol::window;
-use crate::store::{Cursor, Sequence, View};
+use crate::store::{Cursor, Sequence, StoreError, View};
 use crate::time::WallTime;
 
 /// How often versions that lie too far ahead are looked at again.
@@ -52,7 +52,7 @@ impl Link {
                 Message::Have { fingerprints, through } => {
                     self.on_have(fingerprints, through, view, to)?;
                 }
-                Message::Fingerprints(batch) => self.on_fingerprints(&batch, view, to)?,
+                Message::Description(answer) => self.on_description(answer, view, to)?,
                 Message::Reconciled => self.on_reconciled(view, to)?,
                 _ => unreachable!("only these five are put into an inbox"),
             }
@@ -86,12 +86,7 @@ impl Link {
         if !matches!(self.state, State::Live) {
             return Err(peer("it announces before the reconciliation has ended".into()));
         }
-        let mut lacking = Vec::new();
-        for fingerprint in fingerprints {
-            if !view.has(fingerprint)? {
-                lacking.push(fingerprint);
-            }
-        }
+        let lacking = lacking(fingerprints, view)?;
         if lacking.is_empty() {
             self.applied.sequence = self.applied.sequence.max(through);
             self.applying = self.applying.max(through);
@@ -159,6 +154,20 @@ impl Link {
         self.taken += 1;
         to.push(Ask::Send(Message::Ack { count: self.taken }));
     }
+}
+
+/// Those of the fingerprints that no current version has.
+pub(super) fn lacking(
+    fingerprints: Vec<Fingerprint>,
+    view: &impl View,
+) -> Result<Vec<Fingerprint>, StoreError> {
+    let mut lacking = Vec::new();
+    for fingerprint in fingerprints {
+        if !view.has(fingerprint)? {
+            lacking.push(fingerprint);
+        }
+    }
+    Ok(lacking)
 }
 
 /// Whether a version, or one that it claims to have seen, lies in the future of our clock.
