@@ -307,7 +307,7 @@ impl Engine<'_> {
                 let mode = u32::from(winner.attributes.mode);
                 meta = self.root.set_attributes(&path, &meta, mode, 0)?;
             }
-            let content = Content::Inline(Box::default());
+            let content = Content::Inline([].into());
             let mut record = record_of(&meta, &content, false);
             record.implicit = winner.is_none();
             changes.put(&path, record, winner.map(|winner| winner.dot).unwrap_or_default());
