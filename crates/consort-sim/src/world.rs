@@ -18,12 +18,13 @@ use crate::checkers::no_resurrection::NoResurrection;
 use crate::checkers::{Checked, bounded, causal, converged, durable, live, minimal};
 use crate::faults;
 use crate::history::{History, VersionIndex};
+use crate::meter::Meter;
 use crate::network::{Network, Pair};
 use crate::node::{DATASET, Job, Node, NodeIndex};
 use crate::scenario::Scenario;
 use crate::schedule::{Happening, Schedule};
 use crate::script::{Action, Script, Sees, Write};
-use crate::topology::Topology;
+use crate::topology::{self, Topology};
 use crate::trace::Trace;
 
 /// How often cursors are looked at while things happen, and how often all are compared when they are mended.
@@ -74,6 +75,8 @@ pub(crate) struct World<'s, 't> {
     cursors: Cursors,
     pub(crate) next_wait: u64,
     pub(crate) traffic: Traffic,
+    /// If this is there, what happens is measured, and not checked: a plan is larger than checkers can follow.
+    pub(crate) meter: Option<Meter>,
     pub(crate) trace: Trace<'t>,
 }
 
@@ -88,12 +91,13 @@ impl<'s, 't> World<'s, 't> {
             network: Network::new(scenario.network, random.next_u64()),
             random,
             nodes: Vec::new(),
-            topology: Topology::default(),
+            topology: Topology::new(topology::DEGREE),
             history: History::new(DATASET.fingerprint_key),
             no_resurrection: NoResurrection::default(),
             cursors: Cursors::default(),
             next_wait: 0,
             traffic: Traffic::default(),
+            meter: None,
             trace,
         }
     }
@@ -147,7 +151,7 @@ impl<'s, 't> World<'s, 't> {
         Ok(())
     }
 
-    fn happen(&mut self, happening: Happening) -> Checked {
+    pub(crate) fn happen(&mut self, happening: Happening) -> Checked {
         match happening {
             Happening::Act => {
                 let script = self.script;
@@ -172,7 +176,7 @@ impl<'s, 't> World<'s, 't> {
         }
     }
 
-    fn schedule_action(&mut self) {
+    pub(crate) fn schedule_action(&mut self) {
         if let Some((at, _)) = self.script.actions.get(self.next_action) {
             self.schedule.at(*at, Happening::Act);
         }
@@ -452,7 +456,7 @@ impl<'s, 't> World<'s, 't> {
         }
     }
 
-    fn join(&mut self, reads_only: bool) {
+    pub(crate) fn join(&mut self, reads_only: bool) {
         let n = NodeIndex(u32::try_from(self.nodes.len()).expect("few nodes"));
         let access = if reads_only { Access::Read } else { Access::Write };
         let mut node = Node::new(n, access, self.scenario.sync_us, &mut self.random);
@@ -480,13 +484,13 @@ impl<'s, 't> World<'s, 't> {
         Ok(())
     }
 
-    fn connect_neighbours(&mut self) {
+    pub(crate) fn connect_neighbours(&mut self) {
         for (a, b) in self.topology.mend(&mut self.random) {
             self.redial(Pair::of(a, b));
         }
     }
 
-    fn members(&self) -> impl Iterator<Item = NodeIndex> {
+    pub(crate) fn members(&self) -> impl Iterator<Item = NodeIndex> {
         (0..).map(NodeIndex).zip(&self.nodes).filter(|(_, node)| node.is_member).map(|(n, _)| n)
     }
 }

@@ -10,7 +10,7 @@ use crate::reconcile::Batch;
 use crate::store::{Cursor, Sequence, Summary};
 
 /// The protocol's version. A peer of another one is told so and left alone.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// What this program can do beyond its protocol version, a bit each. A peer ignores bits that it does not know.
 pub const FEATURES: u64 = 0;
@@ -39,6 +39,8 @@ pub struct Hello {
     pub cursor: Option<Cursor>,
     /// The sender does not trust the cursors: reconcile.
     pub reconcile: bool,
+    /// Others bring the sender what it lacks: announce what you hold now, instead of sending it.
+    pub announce: bool,
 }
 
 /// What the two ends of a link say to each other.
@@ -84,7 +86,7 @@ pub enum Message {
         /// How many.
         count: u64,
     },
-    /// You sent me what I had: announce with Have from now on, until I ask again.
+    /// You sent me what I had: announce with Have from now on, until I ask again. I do the same.
     Lazy,
     /// Send the next batch of fingerprints.
     More,

@@ -2,7 +2,7 @@
 
 use consort_core::limits::WINDOW_MESSAGES;
 use consort_core::protocol::Message;
-use consort_core::protocol::message::Hello;
+use consort_core::protocol::message::{Hello, PROTOCOL_VERSION};
 use consort_core::reconcile::Batch;
 use consort_core::store::{Sequence, Summary};
 use consort_core::{Content, Dot, Entry, Fingerprint, Version, VersionVector};
@@ -13,15 +13,16 @@ use crate::world::{World, key};
 const OVERRUN: &str = "it sends without waiting for acknowledgements";
 
 fn any_message() -> impl Strategy<Value = Message> {
-    let hello = any::<(u32, bool)>().prop_map(|(conversation, reconcile)| {
+    let hello = any::<(u32, bool, bool)>().prop_map(|(conversation, reconcile, announce)| {
         let summary = Summary::default();
         Message::Hello(Hello {
-            version: 1,
+            version: PROTOCOL_VERSION,
             features: !0,
             conversation,
             summary,
             cursor: None,
             reconcile,
+            announce,
         })
     });
     let fingerprints = || prop::collection::vec((0u128..9).prop_map(Fingerprint), 0..4);

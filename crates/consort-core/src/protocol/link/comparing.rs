@@ -34,8 +34,7 @@ impl Link {
         comparison.accepts(batch).map_err(|_| peer("its fingerprints are out of order".into()))?;
         let differences = comparison.compare(batch, view)?;
         if !differences.theirs.is_empty() && self.ends.theirs == Access::Write {
-            self.wanting = Some(None);
-            to.push(Ask::Send(Message::Want { fingerprints: differences.theirs }));
+            self.want(differences.theirs, None, to);
         }
         if self.ends.ours == Access::Write {
             self.offering = differences.ours.into();
