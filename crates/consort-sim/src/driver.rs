@@ -158,9 +158,12 @@ impl World<'_, '_> {
             }
             Frame::End if known == Some(number) => self.close(n, from, "it is closed"),
             Frame::Bytes(_) => Ok(()),
-            // It ended before it began.
+            // It ended before it began here, or after this process ended. If the other end still has it, that one hears
+            // of its end by what is on its way there.
             Frame::End => {
-                self.network.give_up(pair, number);
+                if self.connection(from, n) != Some(number) {
+                    self.network.give_up(pair, number);
+                }
                 self.redial(pair);
                 Ok(())
             }

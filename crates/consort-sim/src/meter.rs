@@ -39,7 +39,10 @@ pub(crate) struct Meter {
     pub(crate) loads: Vec<Load>,
     versions: BTreeMap<Dot, usize>,
     written: Vec<Written>,
-    /// What all versions are, encoded, in bytes.
+    /// When measuring began.
+    begun: Instant,
+    /// How many versions were written since, and what they are, encoded, in bytes.
+    pub(crate) counted: usize,
     pub(crate) version_bytes: u64,
     /// For each version and then each node: one more than over how many links it came there; zero if it is not there.
     places: Vec<u8>,
@@ -58,6 +61,8 @@ impl Meter {
             loads: vec![Load::default(); nodes],
             versions: BTreeMap::new(),
             written: Vec::new(),
+            begun: Instant(0),
+            counted: 0,
             version_bytes: 0,
             places: Vec::new(),
             delays_us: Vec::new(),
@@ -66,12 +71,15 @@ impl Meter {
         }
     }
 
-    /// Forgets what was sent until now.
-    pub(crate) fn begin(&mut self) {
+    /// What was sent and written until now does not count.
+    pub(crate) fn begin(&mut self, now: Instant) {
         self.loads.fill(Load::default());
+        self.delays_us.clear();
+        self.hops.fill(0);
+        (self.version_bytes, self.counted, self.begun) = (0, 0, now);
     }
 
-    /// How many versions were written.
+    /// How many versions were ever written.
     pub(crate) fn versions(&self) -> usize {
         self.written.len()
     }
@@ -122,8 +130,12 @@ impl Meter {
             let places = &mut self.places[version * nodes..][..nodes];
             let there = places[from.0 as usize];
             places[n] = there.saturating_add(1);
+            let written = self.written[version].at;
+            if written < self.begun {
+                continue;
+            }
             self.hops[usize::from(there)] += 1;
-            let delay = now.since(self.written[version].at).as_micros();
+            let delay = now.since(written).as_micros();
             self.delays_us.push(u32::try_from(delay).unwrap_or(u32::MAX));
             self.last = now;
         }
@@ -133,6 +145,7 @@ impl Meter {
         let mut bytes = Vec::new();
         canonical::encode_entry(entry, &mut bytes);
         self.version_bytes += bytes.len() as u64;
+        self.counted += 1;
         let content = match &entry.version.content {
             Content::Inline(bytes) => Arc::clone(bytes),
             _ => Arc::default(),

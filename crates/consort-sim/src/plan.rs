@@ -27,8 +27,10 @@ use crate::topology::{self, Topology};
 use crate::trace::Trace;
 use crate::world::World;
 
-/// How long nodes connect before anything is written and measured.
-const WARM_UP: Duration = Duration::from_secs(3);
+/// How long nodes connect before anything is written; and how long they write before anything is measured, since links find
+/// out by what is written which of them push.
+const CONNECTING: Duration = Duration::from_secs(3);
+const WARMING_UP: Duration = Duration::from_secs(5);
 /// How long a node that failed is away: at least, and how much is random.
 const DOWN_FOR: Duration = Duration::from_secs(1);
 const DOWN_JITTER: Duration = Duration::from_secs(4);
@@ -42,7 +44,8 @@ const LATENCY_SPREAD_PERCENT: u64 = 50;
 /// The most nodes of a plan, and the most bytes of one write: larger contents travel as chunks, which are not simulated.
 pub const MAX_NODES: u32 = 100_000;
 /// See [`MAX_NODES`].
-pub const MAX_SIZE: u32 = MAX_INLINE_BYTES as u32;
+pub const MAX_SIZE: u32 = 16 * 1024;
+const _: () = assert!(MAX_SIZE as usize <= MAX_INLINE_BYTES);
 
 /// What somebody has in mind.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -105,6 +108,8 @@ pub struct Forecast {
     /// From when a version is acknowledged to its writer to when it is durable on another node; of all versions and nodes,
     /// also of those that were away.
     pub convergence: Spread<Duration>,
+    /// The same, for each whole percent of versions and nodes from 0 to 100: that many were there so soon.
+    pub arrivals: Vec<Duration>,
     /// Over how many links a version came to a node.
     pub hops: Spread<u32>,
     /// The mean of it.
@@ -195,7 +200,7 @@ pub fn simulate(
     let mut world = World::new(&scenario, &script, Trace::off());
     world.topology = Topology::new(deployment.degree);
     world.meter = Some(Meter::new(deployment.nodes as usize));
-    let all = WARM_UP + deployment.duration;
+    let (warm, all) = (CONNECTING + WARMING_UP, CONNECTING + WARMING_UP + deployment.duration);
     let mut run = |world: &mut World<'_, '_>, until: Instant| -> Result<(), PlanError> {
         while world.schedule.now() < until {
             let next = until.min(world.schedule.now() + LOOK_EVERY);
@@ -212,8 +217,8 @@ pub fn simulate(
     }
     world.connect_neighbours();
     world.schedule_action();
-    run(&mut world, Instant(0) + WARM_UP)?;
-    measured(&mut world).begin();
+    run(&mut world, Instant(0) + warm)?;
+    measured(&mut world).begin(Instant(0) + warm);
     run(&mut world, Instant(0) + all)?;
     let deadline = world.schedule.now() + CONVERGES_WITHIN;
     loop {
@@ -237,9 +242,7 @@ impl Deployment {
         match self {
             _ if !(2..=MAX_NODES).contains(&self.nodes) => unfit("there are 2 to 100000 nodes"),
             Self { writers: 0, .. } => unfit("somebody has to write"),
-            _ if !(self.writes_per_second * self.duration.as_secs_f64() >= 1.0) => {
-                unfit("nothing is written")
-            }
+            _ if self.writes(self.duration) == 0 => unfit("nothing is written"),
             _ if MAX_SIZE < self.size => unfit("a write has at most 16 KiB"),
             _ if least == 0 || most < least => unfit("a node has one neighbour or more"),
             Self { bytes_per_second: 0, .. } => unfit("nothing gets over a link of no speed"),
@@ -268,29 +271,33 @@ impl Deployment {
             let within = u64::try_from(within.as_micros()).unwrap_or(u64::MAX).max(1);
             Duration::from_micros(random.below(within))
         };
-        let begin = Instant(0) + WARM_UP;
-        let mut actions = Vec::new();
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "it is rounded"
-        )]
-        let writes = (self.writes_per_second * self.duration.as_secs_f64()).round() as u32;
         let writers = self.writers.min(self.nodes);
-        for key in 0..writes {
-            let content = Some((u64::from(key), self.size));
-            let writes = vec![Write { key, sees: Sees::Nothing, content }];
-            let action = Action::Write { node: key % writers, writes };
-            actions.push((begin + moment(self.duration), action));
+        let (connected, warm) = (Instant(0) + CONNECTING, Instant(0) + CONNECTING + WARMING_UP);
+        let mut actions = Vec::new();
+        let mut keys = 0..;
+        for (begin, duration) in [(connected, WARMING_UP), (warm, self.duration)] {
+            for key in keys.by_ref().take(self.writes(duration)) {
+                let content = Some((u64::from(key), self.size));
+                let writes = vec![Write { key, sees: Sees::Nothing, content }];
+                let action = Action::Write { node: key % writers, writes };
+                actions.push((begin + moment(duration), action));
+            }
         }
         for place in 0..self.failures() {
-            let at = begin + moment(self.duration);
+            let at = warm + moment(self.duration);
             let node = self.failing(place);
             actions.push((at, Action::Crash { node, power: place % 2 == 0 }));
             actions.push((at + DOWN_FOR + moment(DOWN_JITTER), Action::Start { node }));
         }
         actions.sort_by_key(|(at, _)| *at);
         Script { seed: self.seed, nodes: self.nodes, actions }
+    }
+
+    /// How often somebody writes in so much time.
+    fn writes(&self, duration: Duration) -> usize {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rounded")]
+        let writes = (self.writes_per_second * duration.as_secs_f64()).round() as usize;
+        writes
     }
 
     fn failures(&self) -> u32 {
@@ -305,33 +312,34 @@ impl Deployment {
     }
 
     fn forecast(&self, world: &mut World<'_, '_>) -> Forecast {
-        let (now, events) = (world.schedule.now(), world.schedule.scheduled());
+        let events = world.schedule.scheduled();
         let links = world.topology.edges().len();
         let meter = measured(world);
         meter.delays_us.sort_unstable();
-        let last_write = Instant(0) + WARM_UP + self.duration;
-        let measured = meter.last.max(last_write).since(Instant(0) + WARM_UP);
-        let nodes = meter.loads.len() as f64;
+        let warm = Instant(0) + CONNECTING + WARMING_UP;
+        let last_write = warm + self.duration;
+        let measured = meter.last.max(last_write).since(warm);
         let beyond = |load: &Load| {
             let bytes = load.received_bytes as f64 - 1.5 * meter.version_bytes as f64;
             bytes / measured.as_secs_f64()
         };
         let sent = traffic(meter.loads.iter().map(|load| (load.sent_bytes, load.sent_messages)));
-        let _ = now;
         let received: u64 = meter.loads.iter().map(|load| load.received_versions).sum();
+        let arrived = |percent: usize| {
+            let place = meter.delays_us.len() * percent / 100;
+            let delay = meter.delays_us.get(place).or(meter.delays_us.last());
+            Duration::from_micros(delay.map_or(0, |delay| u64::from(*delay)))
+        };
         let hops = || (0u32..).zip(meter.hops);
         let count = meter.delays_us.len() as f64;
         Forecast {
             nodes: self.nodes,
             links,
-            versions: meter.versions() as u64,
+            versions: meter.counted as u64,
             version_bytes: meter.version_bytes,
             failures: self.failures(),
-            convergence: Spread::of(|rank| {
-                let place = meter.delays_us.len() * rank / 100;
-                let delay = meter.delays_us.get(place).or(meter.delays_us.last());
-                Duration::from_micros(delay.map_or(0, |delay| u64::from(*delay)))
-            }),
+            convergence: Spread::of(arrived),
+            arrivals: (0..=100).map(arrived).collect(),
             hops: Spread::of(|rank| {
                 let mut left = meter.delays_us.len() as u64 * rank as u64 / 100;
                 for (hops, count) in hops() {

@@ -118,3 +118,45 @@ impl News {
         self.mending_until.is_some_and(|until| now < until)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::hlc::Timestamp;
+
+    fn dot(author: u8, ms: u64) -> Dot {
+        Dot { author: AuthorId([author; 16]), time: Timestamp(ms << 16) }
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant(seconds * 1_000_000)
+    }
+
+    #[test]
+    fn one_version_in_a_while_decides_and_the_least_author_writes_it() {
+        let mut news = News::default();
+        assert!(news.decides(dot(5, 0), at(0)));
+        assert!(!news.decides(dot(6, 0), at(0)) && !news.decides(dot(5, 10), at(0)));
+        // The same one again, by another link.
+        assert!(news.decides(dot(5, 0), at(1)));
+        // The next one is of another span of its author's clock.
+        assert!(!news.decides(dot(5, 2000), at(2)) && news.decides(dot(5, 2100), at(2)));
+        // Somebody less writes; but the last decision may still be under way.
+        assert!(!news.decides(dot(4, 0), at(2)) && !news.decides(dot(5, 9000), at(9)));
+        assert!(news.decides(dot(4, 1), at(9)));
+        // When nothing more is heard of him, others decide.
+        assert!(!news.decides(dot(5, 20_000), at(18)) && news.decides(dot(5, 20_001), at(19)));
+    }
+
+    #[test]
+    fn what_was_asked_of_a_peer_may_be_asked_of_another_after_a_while() {
+        let (mut news, version) = (News::default(), Fingerprint(1));
+        let peers = [NodeId([1; 16]), NodeId([2; 16])];
+        news.ask(peers[0], &[version], at(0));
+        assert_eq!(news.asked_elsewhere(version, peers[0], at(1)), None);
+        assert_eq!(news.asked_elsewhere(version, peers[1], at(1)), Some(at(3)));
+        assert_eq!(news.asked_elsewhere(version, peers[1], at(3)), None);
+        news.forget(peers[0]);
+        assert_eq!(news.asked_elsewhere(version, peers[1], at(1)), None);
+    }
+}

@@ -205,18 +205,20 @@ impl World {
     /// find out that something does not come.
     pub(crate) fn run(&mut self) {
         let end = self.now.instant + MOMENT;
-        loop {
-            let mut steps = 0;
-            while self.step() {
-                steps += 1;
-                assert!(steps < 200_000, "the nodes never come to rest");
-            }
-            let next = self.nodes.iter().filter_map(|node| node.replica.deadline()).min();
-            match next.filter(|at| *at < end) {
-                None => return,
-                Some(at) => self.pass_until(at),
-            }
+        let mut steps = 0;
+        while self.go_on(end) {
+            steps += 1;
+            assert!(steps < 200_000, "the nodes never come to rest");
         }
+    }
+
+    /// Does the next thing, if there is one before `end`.
+    pub(crate) fn go_on(&mut self, end: Instant) -> bool {
+        if self.step() {
+            return true;
+        }
+        let next = self.nodes.iter().filter_map(|node| node.replica.deadline()).min();
+        next.filter(|at| *at < end).map(|at| self.pass_until(at)).is_some()
     }
 
     /// Lets time pass, and whatever it brings happen.

@@ -151,9 +151,9 @@ impl Engine<'_> {
                 })
             }
             Op::Symlink { version, .. } => {
-                let target = match &version.content {
-                    Content::Inline(target) => target.clone(),
-                    _ => Box::default(),
+                let target: &[u8] = match &version.content {
+                    Content::Inline(target) => target,
+                    _ => &[],
                 };
                 let modified = version.attributes.modified_ns;
                 let put =

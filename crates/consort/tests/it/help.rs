@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{consort, stdout};
 
-const COMMANDS: [&str; 26] = [
+const COMMANDS: [&str; 27] = [
     "",
     "init",
     "up",
@@ -31,6 +31,7 @@ const COMMANDS: [&str; 26] = [
     "wait",
     "status",
     "doctor",
+    "plan",
     "dev",
     "completions",
 ];
