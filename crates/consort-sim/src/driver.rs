@@ -110,6 +110,11 @@ impl World<'_, '_> {
         let stands = self.network.stands(pair, number);
         let Some(process) = self.node_mut(n).process.as_mut().filter(|_| peer_runs && stands)
         else {
+            // It came to nothing; but the one before it is gone as well.
+            let before = self.connection(n, peer);
+            if before.is_some_and(|before| !self.network.stands(pair, before)) {
+                return self.close(n, peer, "it is gone");
+            }
             return Ok(());
         };
         // The end of the old connection is told before the new one.

@@ -156,11 +156,13 @@ pub struct Traffic {
     pub most_messages: u64,
 }
 
-/// How far a simulation has come.
+/// How far a simulation has come, in its own time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
-    /// Of what is known to be ahead, from 0 to 1.
-    pub done: f64,
+    /// So much has passed.
+    pub done: Duration,
+    /// Of so much; the end may be a little later.
+    pub total: Duration,
 }
 
 /// Why there is no forecast.
@@ -208,7 +210,7 @@ pub fn simulate(
                 world.happen(happening)?;
             }
             let passed = world.schedule.now().since(Instant(0));
-            tell(Progress { done: (passed.as_secs_f64() / all.as_secs_f64()).min(1.0) });
+            tell(Progress { done: passed, total: all.max(passed) });
         }
         Ok(())
     };

@@ -30,6 +30,9 @@ use crate::trace::Trace;
 /// How often cursors are looked at while things happen, and how often all are compared when they are mended.
 const AUDIT_EVERY: Duration = Duration::from_secs(1);
 const COMPARE_EVERY: Duration = Duration::from_millis(200);
+/// How long after everything is mended something may still be on its way from a machine that left: what only a node that
+/// reads has got then is taken by nobody.
+const ARRIVED_WITHIN: Duration = Duration::from_secs(20);
 /// How long a process may take to open its dataset, in microseconds.
 const OPENS_WITHIN_US: u64 = 1_000_000;
 /// How far clocks are off when they are mended, in milliseconds.
@@ -242,7 +245,17 @@ impl<'s, 't> World<'s, 't> {
     fn converge(&mut self) -> Checked<Duration> {
         let mended = self.schedule.now();
         let deadline = mended + self.scenario.converges_within;
+        let mut looked_again = false;
         while !self.all_done() {
+            if !looked_again && mended + ARRIVED_WITHIN <= self.schedule.now() {
+                looked_again = true;
+                for n in self.members().collect::<Vec<_>>() {
+                    if self.is_stranded(n)? {
+                        self.wipe(n)?;
+                        self.start(n);
+                    }
+                }
+            }
             if deadline <= self.schedule.now() {
                 return self.say_what_is_stuck().map(|()| Duration::ZERO);
             }

@@ -63,6 +63,8 @@ impl News {
     pub(crate) fn ask(&mut self, peer: NodeId, fingerprints: &[Fingerprint], now: Instant) {
         self.asked.retain(|_, (_, until)| now < *until);
         let asked = (peer, now + ANSWERS_WITHIN);
+        // Whoever is asked pushes from now on.
+        self.mending_until = None;
         self.asked.extend(fingerprints.iter().map(|fingerprint| (*fingerprint, asked)));
     }
 

@@ -159,7 +159,7 @@ impl Engine<'_> {
                 let put =
                     Put { view, key, path: &path, record: record.as_ref(), version: &version };
                 self.replace(&put, changes, |root, expected| {
-                    root.place_symlink(&target, &path, expected, modified)
+                    root.place_symlink(target, &path, expected, modified)
                 })
             }
             Op::Directory { version, .. } => {

@@ -16,22 +16,26 @@ use crate::json;
 use crate::text::{self, Table, bytes, count, counted, duration};
 use crate::ui::{Style, Tone, Unit};
 
-/// Simulate a deployment with the real protocol, and print how soon and at what cost all nodes converge.
+/// Simulate a deployment: how soon, and at what cost, do all nodes converge?
 ///
-/// Nodes connect at random, writers write, some nodes fail and start again; everything that they say to each other is
-/// what real nodes would say, on simulated machines, disks and links. One seed gives one result.
+/// The real protocol runs on simulated machines, disks and links. One seed gives one result.
 ///
-/// Times are from when a write is acknowledged to when it is durable on another node, over all writes and nodes, those
-/// that failed among them. Traffic is that of the control connections; `×` is how many times the bytes of all writes.
+/// Times: from when a write is acknowledged until it is durable on another node.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+The table:
+  time       over all writes and all other nodes, those that failed among them
+  hops       the links that a write passes on its way to a node
+  received   the bytes of a node, and how many times those of all writes that is (×)
+  sent       the same for the node that sends most, and the part of its uplink that it uses
+
 Examples:
   consort plan
   consort plan --nodes 50,500,5000 --svg plan.svg
   consort plan --nodes 200 --writers 200 --writes-per-second 100 --size 1KiB --duration 30s
   consort plan --nodes 30 --latency 80ms --link-speed 20Mbit --loss 2% --failures 10%")]
 pub(crate) struct Plan {
-    /// How many nodes; several numbers are simulated one after the other, and shown together
+    /// How many nodes; several numbers are shown together
     #[arg(
         long,
         value_delimiter = ',',
@@ -49,7 +53,7 @@ pub(crate) struct Plan {
     #[arg(long, value_parser = rate, default_value = "20", value_name = "RATE")]
     writes_per_second: f64,
 
-    /// The size of a write, at most 16KiB: larger contents travel apart, which is not simulated
+    /// The size of a write, at most 16KiB (larger contents travel apart, which is not simulated)
     #[arg(long, value_parser = size, default_value = "2KiB", value_name = "SIZE")]
     size: u32,
 
@@ -61,7 +65,7 @@ pub(crate) struct Plan {
     #[arg(long, value_parser = speed, default_value = "1Gbit", value_name = "SPEED")]
     link_speed: u64,
 
-    /// How long a packet is under way; each two nodes have their own, half of this to one and a half
+    /// How long a packet is under way, give or take half of it for each two nodes
     #[arg(long, value_parser = text::parse_duration, default_value = "20ms", value_name = "TIME")]
     latency: Duration,
 
@@ -69,7 +73,7 @@ pub(crate) struct Plan {
     #[arg(long, value_parser = percent, default_value = "1%", value_name = "PERCENT")]
     loss: u64,
 
-    /// Nodes that fail meanwhile, half of them without a word, and start again after 1 to 5 seconds
+    /// Nodes that fail meanwhile, and start again after 1 to 5 seconds
     #[arg(long, value_parser = percent, default_value = "1%", value_name = "PERCENT")]
     failures: u64,
 
@@ -115,7 +119,6 @@ impl Plan {
     }
 
     fn forecast(&self, nodes: u32, context: &Context) -> Result<Forecast, Error> {
-        const STEPS: f64 = 10_000.0;
         let deployment = Deployment {
             nodes,
             writers: self.writers,
@@ -131,9 +134,8 @@ impl Plan {
         };
         let mut bar = context.ui.progress(&format!("simulating {} nodes", count(nodes.into())));
         let forecast = simulate(&deployment, &mut |progress| {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 1")]
-            let done = (progress.done * STEPS) as u64;
-            bar.set(Unit::Share, done, Some(STEPS as u64), "");
+            let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            bar.set(Unit::Entries, ms(progress.done), Some(ms(progress.total)), "ms");
         });
         forecast.map_err(|error| match error {
             PlanError::Unfit(_) => Error::usage(error.to_string()),

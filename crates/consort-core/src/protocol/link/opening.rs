@@ -105,6 +105,8 @@ impl Link {
             self.resent = ours.summary.head.sequence;
         }
         let equal = ours.summary.digest == theirs.summary.digest;
+        // Who comes back has the first of its links push, and the others announce.
+        self.lazy = !equal && ours.announce && theirs.announce;
         let our_place = place_in_feed(self.ends.theirs, &ours, &theirs);
         let their_place = place_in_feed(self.ends.ours, &theirs, &ours);
         if equal {

@@ -18,7 +18,7 @@ use crate::time::{Instant, WallTime};
 const RETRY_AHEAD: Duration = Duration::from_secs(1);
 /// How long what was announced may take to come from a peer that pushes, before it is asked for: longer than a version takes
 /// through the whole mesh, since else much would come twice.
-const COMES_WITHIN: Duration = Duration::from_millis(1000);
+const COMES_WITHIN: Duration = Duration::from_millis(1500);
 /// How often a link acknowledges, unless so much waits for it: a part of the sender's window.
 const ACKNOWLEDGE_EVERY: Duration = Duration::from_millis(100);
 const ACKNOWLEDGE_MESSAGES: u64 = WINDOW_MESSAGES as u64 / 16;
