@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod transfer;
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::fmt;
 
 /// The BLAKE3 hash of a chunk's bytes: its name everywhere.
@@ -75,8 +76,8 @@ pub enum Content {
     /// The key was deleted.
     Deleted,
     /// The bytes themselves; at most [`MAX_INLINE_BYTES`](crate::limits::MAX_INLINE_BYTES). Empty content is always
-    /// inline.
-    Inline(Box<[u8]>),
+    /// inline. Shared, since a version is copied often on its way.
+    Inline(Arc<[u8]>),
     /// One or more chunks, at most [`MAX_TOP_REFS`](crate::limits::MAX_TOP_REFS), in order.
     Chunks(Box<[ChunkRef]>),
     /// The top of a manifest.

@@ -91,6 +91,10 @@ pub const MAX_ENTRY_BYTES: usize = MAX_KEY_BYTES
 /// and 50 ms busy. The peer holds as much at the most.
 pub const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 
+/// Bytes that a link reads or sends in one turn of the loop that drives it. A peer that loads a million versions gets them
+/// in so many turns, and between two of them everything else has one.
+pub const TURN_BYTES: usize = 1024 * 1024;
+
 /// Messages that may be on their way to a peer without an acknowledgement.
 pub const WINDOW_MESSAGES: usize = 4096;
 

@@ -27,6 +27,7 @@ pub mod codec;
 pub mod event;
 pub mod link;
 pub mod message;
+mod news;
 pub mod replica;
 mod window;
 

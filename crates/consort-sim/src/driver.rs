@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use consort_core::model::commit::Commit;
 use consort_core::protocol::event::Access;
 use consort_core::protocol::link::Phase;
 use consort_core::protocol::{Effect, Envelope, Event, codec};
@@ -61,6 +60,9 @@ impl World<'_, '_> {
                 codec::encode(&Envelope { dataset: DATASET.id, message }, &mut bytes);
                 self.traffic.messages += 1;
                 self.traffic.bytes += bytes.len() as u64;
+                if let Some(meter) = &mut self.meter {
+                    meter.sent(n, bytes.len());
+                }
                 let frame = Frame::Bytes(bytes);
                 self.network.send(n, peer, number, frame, &mut self.schedule);
                 bounded::pipe(self.network.fullest_pipe())
@@ -108,6 +110,11 @@ impl World<'_, '_> {
         let stands = self.network.stands(pair, number);
         let Some(process) = self.node_mut(n).process.as_mut().filter(|_| peer_runs && stands)
         else {
+            // It came to nothing; but the one before it is gone as well.
+            let before = self.connection(n, peer);
+            if before.is_some_and(|before| !self.network.stands(pair, before)) {
+                return self.close(n, peer, "it is gone");
+            }
             return Ok(());
         };
         // The end of the old connection is told before the new one.
@@ -147,15 +154,21 @@ impl World<'_, '_> {
             Frame::Bytes(bytes) if known == Some(number) => {
                 let decoded = codec::decode(&bytes);
                 let wrong = |error| Checker::Blameless.finds(format!("{n} from {from}: {error}"));
-                let message = decoded.map_err(wrong)?.message;
+                let mut message = decoded.map_err(wrong)?.message;
+                if let Some(meter) = &mut self.meter {
+                    meter.received(n, bytes.len(), &mut message);
+                }
                 let peer = self.node(from).id;
                 self.event(n, Event::Received { peer, message })
             }
             Frame::End if known == Some(number) => self.close(n, from, "it is closed"),
             Frame::Bytes(_) => Ok(()),
-            // It ended before it began.
+            // It ended before it began here, or after this process ended. If the other end still has it, that one hears
+            // of its end by what is on its way there.
             Frame::End => {
-                self.network.give_up(pair, number);
+                if self.connection(from, n) != Some(number) {
+                    self.network.give_up(pair, number);
+                }
                 self.redial(pair);
                 Ok(())
             }
@@ -249,18 +262,25 @@ impl World<'_, '_> {
 
     /// A commit is durable: it gets into the store, and is looked at.
     fn apply(&mut self, n: NodeIndex, job: Job, acknowledged: bool) -> Checked<Durable> {
-        let Self { history, nodes, .. } = self;
+        let now = self.schedule.now();
+        let Self { history, nodes, meter, .. } = self;
         let node = &mut nodes[n.0 as usize];
         let failed = |error| Checker::Durable.finds(format!("{n}: {error}"));
+        if let Some(meter) = meter {
+            let from = job.peer();
+            let applied = node.apply(job).map_err(failed)?;
+            meter.durable(n, from.map(index_of), &applied.added, now);
+            let from = from.map(|peer| (peer, applied.stale));
+            return Ok(Durable { from, grew: !applied.added.is_empty() });
+        }
         let (keys, before, applied, from) = match job {
             Job::Remote { peer, entries, cursor } => {
                 let dots: Vec<_> =
                     entries.iter().map(|entry| (entry.key.clone(), entry.version.dot)).collect();
                 let keys = dots.iter().map(|(key, _)| key);
                 let before = causal::held_by(history, &node.view(), keys.clone())?;
-                let commit = Commit { entries };
-                let applied =
-                    node.store.apply_remote(DATASET.id, peer, commit, cursor).map_err(failed)?;
+                let job = Job::Remote { peer, entries, cursor };
+                let applied = node.apply(job).map_err(failed)?;
                 causal::remote(history, &before, &dots, &applied, &node.view())
                     .map_err(|violation| at(n, violation))?;
                 let keys: Vec<Key> = keys.cloned().collect();
@@ -269,8 +289,8 @@ impl World<'_, '_> {
             Job::Local { writes, now } => {
                 let keys = writes.iter().map(|write: &LocalWrite| &write.key);
                 let before = causal::held_by(history, &node.view(), keys.clone())?;
-                let applied =
-                    node.store.apply_local(DATASET.id, writes.clone(), now).map_err(failed)?;
+                let job = Job::Local { writes: writes.clone(), now };
+                let applied = node.apply(job).map_err(failed)?;
                 let view = node.view();
                 let written = causal::local(history, &before, &writes, &applied, &view)
                     .map_err(|violation| at(n, violation))?;

@@ -8,6 +8,8 @@
 //! `node` and `driver` (one machine, and what the real node's loop does there), `network`, `disk`, `clock`, `topology`
 //! (the parts that fail), `history` (what really happened), `checkers` (what must hold), [`shrink`] (shorter runs that
 //! fail as well).
+//!
+//! [`plan`] is the other use of it: how a deployment of thousands of nodes would fare, measured (`meter`), not checked.
 
 mod checkers;
 mod clock;
@@ -15,8 +17,10 @@ mod disk;
 mod driver;
 mod faults;
 mod history;
+mod meter;
 mod network;
 mod node;
+pub mod plan;
 pub mod scenario;
 mod schedule;
 mod script;

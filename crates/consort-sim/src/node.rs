@@ -8,9 +8,11 @@ use consort_core::protocol::Replica;
 use consort_core::protocol::event::Access;
 use consort_core::random::Random;
 use consort_core::store::memory::{MemoryStore, MemoryView};
-use consort_core::store::{Cursor, DatasetParameters, Epoch, LocalWrite, Sequence, Store};
+use consort_core::store::{
+    Applied, Cursor, DatasetParameters, Epoch, LocalWrite, Sequence, Store, StoreError,
+};
 use consort_core::{
-    AuthorId, Content, DatasetId, Entry, FingerprintKey, Instant, NodeId, WallTime,
+    AuthorId, Commit, Content, DatasetId, Entry, FingerprintKey, Instant, NodeId, WallTime,
 };
 
 use crate::clock::Clock;
@@ -79,6 +81,14 @@ pub(crate) enum Job {
 }
 
 impl Job {
+    /// Who sent it, if it was not written here.
+    pub(crate) fn peer(&self) -> Option<NodeId> {
+        match self {
+            Self::Remote { peer, .. } => Some(*peer),
+            Self::Local { .. } => None,
+        }
+    }
+
     /// About how many bytes it takes.
     pub(crate) fn bytes(&self) -> usize {
         const EACH: usize = 100;
@@ -134,6 +144,16 @@ impl Node {
     pub(crate) fn wipe(&mut self, random: &mut Random) {
         self.store = new_store(random);
         self.disk = Disk::default();
+    }
+
+    /// A commit gets into the store.
+    pub(crate) fn apply(&mut self, job: Job) -> Result<Applied, StoreError> {
+        match job {
+            Job::Remote { peer, entries, cursor } => {
+                self.store.apply_remote(DATASET.id, peer, Commit { entries }, cursor)
+            }
+            Job::Local { writes, now } => self.store.apply_local(DATASET.id, writes, now),
+        }
     }
 
     pub(crate) fn view(&self) -> MemoryView {

@@ -79,7 +79,7 @@ const WORLD: Conditions =
     Conditions { latency_us: (500, 120_000), bytes_per_second: 2_000_000, loss_ppm: 2_000 };
 
 /// A few nodes that nothing happens to.
-const CALM: Scenario = Scenario {
+pub(crate) const CALM: Scenario = Scenario {
     name: "calm",
     about: "nothing fails",
     weight: 3,

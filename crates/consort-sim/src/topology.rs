@@ -7,19 +7,25 @@ use consort_core::random::Random;
 
 use crate::node::NodeIndex;
 
-/// Neighbours that a node is given at least, if there are so many others, and at most, if all can still be reached.
-const LEAST_DEGREE: usize = 3;
-const GREATEST_DEGREE: usize = 8;
+/// Neighbours that a node is given at least, and at most, unless somebody says otherwise.
+pub(crate) const DEGREE: (usize, usize) = (3, 8);
 
 /// An undirected graph.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Topology {
+    degree: (usize, usize),
     neighbours: BTreeMap<NodeIndex, BTreeSet<NodeIndex>>,
     /// Those that pass on what they receive.
     writers: BTreeSet<NodeIndex>,
 }
 
 impl Topology {
+    /// An empty graph whose nodes will have at least and at most so many neighbours, if there are so many others, and
+    /// if all can still be reached.
+    pub(crate) fn new(degree: (usize, usize)) -> Self {
+        Self { degree, neighbours: BTreeMap::new(), writers: BTreeSet::new() }
+    }
+
     /// Takes in a member without neighbours.
     pub(crate) fn join(&mut self, node: NodeIndex, writes: bool) {
         self.neighbours.insert(node, BTreeSet::new());
@@ -57,7 +63,7 @@ impl Topology {
     pub(crate) fn mend(&mut self, random: &mut Random) -> Vec<(NodeIndex, NodeIndex)> {
         let mut added = Vec::new();
         let members: Vec<NodeIndex> = self.neighbours.keys().copied().collect();
-        let wanted = LEAST_DEGREE.min(members.len().saturating_sub(1));
+        let wanted = self.degree.0.min(members.len().saturating_sub(1));
         for &node in &members {
             while self.degree(node) < wanted {
                 let others =
@@ -103,7 +109,7 @@ impl Topology {
         };
         for attempt in 0.. {
             let drawn = draw();
-            let has_room = self.degree(drawn) < GREATEST_DEGREE || 64 < attempt;
+            let has_room = self.degree(drawn) < self.degree.1 || 64 < attempt;
             if has_room && fit(&drawn) {
                 return drawn;
             }
@@ -142,7 +148,7 @@ mod tests {
     fn whatever_joins_and_leaves_everybody_hears_every_writer_from_a_few_neighbours() {
         for seed in 0..50 {
             let random = &mut Random::new(seed);
-            let mut topology = Topology::default();
+            let mut topology = Topology::new(DEGREE);
             for node in (0..60).map(NodeIndex) {
                 topology.join(node, !node.0.is_multiple_of(5) || node.0 == 0);
             }
@@ -155,9 +161,8 @@ mod tests {
             topology.reach(NodeIndex(0), &mut reached, &mut order);
             assert_eq!(reached.len(), topology.writers.len());
             for (node, neighbours) in &topology.neighbours {
-                assert!(
-                    LEAST_DEGREE <= neighbours.len() && neighbours.len() <= GREATEST_DEGREE + 4
-                );
+                let (least, greatest) = DEGREE;
+                assert!(least <= neighbours.len() && neighbours.len() <= greatest + 4);
                 assert!(neighbours.iter().any(|n| reached.contains(n)), "{node:?} hears nobody");
             }
         }

@@ -18,17 +18,21 @@ use crate::checkers::no_resurrection::NoResurrection;
 use crate::checkers::{Checked, bounded, causal, converged, durable, live, minimal};
 use crate::faults;
 use crate::history::{History, VersionIndex};
+use crate::meter::Meter;
 use crate::network::{Network, Pair};
 use crate::node::{DATASET, Job, Node, NodeIndex};
 use crate::scenario::Scenario;
 use crate::schedule::{Happening, Schedule};
 use crate::script::{Action, Script, Sees, Write};
-use crate::topology::Topology;
+use crate::topology::{self, Topology};
 use crate::trace::Trace;
 
 /// How often cursors are looked at while things happen, and how often all are compared when they are mended.
 const AUDIT_EVERY: Duration = Duration::from_secs(1);
 const COMPARE_EVERY: Duration = Duration::from_millis(200);
+/// How long after everything is mended something may still be on its way from a machine that left: what only a node that
+/// reads has got then is taken by nobody.
+const ARRIVED_WITHIN: Duration = Duration::from_secs(20);
 /// How long a process may take to open its dataset, in microseconds.
 const OPENS_WITHIN_US: u64 = 1_000_000;
 /// How far clocks are off when they are mended, in milliseconds.
@@ -74,6 +78,8 @@ pub(crate) struct World<'s, 't> {
     cursors: Cursors,
     pub(crate) next_wait: u64,
     pub(crate) traffic: Traffic,
+    /// If this is there, what happens is measured, and not checked: a plan is larger than checkers can follow.
+    pub(crate) meter: Option<Meter>,
     pub(crate) trace: Trace<'t>,
 }
 
@@ -88,12 +94,13 @@ impl<'s, 't> World<'s, 't> {
             network: Network::new(scenario.network, random.next_u64()),
             random,
             nodes: Vec::new(),
-            topology: Topology::default(),
+            topology: Topology::new(topology::DEGREE),
             history: History::new(DATASET.fingerprint_key),
             no_resurrection: NoResurrection::default(),
             cursors: Cursors::default(),
             next_wait: 0,
             traffic: Traffic::default(),
+            meter: None,
             trace,
         }
     }
@@ -147,7 +154,7 @@ impl<'s, 't> World<'s, 't> {
         Ok(())
     }
 
-    fn happen(&mut self, happening: Happening) -> Checked {
+    pub(crate) fn happen(&mut self, happening: Happening) -> Checked {
         match happening {
             Happening::Act => {
                 let script = self.script;
@@ -172,7 +179,7 @@ impl<'s, 't> World<'s, 't> {
         }
     }
 
-    fn schedule_action(&mut self) {
+    pub(crate) fn schedule_action(&mut self) {
         if let Some((at, _)) = self.script.actions.get(self.next_action) {
             self.schedule.at(*at, Happening::Act);
         }
@@ -238,7 +245,17 @@ impl<'s, 't> World<'s, 't> {
     fn converge(&mut self) -> Checked<Duration> {
         let mended = self.schedule.now();
         let deadline = mended + self.scenario.converges_within;
+        let mut looked_again = false;
         while !self.all_done() {
+            if !looked_again && mended + ARRIVED_WITHIN <= self.schedule.now() {
+                looked_again = true;
+                for n in self.members().collect::<Vec<_>>() {
+                    if self.is_stranded(n)? {
+                        self.wipe(n)?;
+                        self.start(n);
+                    }
+                }
+            }
             if deadline <= self.schedule.now() {
                 return self.say_what_is_stuck().map(|()| Duration::ZERO);
             }
@@ -452,7 +469,7 @@ impl<'s, 't> World<'s, 't> {
         }
     }
 
-    fn join(&mut self, reads_only: bool) {
+    pub(crate) fn join(&mut self, reads_only: bool) {
         let n = NodeIndex(u32::try_from(self.nodes.len()).expect("few nodes"));
         let access = if reads_only { Access::Read } else { Access::Write };
         let mut node = Node::new(n, access, self.scenario.sync_us, &mut self.random);
@@ -480,13 +497,13 @@ impl<'s, 't> World<'s, 't> {
         Ok(())
     }
 
-    fn connect_neighbours(&mut self) {
+    pub(crate) fn connect_neighbours(&mut self) {
         for (a, b) in self.topology.mend(&mut self.random) {
             self.redial(Pair::of(a, b));
         }
     }
 
-    fn members(&self) -> impl Iterator<Item = NodeIndex> {
+    pub(crate) fn members(&self) -> impl Iterator<Item = NodeIndex> {
         (0..).map(NodeIndex).zip(&self.nodes).filter(|(_, node)| node.is_member).map(|(n, _)| n)
     }
 }

@@ -98,6 +98,7 @@ pub(crate) enum Command {
     Wait(command::wait::Wait),
     Status(command::status::Status),
     Doctor(command::doctor::Doctor),
+    Plan(command::plan::Plan),
     Dev(command::dev::Dev),
     Completions(command::completions::Completions),
 }

@@ -15,6 +15,7 @@ pub(crate) mod join;
 pub(crate) mod link;
 pub(crate) mod ls;
 pub(crate) mod member;
+pub(crate) mod plan;
 pub(crate) mod put;
 pub(crate) mod rm;
 pub(crate) mod stat;
@@ -124,6 +125,7 @@ async fn run(command: Command, context: &Context) -> Result<(), Error> {
         Command::Wait(command) => command.run(context).await,
         Command::Status(command) => command.run(context).await,
         Command::Doctor(command) => command.run(context).await,
+        Command::Plan(command) => command.run(context),
         Command::Dev(command) => command.run(context).await,
         Command::Completions(command) => command.run(context),
     }

@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use consort_node as node;
+use consort_sim::plan::{self, Spread};
 use serde::{Deserialize, Serialize};
 
 use crate::error;
@@ -62,6 +64,58 @@ pub(crate) struct Identity {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Ticket {
     pub(crate) ticket: String,
+}
+
+/// `plan`: one forecast for each number of nodes.
+#[derive(Debug, Serialize)]
+pub(crate) struct Plan {
+    pub(crate) writers: u32,
+    pub(crate) writes_per_second: f64,
+    pub(crate) size: u32,
+    pub(crate) duration_ms: u64,
+    pub(crate) bytes_per_second: u64,
+    pub(crate) latency_ms: u64,
+    pub(crate) loss_ppm: u64,
+    pub(crate) failures_ppm: u64,
+    pub(crate) least_degree: usize,
+    pub(crate) greatest_degree: usize,
+    pub(crate) seed: u64,
+    pub(crate) forecasts: Vec<Forecast>,
+}
+
+/// How a number of nodes would fare. Traffic is that of one node while it was measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Forecast {
+    pub(crate) nodes: u32,
+    pub(crate) links: usize,
+    pub(crate) versions: u64,
+    pub(crate) version_bytes: u64,
+    pub(crate) failures: u32,
+    pub(crate) converged: bool,
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
+    pub(crate) last_ms: f64,
+    pub(crate) settled_after_ms: f64,
+    pub(crate) measured_ms: f64,
+    pub(crate) mean_hops: f64,
+    pub(crate) p50_hops: u32,
+    pub(crate) p99_hops: u32,
+    pub(crate) last_hops: u32,
+    pub(crate) received: Traffic,
+    pub(crate) sent: Traffic,
+    pub(crate) copies: f64,
+    pub(crate) beyond_bytes_per_second: f64,
+    pub(crate) busiest_uplink: f64,
+    pub(crate) events: u64,
+}
+
+/// What nodes sent or received.
+#[derive(Debug, Serialize)]
+pub(crate) struct Traffic {
+    pub(crate) mean_bytes: f64,
+    pub(crate) mean_messages: f64,
+    pub(crate) most_bytes: u64,
+    pub(crate) most_messages: u64,
 }
 
 /// One of `member list`.
@@ -563,6 +617,44 @@ impl From<node::DatasetStatus> for DatasetStatus {
             rate_bytes: dataset.rate_bytes,
             links: dataset.links.into_iter().map(LinkStatus::from).collect(),
         }
+    }
+}
+
+impl From<&plan::Forecast> for Forecast {
+    fn from(forecast: &plan::Forecast) -> Self {
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        let Spread { p50, p99, last } = forecast.convergence;
+        Self {
+            nodes: forecast.nodes,
+            links: forecast.links,
+            versions: forecast.versions,
+            version_bytes: forecast.version_bytes,
+            failures: forecast.failures,
+            // There is no forecast otherwise.
+            converged: true,
+            p50_ms: ms(p50),
+            p99_ms: ms(p99),
+            last_ms: ms(last),
+            settled_after_ms: ms(forecast.settled_after),
+            measured_ms: ms(forecast.measured),
+            mean_hops: forecast.mean_hops,
+            p50_hops: forecast.hops.p50,
+            p99_hops: forecast.hops.p99,
+            last_hops: forecast.hops.last,
+            received: forecast.received.into(),
+            sent: forecast.sent.into(),
+            copies: forecast.copies,
+            beyond_bytes_per_second: forecast.beyond,
+            busiest_uplink: forecast.busiest_uplink,
+            events: forecast.events,
+        }
+    }
+}
+
+impl From<plan::Traffic> for Traffic {
+    fn from(traffic: plan::Traffic) -> Self {
+        let plan::Traffic { mean_bytes, mean_messages, most_bytes, most_messages } = traffic;
+        Self { mean_bytes, mean_messages, most_bytes, most_messages }
     }
 }
 

@@ -5,7 +5,6 @@
 //! to be shared. [`ManifestBuilder`] is fed one chunk at a time and holds one open node per level, so the memory of
 //! indexing does not depend on the size of a file.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use thiserror::Error;
@@ -92,7 +91,7 @@ impl ManifestBuilder {
         }
         let top = self.levels.pop().unwrap_or_default().open;
         match u8::try_from(at) {
-            Ok(0) if top.is_empty() => Ok(Content::Inline(Box::default())),
+            Ok(0) if top.is_empty() => Ok(Content::Inline([].into())),
             Ok(0) => Ok(Content::Chunks(top.iter().map(|node| node.chunk).collect())),
             Ok(level) if level <= MAX_MANIFEST_LEVELS => {
                 Ok(Content::Tree { level, nodes: top.into() })

@@ -141,7 +141,8 @@ fn encode_hello(hello: &Hello, to: &mut Vec<u8>) {
     to.extend_from_slice(&hello.features.to_le_bytes());
     to.extend_from_slice(&hello.conversation.to_le_bytes());
     encode_summary(&hello.summary, to);
-    to.push(u8::from(hello.cursor.is_some()) | u8::from(hello.reconcile) << 1);
+    let flags = [hello.cursor.is_some(), hello.reconcile, hello.announce];
+    to.push(flags.iter().rev().fold(0, |bits, flag| bits << 1 | u8::from(*flag)));
     if let Some(cursor) = hello.cursor {
         encode_cursor(cursor, to);
     }
@@ -153,11 +154,12 @@ fn decode_hello(from: &mut Reader<'_>) -> Result<Hello, DecodeError> {
     let conversation = u32::from_le_bytes(from.array("conversation")?);
     let summary = decode_summary(from)?;
     let flags = from.u8("hello")?;
-    if flags & !3 != 0 {
+    if flags & !7 != 0 {
         return Err(DecodeError::Invalid { what: "hello" });
     }
     let cursor = if flags & 1 == 0 { None } else { Some(decode_cursor(from)?) };
-    Ok(Hello { version, features, conversation, summary, cursor, reconcile: flags & 2 != 0 })
+    let (reconcile, announce) = (flags & 2 != 0, flags & 4 != 0);
+    Ok(Hello { version, features, conversation, summary, cursor, reconcile, announce })
 }
 
 fn encode_summary(summary: &Summary, to: &mut Vec<u8>) {
@@ -241,18 +243,14 @@ mod tests {
     fn any_message() -> impl Strategy<Value = Message> {
         let entries = || prop::collection::vec(any_entry(), 0..4);
         let place = || any::<u64>().prop_map(Sequence);
-        let hello = (any_summary(), prop::option::of(any_cursor()), any::<(u16, u64, u32, bool)>());
+        let hello =
+            (any_summary(), prop::option::of(any_cursor()), any::<(u16, u64, u32, bool, bool)>());
+        let hello = hello.prop_map(|(summary, cursor, others)| {
+            let (version, features, conversation, reconcile, announce) = others;
+            Hello { version, features, conversation, summary, cursor, reconcile, announce }
+        });
         prop_oneof![
-            hello.prop_map(|(summary, cursor, (version, features, conversation, reconcile))| {
-                Message::Hello(Hello {
-                    version,
-                    features,
-                    conversation,
-                    summary,
-                    cursor,
-                    reconcile,
-                })
-            }),
+            hello.prop_map(Message::Hello),
             any::<bool>().prop_map(|reconcile| Message::Restart { reconcile }),
             (entries(), prop::option::of((1u64..).prop_map(Sequence)))
                 .prop_map(|(entries, through)| Message::Versions { entries, through }),

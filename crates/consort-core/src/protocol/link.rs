@@ -11,6 +11,7 @@
 mod checking;
 mod comparing;
 mod opening;
+mod pace;
 mod receiving;
 mod sending;
 
@@ -19,17 +20,24 @@ use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use crate::model::fingerprint::{Digest, Fingerprint, FingerprintKey};
 use crate::model::id::NodeId;
 use crate::model::version::Entry;
 use crate::protocol::event::{Access, Now};
+use crate::protocol::link::pace::Pace;
+use crate::protocol::link::receiving::Announced;
 use crate::protocol::message::{Hello, Message};
+use crate::protocol::news::{Elsewhere, News};
 use crate::protocol::window::{Inbox, Overrun, Window};
 use crate::random::Random;
 use crate::reconcile::{Describer, Finder, Method};
 use crate::store::{Cursor, Sequence, StoreError, View};
 use crate::time::Instant;
+
+/// A link that is about to bring everything and from which nothing was heard for so long is not relied on.
+const STALLED: Duration = Duration::from_secs(2);
 
 /// What a link asks for; [`Replica`](crate::protocol::Replica) adds the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,13 +106,24 @@ pub(crate) struct Link {
     /// How the sides differed when they compared last.
     compared: Option<Digest>,
 
+    /// What other links do for this replica, and what all of them share: lent while an event is handled.
+    elsewhere: Elsewhere,
+    news: News,
+
     // Outgoing.
     /// How far the peer has, or is being sent, our feed.
     sent: Sequence,
+    /// It has our feed up to here, since what came last it sent itself, and has not been told.
+    unsaid: Option<Sequence>,
+    /// Up to here the peer gets from others what it lacks: announce.
+    backlog: Sequence,
     /// Up to here the peer gets what came from itself too, since it began with nothing.
     resent: Sequence,
-    /// Announce instead of sending.
+    /// Announce instead of sending; the peer does so too.
     lazy: bool,
+    announcing: Pace,
+    /// The last turn ended before everything was sent.
+    go_on_at: Option<Instant>,
     /// What the peer wants, and, while comparing, what only we have.
     giving: VecDeque<Fingerprint>,
     offering: VecDeque<Fingerprint>,
@@ -121,8 +140,11 @@ pub(crate) struct Link {
     /// Commits that were asked for and are not durable yet, oldest first, and what their versions weigh.
     outstanding: VecDeque<Outstanding>,
     outstanding_bytes: usize,
-    /// How many stream messages are done with.
+    /// How many stream messages are done with, how many of them were acknowledged, and what the others weigh.
     taken: u64,
+    said_taken: u64,
+    unsaid_bytes: usize,
+    acknowledging: Pace,
     /// The feed of the peer, and how far it is applied durably.
     applied: Cursor,
     /// How far it will be when everything that was asked for is durable.
@@ -131,12 +153,22 @@ pub(crate) struct Link {
     known: Sequence,
     /// The cursor in the store is behind `applied`.
     cursor_is_stale: bool,
+    /// How far it went when the peer said Hello, and whether the peer was asked to announce all of that.
+    begun: Sequence,
+    asked_to_announce: bool,
+    /// What was announced and is not here yet: everything that arrived later waits for it.
+    announced: Option<Announced>,
+    ask_at: Option<Instant>,
     /// A Want is out; when it is answered, the feed is applied this far.
     wanting: Option<Option<Sequence>>,
+    /// How many versions it asked for and has not been given.
+    ungiven: usize,
     ahead: bool,
 
     /// When the event that is being handled happened.
     now: Now,
+    /// When the peer last sent something.
+    heard_at: Instant,
     check_at: Option<Instant>,
     retry_at: Option<Instant>,
 }
@@ -176,8 +208,8 @@ pub(crate) struct Outstanding {
     bytes: usize,
     /// It answers a stream message, which is to be acknowledged.
     counts: bool,
-    /// How many versions it held, if they were pushed without being asked for.
-    pushed: Option<usize>,
+    /// How many versions it held, if they were pushed without being asked for, and decide whether the link goes on so.
+    decides: Option<usize>,
     /// How far the peer's feed is applied once it is durable.
     through: Option<Sequence>,
 }
@@ -193,9 +225,15 @@ impl Link {
             conversation,
             distrust: false,
             compared: None,
+            elsewhere: Elsewhere::Nobody,
+            news: News::default(),
             sent: Sequence(0),
+            unsaid: None,
+            backlog: Sequence(0),
             resent: Sequence(0),
             lazy: false,
+            announcing: Pace::default(),
+            go_on_at: None,
             giving: VecDeque::new(),
             offering: VecDeque::new(),
             in_flight: Window::default(),
@@ -206,13 +244,22 @@ impl Link {
             outstanding: VecDeque::new(),
             outstanding_bytes: 0,
             taken: 0,
+            said_taken: 0,
+            unsaid_bytes: 0,
+            acknowledging: Pace::default(),
             applied: Cursor::default(),
             applying: Sequence(0),
             known: Sequence(0),
             cursor_is_stale: false,
+            begun: Sequence(0),
+            asked_to_announce: false,
+            announced: None,
+            ask_at: None,
             wanting: None,
+            ungiven: 0,
             ahead: false,
             now: Now::default(),
+            heard_at: Instant(0),
             check_at: None,
             retry_at: None,
         }
@@ -229,20 +276,59 @@ impl Link {
         let inert = |Outstanding { bytes, .. }| Outstanding {
             bytes,
             counts: false,
-            pushed: None,
+            decides: None,
             through: None,
         };
         self.outstanding.drain(..).map(inert).collect()
     }
 
+    /// An event is about to be handled: this is the time, this is what other links do, and what all of them know.
+    pub(crate) fn lend(&mut self, now: Now, elsewhere: Elsewhere, news: News) {
+        (self.now, self.elsewhere, self.news) = (now, elsewhere, news);
+    }
+
+    /// The event is handled.
+    pub(crate) fn take_back(&mut self) -> News {
+        core::mem::take(&mut self.news)
+    }
+
+    /// What this link does for the replica, as far as the others are concerned.
+    pub(crate) fn does(&self, now: Instant) -> Elsewhere {
+        // What a reader has is never taken.
+        if self.ends.theirs == Access::Read {
+            return Elsewhere::Nobody;
+        }
+        match self.state {
+            // It waits for the others itself, or for a clock.
+            _ if self.lazy || self.ahead || self.announced.is_some() => Elsewhere::Somebody,
+            State::Greeting { .. } => Elsewhere::Somebody,
+            State::Live if self.begun <= self.applied.sequence => Elsewhere::Pushing,
+            State::Live if self.asked_to_announce || STALLED <= now.since(self.heard_at) => {
+                Elsewhere::Somebody
+            }
+            State::Live => Elsewhere::CatchingUp,
+            State::Describing { .. } | State::Comparing { .. } => Elsewhere::Pushing,
+        }
+    }
+
     pub(crate) fn on_message(
         &mut self,
         message: Message,
-        now: Now,
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
-        self.now = now;
+        self.heard_at = self.now.instant;
+        self.take_in(message, view, to)?;
+        self.acknowledge(false, to);
+        Ok(())
+    }
+
+    fn take_in(
+        &mut self,
+        message: Message,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<(), LinkError> {
         match message {
             Message::Hello(hello) => self.on_hello(hello, view, to),
             Message::Restart { reconcile } => self.on_restart(reconcile, view, to),
@@ -269,7 +355,7 @@ impl Link {
             Message::Describe(request) => self.on_describe(request, view, to),
             Message::Check { summary, applied } => self.on_check(summary, applied, view, to),
             Message::Given { .. } => {
-                self.given.push(message)?;
+                self.given.push(message, self.now.instant)?;
                 self.work_off(view, to)
             }
             Message::Versions { .. }
@@ -281,7 +367,7 @@ impl Link {
                 {
                     self.known = self.known.max(*through);
                 }
-                self.inbox.push(message)?;
+                self.inbox.push(message, self.now.instant)?;
                 self.work_off(view, to)
             }
         }
@@ -291,11 +377,9 @@ impl Link {
     pub(crate) fn on_committed(
         &mut self,
         stale: usize,
-        now: Now,
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
-        self.now = now;
         // A commit of a conversation before the last Hello has nothing to report to.
         let Some(commit) = self.outstanding.pop_front() else { return Ok(()) };
         self.outstanding_bytes -= commit.bytes;
@@ -303,40 +387,69 @@ impl Link {
             self.applied.sequence = self.applied.sequence.max(through);
         }
         if commit.counts {
-            self.take(to);
+            self.take(commit.bytes);
         }
-        if commit.pushed.is_some_and(|pushed| pushed != 0 && pushed == stale) {
+        let was_known = commit.decides.is_some_and(|pushed| pushed == stale);
+        if was_known && self.elsewhere != Elsewhere::Nobody {
+            self.lazy = true;
             to.push(Ask::Send(Message::Lazy));
         }
-        self.work_off(view, to)
+        self.work_off(view, to)?;
+        self.acknowledge(false, to);
+        Ok(())
+    }
+
+    /// This side's feed grew: there may be something to send, and what the peer has announced may be here now.
+    pub(crate) fn on_grew(&mut self, view: &impl View, to: &mut Vec<Ask>) -> Result<(), LinkError> {
+        if self.announced.is_some() {
+            self.work_off(view, to)?;
+            self.acknowledge(false, to);
+        }
+        self.pump(view, to)
     }
 
     /// The linked directory is flushed, as the peer asked.
-    pub(crate) fn on_directory_flushed(&self, id: u64, view: &impl View, to: &mut Vec<Ask>) {
+    pub(crate) fn on_directory_flushed(
+        &mut self,
+        id: u64,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<(), LinkError> {
+        // Somebody waits until all of this is applied: nothing is put off.
+        self.go_on_at = Some(self.now.instant);
+        self.pump(view, to)?;
         let head = view.summary().head.sequence;
         to.push(Ask::Send(Message::Flushed { id, head }));
+        Ok(())
     }
 
     /// Whatever was due before `now`.
     pub(crate) fn on_deadline(
         &mut self,
-        now: Now,
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
-        self.now = now;
-        if self.retry_at.is_some_and(|at| at <= now.instant) {
-            self.retry_at = None;
+        let now = self.now.instant;
+        let is_due = |at: &mut Option<Instant>| at.take_if(|at| *at <= now).is_some();
+        let (retry, ask) = (is_due(&mut self.retry_at), is_due(&mut self.ask_at));
+        if retry || ask {
             self.work_off(view, to)?;
         }
-        if self.check_at.is_some_and(|at| at <= now.instant) {
+        if self.announcing.take_due(now) || self.go_on_at.is_some_and(|at| at <= now) {
+            self.pump(view, to)?;
+        }
+        let acknowledge = self.acknowledging.take_due(now);
+        self.acknowledge(acknowledge, to);
+        if self.check_at.is_some_and(|at| at <= now) {
             self.check(view, to);
         }
         Ok(())
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        [self.check_at, self.retry_at].into_iter().flatten().min()
+        let paced = [self.announcing.due(), self.acknowledging.due()];
+        let others = [self.check_at, self.retry_at, self.ask_at, self.go_on_at];
+        paced.into_iter().chain(others).flatten().min()
     }
 
     /// How far the peer's feed has been applied durably here.

@@ -39,6 +39,8 @@ pub struct Hello {
     pub cursor: Option<Cursor>,
     /// The sender does not trust the cursors: reconcile.
     pub reconcile: bool,
+    /// Others bring the sender what it lacks: announce what you hold now, instead of sending it.
+    pub announce: bool,
 }
 
 /// What the two ends of a link say to each other.
@@ -84,7 +86,7 @@ pub enum Message {
         /// How many.
         count: u64,
     },
-    /// You sent me what I had: announce with Have from now on, until I ask again.
+    /// You sent me what I had: announce with Have from now on, until I ask again. I do the same.
     Lazy,
     /// Describe what you hold: I compare.
     Describe(Request),

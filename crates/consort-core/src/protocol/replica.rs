@@ -4,12 +4,14 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::ToString;
 use alloc::vec::Vec;
+use core::mem;
 
 use crate::model::fingerprint::FingerprintKey;
 use crate::model::id::NodeId;
 use crate::protocol::event::{Access, Effect, Event, Now};
 use crate::protocol::link::{Ask, Ends, Link, LinkError, Outstanding, Phase};
 use crate::protocol::message::Message;
+use crate::protocol::news::{Elsewhere, News};
 use crate::random::Random;
 use crate::reconcile::Method;
 use crate::store::{Sequence, StoreError, View};
@@ -28,6 +30,8 @@ pub struct Replica {
     access: Access,
     random: Random,
     links: BTreeMap<NodeId, Link>,
+    /// What the links share.
+    news: News,
     /// Commits that links asked for which are gone since, still to be reported.
     orphans: BTreeMap<NodeId, VecDeque<Outstanding>>,
 }
@@ -53,7 +57,8 @@ impl Replica {
     /// A replica without links. `access` is what this node may do to the dataset; `seed` decides all randomness.
     pub fn new(fingerprint_key: FingerprintKey, access: Access, seed: u64) -> Self {
         let random = Random::new(seed);
-        Self { fingerprint_key, access, random, links: BTreeMap::new(), orphans: BTreeMap::new() }
+        let (links, news, orphans) = Default::default();
+        Self { fingerprint_key, access, random, links, news, orphans }
     }
 
     /// Handles one event and appends what should happen to `effects`.
@@ -70,7 +75,7 @@ impl Replica {
     ) -> Result<(), StoreError> {
         match event {
             Event::Connected { peer, access, opener, standing } => {
-                self.forget(peer);
+                self.forget(peer, now.instant);
                 let ends = Ends {
                     peer,
                     theirs: access,
@@ -81,14 +86,14 @@ impl Replica {
                 let mut link = Link::new(ends, self.random.next_u64());
                 link.inherit(self.orphans.remove(&peer).unwrap_or_default());
                 self.links.insert(peer, link);
-                self.with_link(peer, effects, |link, to| link.begin(standing, view, to))
+                self.with_link(peer, now, effects, |link, to| link.begin(standing, view, to))
             }
             Event::Disconnected { peer } => {
-                self.forget(peer);
+                self.forget(peer, now.instant);
                 Ok(())
             }
             Event::Received { peer, message } => {
-                self.with_link(peer, effects, |link, to| link.on_message(message, now, view, to))
+                self.with_link(peer, now, effects, |link, to| link.on_message(message, view, to))
             }
             Event::Committed { peer, stale } => {
                 if !self.links.contains_key(&peer) {
@@ -97,17 +102,18 @@ impl Replica {
                     }
                     return Ok(());
                 }
-                self.with_link(peer, effects, |link, to| link.on_committed(stale, now, view, to))
+                self.with_link(peer, now, effects, |link, to| link.on_committed(stale, view, to))
             }
-            Event::Grew => self.with_each_link(effects, |link, to| link.pump(view, to)),
+            Event::Grew => self.with_each_link(now, effects, |link, to| link.on_grew(view, to)),
             Event::DeadlinePassed => {
-                self.with_each_link(effects, |link, to| link.on_deadline(now, view, to))
+                self.with_each_link(now, effects, |link, to| link.on_deadline(view, to))
             }
-            Event::DirectoryFlushed { peer, id } => self.with_link(peer, effects, |link, to| {
-                link.on_directory_flushed(id, view, to);
-                Ok(())
-            }),
-            Event::BarrierWanted { peer, id } => self.with_link(peer, effects, |_, to| {
+            Event::DirectoryFlushed { peer, id } => {
+                self.with_link(peer, now, effects, |link, to| {
+                    link.on_directory_flushed(id, view, to)
+                })
+            }
+            Event::BarrierWanted { peer, id } => self.with_link(peer, now, effects, |_, to| {
                 to.push(Ask::Send(Message::Flush { id }));
                 Ok(())
             }),
@@ -134,23 +140,28 @@ impl Replica {
     fn with_link(
         &mut self,
         peer: NodeId,
+        now: Now,
         effects: &mut Vec<Effect>,
         act: impl FnOnce(&mut Link, &mut Vec<Ask>) -> Result<(), LinkError>,
     ) -> Result<(), StoreError> {
+        let others = self.links.iter().filter(|(other, _)| **other != peer);
+        let elsewhere = others.map(|(_, link)| link.does(now.instant)).max().unwrap_or_default();
         // What arrives for a link that was ended meanwhile concerns nobody.
         let Some(link) = self.links.get_mut(&peer) else { return Ok(()) };
         let mut asks = Vec::new();
+        link.lend(now, elsewhere, mem::take(&mut self.news));
         let outcome = act(link, &mut asks);
+        self.news = link.take_back();
         effects.extend(asks.into_iter().map(|ask| effect(peer, ask)));
         match outcome {
             Ok(()) => Ok(()),
             Err(LinkError::Store(error)) => {
-                self.forget(peer);
+                self.forget(peer, now.instant);
                 effects.push(Effect::Disconnect { peer, reason: error.to_string() });
                 Err(error)
             }
             Err(LinkError::Peer(reason)) => {
-                self.forget(peer);
+                self.forget(peer, now.instant);
                 let message = Message::Reject { reason: reason.clone() };
                 effects.push(Effect::Send { peer, message });
                 effects.push(Effect::Disconnect { peer, reason });
@@ -161,6 +172,7 @@ impl Replica {
 
     fn with_each_link(
         &mut self,
+        now: Now,
         effects: &mut Vec<Effect>,
         mut act: impl FnMut(&mut Link, &mut Vec<Ask>) -> Result<(), LinkError>,
     ) -> Result<(), StoreError> {
@@ -168,14 +180,18 @@ impl Replica {
         let mut outcome = Ok(());
         for peer in peers {
             // One that fails keeps the others from nothing.
-            let own = self.with_link(peer, effects, &mut act);
+            let own = self.with_link(peer, now, effects, &mut act);
             outcome = outcome.and(own);
         }
         outcome
     }
 
-    fn forget(&mut self, peer: NodeId) {
+    fn forget(&mut self, peer: NodeId, now: Instant) {
         if let Some(mut link) = self.links.remove(&peer) {
+            self.news.forget(peer);
+            if Elsewhere::Pushing <= link.does(now) {
+                self.news.lost_a_link(now);
+            }
             let orphans = link.take_outstanding();
             if !orphans.is_empty() {
                 self.orphans.insert(peer, orphans);

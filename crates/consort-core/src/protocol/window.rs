@@ -8,6 +8,7 @@ use crate::limits::{MAX_COMMIT_BYTES, WINDOW_BYTES, WINDOW_MESSAGES};
 use crate::model::version::Entry;
 use crate::protocol::message::Message;
 use crate::reconcile::{Answer, Symbol};
+use crate::time::Instant;
 
 /// What a receiver keeps of one sender, in bytes. A sender may overshoot its window by one commit, which may take many
 /// times as much memory as bytes if it is full of small attributes.
@@ -32,10 +33,12 @@ impl Window {
         self.weights.len()
     }
 
-    pub(super) fn add(&mut self, message: &Message) {
+    /// Takes in a message; returns what it weighs.
+    pub(super) fn add(&mut self, message: &Message) -> usize {
         let weight = weight(message);
         self.weights.push_back(weight);
         self.bytes += weight;
+        weight
     }
 
     /// Takes off the oldest `count` messages, or all if there are fewer; returns how many `count` has left.
@@ -46,10 +49,10 @@ impl Window {
     }
 }
 
-/// Messages that arrived and have to wait, oldest first.
+/// Messages that arrived and have to wait, oldest first, with their weight and when they arrived.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
-    messages: VecDeque<(Message, usize)>,
+    messages: VecDeque<(Message, usize, Instant)>,
     bytes: usize,
 }
 
@@ -62,22 +65,22 @@ impl Inbox {
         self.messages.is_empty()
     }
 
-    pub(super) fn push(&mut self, message: Message) -> Result<(), Overrun> {
+    pub(super) fn push(&mut self, message: Message, now: Instant) -> Result<(), Overrun> {
         let weight = weight(&message);
         self.bytes += weight;
-        self.messages.push_back((message, weight));
+        self.messages.push_back((message, weight, now));
         let kept = self.bytes <= KEPT_BYTES && self.messages.len() <= KEPT_MESSAGES;
         if kept { Ok(()) } else { Err(Overrun) }
     }
 
     pub(super) fn front(&self) -> Option<&Message> {
-        self.messages.front().map(|(message, _)| message)
+        self.messages.front().map(|(message, ..)| message)
     }
 
-    pub(super) fn pop(&mut self) -> Option<Message> {
-        let (message, weight) = self.messages.pop_front()?;
+    pub(super) fn pop(&mut self) -> Option<(Message, Instant)> {
+        let (message, weight, arrived) = self.messages.pop_front()?;
         self.bytes -= weight;
-        Some(message)
+        Some((message, arrived))
     }
 }
 

@@ -16,11 +16,11 @@ const OVERRUN: &str = "it sends without waiting for acknowledgements";
 
 fn any_message() -> impl Strategy<Value = Message> {
     let counts = prop_oneof![Just(0), 1u64..200, Just(100_000), any::<u64>()];
-    let hello = any::<(u32, bool)>()
-        .prop_flat_map(move |(conversation, reconcile)| {
-            (Just((conversation, reconcile)), counts.clone())
+    let hello = any::<(u32, bool, bool)>()
+        .prop_flat_map(move |(conversation, reconcile, announce)| {
+            (Just((conversation, reconcile, announce)), counts.clone())
         })
-        .prop_map(|((conversation, reconcile), count)| {
+        .prop_map(|((conversation, reconcile, announce), count)| {
             let digest = Digest { sum: 5, count };
             let summary = Summary { digest, ..Summary::default() };
             Message::Hello(Hello {
@@ -30,6 +30,7 @@ fn any_message() -> impl Strategy<Value = Message> {
                 summary,
                 cursor: None,
                 reconcile,
+                announce,
             })
         });
     let fingerprints = || prop::collection::vec((0u128..9).prop_map(Fingerprint), 0..4);

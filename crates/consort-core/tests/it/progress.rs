@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use consort_core::limits::{MAX_CLOCK_SKEW_MS, MAX_COMMIT_VERSIONS, WINDOW_MESSAGES};
+use consort_core::limits::{
+    MAX_CLOCK_SKEW_MS, MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS, TURN_BYTES, WINDOW_MESSAGES,
+};
 use consort_core::model::attributes::Attributes;
 use consort_core::model::merge::Saw;
 use consort_core::protocol::Message;
@@ -134,6 +136,42 @@ fn a_write_is_not_lost_to_a_peer_that_claims_to_have_seen_it() {
     let held = world.nodes[0].store.view(DATASET).unwrap().siblings(&key("a")).unwrap();
     assert_eq!(held[0].version.content, Content::Inline((*b"mine").into()));
     assert_eq!(held.len(), 1);
+}
+
+#[test]
+fn a_peer_that_loads_much_has_its_turns_and_changes_go_out_between_them() {
+    let mut world = World::new(3, 9);
+    let write = |n| LocalWrite::new(key(&format!("{n}")), Content::Inline([7; 4000].into()));
+    for n in 0..4000 {
+        let wall = world.now.wall;
+        world.nodes[0].store.apply_local(DATASET, vec![write(n)], wall).unwrap();
+    }
+    world.connect(0, 1);
+    world.run();
+    world.connect(0, 2);
+    let (end, mut changes, mut turns) = (world.now.instant + Duration::from_secs(5), 0, 0);
+    while world.summary(2).digest.count < 4000 {
+        let before = world.sent_bytes;
+        assert!(world.go_on(end), "it stops before everything is there");
+        // A turn ends with the message that fills it. Node 2 answers in a few bytes.
+        let bytes = world.sent_bytes - before;
+        assert!(bytes <= TURN_BYTES + MAX_COMMIT_BYTES, "{bytes} bytes in one turn");
+        turns += 1;
+        if turns % 100 == 0 {
+            let before = world.sent.len();
+            let name = format!("live/{changes}");
+            world.put(0, &name, "value");
+            changes += 1;
+            let is_it = |message: &Message| match message {
+                Message::Versions { entries, .. } => entries[0].key == key(&name),
+                _ => false,
+            };
+            assert!(world.sent[before..].iter().any(is_it), "a change waits for a peer that loads");
+        }
+    }
+    assert!(2 <= changes, "{turns} turns");
+    world.run();
+    world.assert_converged();
 }
 
 /// What it could not look at is neither acknowledged nor passed over; and its other links are not held up.

@@ -36,8 +36,8 @@ fn conversation() -> Vec<Message> {
     world.settle();
     for other in 0..2 {
         world.connect(other, 2);
+        world.settle();
     }
-    world.settle();
     for n in 0..6 {
         // The first is by an author that leaves a version of its own beside it.
         world.put(usize::from(n == 0), "a/file", &format!("{n}"));

@@ -27,6 +27,9 @@ pub(crate) const DATASET: DatasetId = DatasetId([7; 16]);
 pub(crate) const PARAMETERS: DatasetParameters =
     DatasetParameters { id: DATASET, fingerprint_key: FingerprintKey([3; 32]) };
 
+/// How long things may take that happen by themselves.
+const MOMENT: Duration = Duration::from_millis(800);
+
 /// One node: a store, a replica, and commits on their way to the disk.
 pub(crate) struct Node {
     pub(crate) store: MemoryStore,
@@ -201,19 +204,30 @@ impl World {
     /// Lets things happen until nothing is left to do, and checks of the quiet links have passed.
     pub(crate) fn settle(&mut self) {
         for _ in 0..4 {
-            let mut steps = 0;
-            while self.step() {
-                steps += 1;
-                assert!(steps < 200_000, "the nodes never come to rest");
-            }
+            self.run();
             self.pass_deadlines();
         }
         self.run();
     }
 
-    /// Lets things happen until nothing is left but time.
+    /// Lets things happen until nothing is left but time: more of it than links take to say something together, or to
+    /// find out that something does not come.
     pub(crate) fn run(&mut self) {
-        while self.step() {}
+        let end = self.now.instant + MOMENT;
+        let mut steps = 0;
+        while self.go_on(end) {
+            steps += 1;
+            assert!(steps < 200_000, "the nodes never come to rest");
+        }
+    }
+
+    /// Does the next thing, if there is one before `end`.
+    pub(crate) fn go_on(&mut self, end: Instant) -> bool {
+        if self.step() {
+            return true;
+        }
+        let next = self.nodes.iter().filter_map(|node| node.replica.deadline()).min();
+        next.filter(|at| *at < end).map(|at| self.pass_until(at)).is_some()
     }
 
     /// Lets time pass, and whatever it brings happen.
@@ -249,12 +263,16 @@ impl World {
     fn pass_deadlines(&mut self) {
         let latest = self.nodes.iter().filter_map(|node| node.replica.deadline()).max();
         if let Some(latest) = latest {
-            let passed = latest.since(self.now.instant);
-            self.now.instant = self.now.instant.max(latest);
-            self.now.wall.0 += u64::try_from(passed.as_millis()).expect("not that long");
-            for node in 0..self.nodes.len() {
-                self.event(node, Event::DeadlinePassed);
-            }
+            self.pass_until(latest);
+        }
+    }
+
+    fn pass_until(&mut self, at: Instant) {
+        let passed = at.since(self.now.instant);
+        self.now.instant = self.now.instant.max(at);
+        self.now.wall.0 += u64::try_from(passed.as_millis()).expect("not that long");
+        for node in 0..self.nodes.len() {
+            self.event(node, Event::DeadlinePassed);
         }
     }
 

@@ -148,7 +148,7 @@ pub(super) fn index(reading: &Reading<'_>, path: Key, meta: Meta, buffer: &mut V
     let outcome = match meta.kind {
         EntryKind::File => read_file(reading, &path, &meta, buffer, &mut places),
         EntryKind::Symlink => read_symlink(reading.root, &path, &meta),
-        EntryKind::Directory => Ok(Content::Inline(Box::default())),
+        EntryKind::Directory => Ok(Content::Inline([].into())),
         EntryKind::Other => Err(IndexError::Unstable),
     };
     Indexed { path, meta, outcome, places, racy }

@@ -150,15 +150,15 @@ impl Engine<'_> {
                 })
             }
             Op::Symlink { version, .. } => {
-                let target = match &version.content {
-                    Content::Inline(target) => target.clone(),
-                    _ => Box::default(),
+                let target: &[u8] = match &version.content {
+                    Content::Inline(target) => target,
+                    _ => &[],
                 };
                 let modified = version.attributes.modified_ns;
                 let put =
                     Put { view, key, path: &path, record: record.as_ref(), version: &version };
                 self.replace(&put, changes, |root, expected| {
-                    root.place_symlink(&target, &path, expected, modified)
+                    root.place_symlink(target, &path, expected, modified)
                 })
             }
             Op::Directory { version, .. } => {
@@ -306,7 +306,7 @@ impl Engine<'_> {
                 let mode = u32::from(winner.attributes.mode);
                 meta = self.root.set_attributes(&path, &meta, mode, 0)?;
             }
-            let content = Content::Inline(Box::default());
+            let content = Content::Inline([].into());
             let mut record = record_of(&meta, &content, false);
             record.implicit = winner.is_none();
             changes.put(&path, record, winner.map(|winner| winner.dot).unwrap_or_default());

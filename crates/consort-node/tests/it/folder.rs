@@ -218,7 +218,7 @@ impl Site {
 
     fn remote_directory(&mut self, path: &str) -> Version {
         let attributes = Attributes { kind: Kind::Directory, mode: 0o755, ..Attributes::default() };
-        self.remote_version(path, Stands::After, Content::Inline(Box::default()), attributes)
+        self.remote_version(path, Stands::After, Content::Inline([].into()), attributes)
     }
 
     fn remote_version(

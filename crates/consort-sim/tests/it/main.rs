@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use consort_sim::plan::{Deployment, MAX_SIZE, PlanError, simulate};
 use consort_sim::shrink::shrink;
 use consort_sim::{Checker, Failure, Scenario, Script, Trace, examine, scenario};
 
@@ -33,6 +34,30 @@ fn nothing_is_found_in_a_few_runs_of_each_scenario() {
             let result = examine(scenario, &Script::draw(seed, scenario), Trace::off());
             assert!(result.is_ok(), "{} {seed}: {result:?}", scenario.name);
         }
+    }
+}
+
+#[test]
+fn a_plan_is_the_same_each_time_and_costs_each_node_about_what_was_written() {
+    let deployment = Deployment { nodes: 60, ..Deployment::default() };
+    let forecast = simulate(&deployment, &mut |_| {}).expect("every node converges");
+    assert_eq!(simulate(&deployment, &mut |_| {}).as_ref(), Ok(&forecast));
+    assert!((1.0..1.2).contains(&forecast.copies), "{} copies of each version", forecast.copies);
+    let bytes = forecast.received.mean_bytes / forecast.version_bytes as f64;
+    assert!(bytes < 1.3, "{bytes} times what was written");
+    assert!(forecast.hops.p99 < 20, "{:?}", forecast.hops);
+}
+
+#[test]
+fn a_plan_that_makes_no_sense_says_so() {
+    for unfit in [
+        Deployment { nodes: 1, ..Deployment::default() },
+        Deployment { writes_per_second: 0.0, ..Deployment::default() },
+        Deployment { size: MAX_SIZE + 1, ..Deployment::default() },
+        Deployment { degree: (4, 3), ..Deployment::default() },
+    ] {
+        let refused = simulate(&unfit, &mut |_| {});
+        assert!(matches!(refused, Err(PlanError::Unfit(_))), "{refused:?}");
     }
 }
 

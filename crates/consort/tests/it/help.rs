@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{consort, stdout};
 
-const COMMANDS: [&str; 28] = [
+const COMMANDS: [&str; 29] = [
     "",
     "init",
     "up",
@@ -33,6 +33,7 @@ const COMMANDS: [&str; 28] = [
     "wait",
     "status",
     "doctor",
+    "plan",
     "dev",
     "completions",
 ];

@@ -2,12 +2,14 @@
 //!
 //! - [`help`]: the texts that `--help` prints, compared with `help.txt` beside this file
 //! - [`exits`]: exit codes and the shape of errors, as people and as programs get them
+//! - [`plan`]: what a small plan prints and draws
 //!
 //! The parsing of arguments is tested in `args.rs`, the control socket in `control.rs`; what needs running nodes is
 //! tested with the engine.
 
 mod exits;
 mod help;
+mod plan;
 
 use std::ffi::OsStr;
 use std::path::Path;

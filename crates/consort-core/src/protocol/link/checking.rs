@@ -22,6 +22,7 @@ impl Link {
     pub(super) fn check(&mut self, view: &impl View, to: &mut Vec<Ask>) {
         let summary = view.summary();
         let after = if self.is_quiet(&summary) {
+            self.acknowledge(true, to);
             to.push(Ask::Send(Message::Check { summary, applied: self.applied.sequence }));
             let jitter = u64::try_from(CHECK_JITTER.as_micros()).expect("it is seconds");
             CHECK_AFTER + Duration::from_micros(self.random.below(jitter))
@@ -43,6 +44,8 @@ impl Link {
             && self.in_flight.len() == 0
             && self.given_in_flight.len() == 0
             && self.wanting.is_none()
+            && self.announced.is_none()
+            && self.unsaid.is_none()
             && summary.head.sequence <= self.sent
     }
 

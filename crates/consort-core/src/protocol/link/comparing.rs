@@ -10,14 +10,14 @@
 
 use alloc::vec::Vec;
 
-use super::receiving::lacking;
 use super::{Ask, Begin, Link, LinkError, State, peer};
+use crate::model::fingerprint::Fingerprint;
 use crate::protocol::event::Access;
 use crate::protocol::message::Message;
 use crate::reconcile::describer::DescribeError;
 use crate::reconcile::finder::FindError;
 use crate::reconcile::{Answer, Differences, Request, Step};
-use crate::store::View;
+use crate::store::{StoreError, View};
 
 impl From<DescribeError> for LinkError {
     fn from(error: DescribeError) -> Self {
@@ -115,8 +115,7 @@ impl Link {
         if self.ends.theirs == Access::Write {
             let fingerprints = lacking(theirs, view)?;
             if !fingerprints.is_empty() {
-                self.wanting = Some(None);
-                to.push(Ask::Send(Message::Want { fingerprints }));
+                self.want(fingerprints, None, to);
             }
         }
         if self.ends.ours == Access::Write {
@@ -137,4 +136,18 @@ impl Link {
         self.commit(Vec::new(), Some(head), false, None, to);
         self.pump(view, to)
     }
+}
+
+/// Those of the fingerprints that no current version has.
+fn lacking(
+    fingerprints: Vec<Fingerprint>,
+    view: &impl View,
+) -> Result<Vec<Fingerprint>, StoreError> {
+    let mut lacking = Vec::new();
+    for fingerprint in fingerprints {
+        if !view.has(fingerprint)? {
+            lacking.push(fingerprint);
+        }
+    }
+    Ok(lacking)
 }

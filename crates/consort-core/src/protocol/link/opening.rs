@@ -9,6 +9,7 @@ use super::checking::FIRST_CHECK_AFTER;
 use super::{Ask, Begin, Link, LinkError, State, peer};
 use crate::protocol::event::Access;
 use crate::protocol::message::{FEATURES, Hello, Message, PROTOCOL_VERSION};
+use crate::protocol::news::Elsewhere;
 use crate::reconcile::{Describer, Finder};
 use crate::store::{Cursor, Sequence, View};
 
@@ -50,6 +51,7 @@ impl Link {
             summary: view.summary(),
             cursor: view.cursor(self.ends.peer)?,
             reconcile: self.distrust,
+            announce: self.elsewhere != Elsewhere::Nobody,
         })
     }
 
@@ -96,10 +98,16 @@ impl Link {
     ) -> Result<(), LinkError> {
         self.applied = Cursor { epoch: theirs.summary.head.epoch, sequence: Sequence(0) };
         self.known = theirs.summary.head.sequence;
+        (self.begun, self.asked_to_announce) = (self.known, ours.announce);
+        if theirs.announce {
+            self.backlog = ours.summary.head.sequence;
+        }
         if theirs.summary.digest.count == 0 {
             self.resent = ours.summary.head.sequence;
         }
         let equal = ours.summary.digest == theirs.summary.digest;
+        // Who comes back has the first of its links push, and the others announce.
+        self.lazy = !equal && ours.announce && theirs.announce;
         let our_place = place_in_feed(self.ends.theirs, &ours, &theirs);
         let their_place = place_in_feed(self.ends.ours, &theirs, &ours);
         if equal {
@@ -147,7 +155,9 @@ impl Link {
         self.conversation = old.conversation;
         self.distrust = old.distrust;
         self.compared = old.compared;
-        self.now = old.now;
+        (self.now, self.heard_at) = (old.now, old.heard_at);
+        (self.elsewhere, self.news) = (old.elsewhere, core::mem::take(&mut old.news));
+        self.news.forget(self.ends.peer);
     }
 
     pub(super) fn go_live(&mut self, sent: Sequence, applied: Sequence) {

@@ -4,17 +4,34 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{Ask, Link, LinkError, Outstanding, State, peer};
-use crate::limits::MAX_COMMIT_VERSIONS;
+use crate::limits::{MAX_COMMIT_VERSIONS, WINDOW_BYTES, WINDOW_MESSAGES};
 use crate::model::fingerprint::Fingerprint;
 use crate::model::version::Entry;
 use crate::protocol::event::Access;
 use crate::protocol::message::Message;
+use crate::protocol::news::Elsewhere;
 use crate::protocol::window;
-use crate::store::{Cursor, Sequence, StoreError, View};
-use crate::time::WallTime;
+use crate::store::{Cursor, Sequence, View};
+use crate::time::{Instant, WallTime};
 
 /// How often versions that lie too far ahead are looked at again.
 const RETRY_AHEAD: Duration = Duration::from_secs(1);
+/// How long what was announced may take to come from a peer that pushes, before it is asked for: longer than a version takes
+/// through the whole mesh, since else much would come twice.
+const COMES_WITHIN: Duration = Duration::from_millis(1500);
+/// How often a link acknowledges, unless so much waits for it: a part of the sender's window.
+const ACKNOWLEDGE_EVERY: Duration = Duration::from_millis(100);
+const ACKNOWLEDGE_MESSAGES: u64 = WINDOW_MESSAGES as u64 / 16;
+const ACKNOWLEDGE_BYTES: usize = WINDOW_BYTES / 16;
+
+/// What the peer has announced, and is not all here.
+#[derive(Debug)]
+pub(super) struct Announced {
+    lacking: Vec<Fingerprint>,
+    /// Once it is, the peer's feed is applied up to here.
+    through: Sequence,
+    arrived: Instant,
+}
 
 impl Link {
     /// Does what the messages in the inbox ask for, in order, as far as possible.
@@ -25,6 +42,13 @@ impl Link {
     ) -> Result<(), LinkError> {
         loop {
             let nothing_wanted = self.wanting.is_none() && self.given.is_empty();
+            if nothing_wanted && self.announced.is_some() {
+                // What is on its way to the disk may be what was announced.
+                if !self.outstanding.is_empty() || !self.look_for_announced(view, to)? {
+                    return Ok(());
+                }
+                continue;
+            }
             let waiting = if nothing_wanted { &mut self.inbox } else { &mut self.given };
             match waiting.front() {
                 None => break,
@@ -45,12 +69,12 @@ impl Link {
                 _ if !self.outstanding.is_empty() => return Ok(()),
                 _ => {}
             }
-            let Some(message) = waiting.pop() else { break };
+            let Some((message, arrived)) = waiting.pop() else { break };
             match message {
                 Message::Versions { entries, through } => self.on_versions(entries, through, to)?,
                 Message::Given { entries, more } => self.on_given(entries, more, to)?,
                 Message::Have { fingerprints, through } => {
-                    self.on_have(fingerprints, through, view, to)?;
+                    self.on_have(fingerprints, through, arrived)?;
                 }
                 Message::Description(answer) => self.on_description(answer, view, to)?,
                 Message::Reconciled => self.on_reconciled(view, to)?,
@@ -70,8 +94,14 @@ impl Link {
         if through.is_some() && !matches!(self.state, State::Live) {
             return Err(peer("it sends its feed before the reconciliation has ended".into()));
         }
-        let pushed = through.map(|_| entries.len());
-        self.commit(entries, through, true, pushed, to);
+        let now = self.now.instant;
+        let mut decides = None;
+        for entry in entries.iter().filter(|_| through.is_some()) {
+            if self.news.decides(entry.version.dot, now) {
+                decides = Some(entries.len());
+            }
+        }
+        self.commit(entries, through, true, decides, to);
         Ok(())
     }
 
@@ -79,24 +109,93 @@ impl Link {
         &mut self,
         fingerprints: Vec<Fingerprint>,
         through: Sequence,
-        view: &impl View,
-        to: &mut Vec<Ask>,
+        arrived: Instant,
     ) -> Result<(), LinkError> {
         self.check_access()?;
         if !matches!(self.state, State::Live) {
             return Err(peer("it announces before the reconciliation has ended".into()));
         }
-        let lacking = lacking(fingerprints, view)?;
+        self.announced = Some(Announced { lacking: fingerprints, through, arrived });
+        Ok(())
+    }
+
+    /// Looks whether what was announced is here, and asks for it unless it may still come from elsewhere. Returns whether
+    /// there is something else to do now.
+    fn look_for_announced(
+        &mut self,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<bool, LinkError> {
+        let Some(Announced { mut lacking, through, arrived }) = self.announced.take() else {
+            return Ok(true);
+        };
+        // While one is not here, it does not matter which others are not.
+        while let Some(fingerprint) = lacking.last()
+            && view.has(*fingerprint)?
+        {
+            lacking.pop();
+        }
         if lacking.is_empty() {
             self.applied.sequence = self.applied.sequence.max(through);
             self.applying = self.applying.max(through);
             self.cursor_is_stale = true;
-            self.take(to);
-        } else {
-            self.wanting = Some(Some(through));
-            to.push(Ask::Send(Message::Want { fingerprints: lacking }));
+            self.take(0);
+            return Ok(true);
         }
-        Ok(())
+        if let Some(until) = self.waits_until(arrived) {
+            self.ask_at = Some(until);
+            self.announced = Some(Announced { lacking, through, arrived });
+            return Ok(false);
+        }
+        let (mut wanted, mut others) = (Vec::new(), Vec::new());
+        let now = self.now.instant;
+        for fingerprint in lacking {
+            if view.has(fingerprint)? {
+                continue;
+            }
+            match self.news.asked_elsewhere(fingerprint, self.ends.peer, now) {
+                None => wanted.push(fingerprint),
+                Some(until) => {
+                    others.push(fingerprint);
+                    self.ask_at = Some(self.ask_at.map_or(until, |at| at.min(until)));
+                }
+            }
+        }
+        if !others.is_empty() {
+            self.announced = Some(Announced { lacking: others, through, arrived });
+        }
+        if wanted.is_empty() {
+            return Ok(self.announced.is_none());
+        }
+        let all = self.announced.is_none();
+        self.want(wanted, all.then_some(through), to);
+        Ok(true)
+    }
+
+    /// Until when what was announced at `arrived` may still come from elsewhere; nothing if it is to be asked for.
+    fn waits_until(&self, arrived: Instant) -> Option<Instant> {
+        let now = self.now.instant;
+        match self.elsewhere {
+            Elsewhere::Nobody | Elsewhere::Somebody => None,
+            Elsewhere::Pushing if self.news.is_mending(now) => None,
+            Elsewhere::Pushing => Some(arrived + COMES_WITHIN).filter(|until| now < *until),
+            Elsewhere::CatchingUp => Some(now + COMES_WITHIN),
+        }
+    }
+
+    /// Asks for versions; when they are here, the peer's feed is applied up to `through`.
+    pub(super) fn want(
+        &mut self,
+        fingerprints: Vec<Fingerprint>,
+        through: Option<Sequence>,
+        to: &mut Vec<Ask>,
+    ) {
+        // Who had something first will have the next one first.
+        self.lazy = false;
+        self.wanting = Some(through);
+        self.ungiven = fingerprints.len();
+        self.news.ask(self.ends.peer, &fingerprints, self.now.instant);
+        to.push(Ask::Send(Message::Want { fingerprints }));
     }
 
     fn on_given(
@@ -109,11 +208,16 @@ impl Link {
             return Err(peer("it gives what nobody wanted".into()));
         };
         self.check_access()?;
+        self.ungiven = self.ungiven.saturating_sub(entries.len());
         if more {
             self.commit(entries, None, true, None, to);
             return Ok(());
         }
         self.wanting = None;
+        if self.ungiven != 0 {
+            // What it does not have any more, another one may have.
+            self.news.forget(self.ends.peer);
+        }
         self.commit(entries, through, true, None, to);
         if through.is_some() {
             // The announcement that led to the Want is done with as well.
@@ -134,7 +238,7 @@ impl Link {
         entries: Vec<Entry>,
         through: Option<Sequence>,
         counts: bool,
-        pushed: Option<usize>,
+        decides: Option<usize>,
         to: &mut Vec<Ask>,
     ) {
         debug_assert!(entries.len() <= MAX_COMMIT_VERSIONS, "the codec bounds them");
@@ -145,29 +249,27 @@ impl Link {
         let cursor = through.map(|_| Cursor { epoch: self.applied.epoch, sequence: self.applying });
         let bytes = window::weight_of(&entries);
         self.outstanding_bytes += bytes;
-        self.outstanding.push_back(Outstanding { bytes, counts, pushed, through });
+        self.outstanding.push_back(Outstanding { bytes, counts, decides, through });
         to.push(Ask::Commit { entries, cursor });
     }
 
-    /// Counts a stream message as done with.
-    pub(super) fn take(&mut self, to: &mut Vec<Ask>) {
+    /// Counts a stream message as done with, which weighs so much.
+    pub(super) fn take(&mut self, bytes: usize) {
         self.taken += 1;
-        to.push(Ask::Send(Message::Ack { count: self.taken }));
+        self.unsaid_bytes += bytes;
     }
-}
 
-/// Those of the fingerprints that no current version has.
-pub(super) fn lacking(
-    fingerprints: Vec<Fingerprint>,
-    view: &impl View,
-) -> Result<Vec<Fingerprint>, StoreError> {
-    let mut lacking = Vec::new();
-    for fingerprint in fingerprints {
-        if !view.has(fingerprint)? {
-            lacking.push(fingerprint);
+    /// Tells the peer what is done with: all that came lately, unless it waits for that with a part of its window.
+    pub(super) fn acknowledge(&mut self, at_once: bool, to: &mut Vec<Ask>) {
+        let unsaid = self.taken - self.said_taken;
+        let much = ACKNOWLEDGE_MESSAGES <= unsaid || ACKNOWLEDGE_BYTES <= self.unsaid_bytes;
+        if unsaid != 0
+            && (at_once || much || self.acknowledging.may(self.now.instant, ACKNOWLEDGE_EVERY))
+        {
+            (self.said_taken, self.unsaid_bytes) = (self.taken, 0);
+            to.push(Ask::Send(Message::Ack { count: self.taken }));
         }
     }
-    Ok(lacking)
 }
 
 /// Whether a version, or one that it claims to have seen, lies in the future of our clock.

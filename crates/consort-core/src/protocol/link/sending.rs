@@ -2,53 +2,95 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use super::{Ask, Link, LinkError, State, peer};
-use crate::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS};
+use crate::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS, TURN_BYTES};
 use crate::model::canonical;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::version::Entry;
 use crate::protocol::event::Access;
 use crate::protocol::message::Message;
-use crate::store::{FeedRow, StoreError, View};
+use crate::store::{FeedRow, Sequence, StoreError, View};
+
+/// How often a link announces, and tells how far the peer has our feed. What is pushed does not wait.
+const ANNOUNCE_EVERY: Duration = Duration::from_millis(100);
+
+/// What is about to be announced. No more than a commit holds: what the peer then wants comes as one.
+#[derive(Default)]
+struct Announcement {
+    fingerprints: Vec<Fingerprint>,
+    bytes: usize,
+    through: Sequence,
+}
 
 impl Link {
-    /// This side's feed grew, or there is room in the window: sends what there is to send.
+    /// This side's feed grew, or there is room in the window: sends what there is to send, or as much as one turn may.
     pub(crate) fn pump(&mut self, view: &impl View, to: &mut Vec<Ask>) -> Result<(), LinkError> {
+        // Whatever the last turn left comes now.
+        let mut announce = self.go_on_at.take().is_some();
+        let mut done = 0;
         while !self.giving.is_empty() && self.given_in_flight.has_room() {
+            if TURN_BYTES <= done {
+                self.go_on_at = Some(self.now.instant);
+                return Ok(());
+            }
             let entries = take_entries(&mut self.giving, view)?;
             let message = Message::Given { entries, more: !self.giving.is_empty() };
-            self.given_in_flight.add(&message);
+            done += self.given_in_flight.add(&message);
             to.push(Ask::Send(message));
         }
         // What the peer wanted comes before what it will have to wait with anyway.
         while self.giving.is_empty() && self.in_flight.has_room() {
+            if TURN_BYTES <= done {
+                self.go_on_at = Some(self.now.instant);
+                return Ok(());
+            }
             if !self.offering.is_empty() {
                 let entries = take_entries(&mut self.offering, view)?;
-                self.send_counted(Message::Versions { entries, through: None }, to);
+                done += self.send_counted(Message::Versions { entries, through: None }, to);
                 if self.offering.is_empty() {
                     self.advance_comparison(view, to)?;
                 }
-            } else if !self.pump_feed(view, to)? {
+            } else if let Some(read) = self.pump_feed(&mut announce, view, to)? {
+                done += read;
+            } else {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Sends the next commit of our feed, if the peer lacks it. Returns whether there may be more.
-    fn pump_feed(&mut self, view: &impl View, to: &mut Vec<Ask>) -> Result<bool, LinkError> {
+    /// Sends or announces the next commits of our feed that the peer lacks. Returns how many bytes of it were read; nothing
+    /// if there is no more, or it has to wait. If it need not wait with announcements, `announce` is set.
+    fn pump_feed(
+        &mut self,
+        announce: &mut bool,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<Option<usize>, LinkError> {
         let head = view.summary().head.sequence;
-        if !matches!(self.state, State::Live) || head <= self.sent {
-            return Ok(false);
+        if !matches!(self.state, State::Live) {
+            return Ok(None);
         }
         if self.ends.ours == Access::Read {
             self.sent = head;
-            return Ok(false);
+            return Ok(None);
+        }
+        let has_more = self.sent < head;
+        if !has_more && self.unsaid.is_none() {
+            return Ok(None);
+        }
+        if self.announces() || !has_more {
+            *announce = *announce || self.announcing.may(self.now.instant, ANNOUNCE_EVERY);
+            if !*announce {
+                return Ok(None);
+            }
         }
         // Twice a commit's bound, so that at least one is whole.
         let rows = view.feed(self.sent, 2 * MAX_COMMIT_BYTES)?;
-        let mut silent_through = None;
+        let mut announcement = Announcement::default();
+        let (mut canonical, mut read) = (Vec::new(), 0);
         for commit in rows.chunk_by(|a, b| a.commit_end == b.commit_end) {
             let end = commit[0].commit_end;
             let last_read = commit.last().map(|row| row.sequence);
@@ -57,45 +99,73 @@ impl Link {
             let cut_off = last_read != Some(end)
                 && last_read == rows.last().map(|row| row.sequence)
                 && commit.len() != rows.len();
-            if cut_off {
+            if cut_off || !self.in_flight.has_room() {
                 break;
             }
+            let announces = self.announces();
             let lacking =
                 |row: &&FeedRow| row.via != Some(self.ends.peer) || row.sequence <= self.resent;
             let lacked: Vec<&FeedRow> = commit.iter().filter(lacking).collect();
             self.sent = end;
+            read += commit.iter().map(|row| row.entry.weight()).sum::<usize>();
             if lacked.is_empty() {
-                silent_through = Some(end);
-                continue;
-            }
-            silent_through = None;
-            let message = if self.lazy {
-                let key = &self.ends.fingerprint_key;
-                let fingerprints = lacked.iter().map(|row| Fingerprint::of(&row.entry, key));
-                Message::Have { fingerprints: fingerprints.collect(), through: end }
+                self.unsaid = Some(end);
+            } else if announces {
+                let mut fingerprints = Vec::with_capacity(lacked.len());
+                let mut bytes = 0;
+                for row in lacked {
+                    canonical.clear();
+                    canonical::encode_entry(&row.entry, &mut canonical);
+                    bytes += canonical.len();
+                    let key = &self.ends.fingerprint_key;
+                    fingerprints.push(Fingerprint::of_canonical(&canonical, key));
+                }
+                if !announcement.takes(fingerprints.len(), bytes) {
+                    self.announce(core::mem::take(&mut announcement), to);
+                }
+                announcement.fingerprints.append(&mut fingerprints);
+                announcement.bytes += bytes;
+                announcement.through = end;
             } else {
+                self.announce(core::mem::take(&mut announcement), to);
                 let entries = lacked.into_iter().map(|row| row.entry.clone()).collect();
-                Message::Versions { entries, through: Some(end) }
-            };
-            self.send_counted(message, to);
-            if !self.in_flight.has_room() {
-                return Ok(false);
+                self.unsaid = None;
+                self.send_counted(Message::Versions { entries, through: Some(end) }, to);
             }
         }
-        if rows.is_empty() {
+        if rows.is_empty() && has_more {
             // All that came after was replaced by versions that the peer has.
             self.sent = head;
-            silent_through = Some(head);
+            self.unsaid = Some(head);
         }
-        if let Some(through) = silent_through {
-            self.send_counted(Message::Have { fingerprints: Vec::new(), through }, to);
+        self.announce(announcement, to);
+        if self.unsaid.is_some() && self.sent == head {
+            *announce = *announce || self.announcing.may(self.now.instant, ANNOUNCE_EVERY);
+            if let Some(through) = self.unsaid.take_if(|_| *announce) {
+                self.send_counted(Message::Have { fingerprints: Vec::new(), through }, to);
+            }
         }
-        Ok(true)
+        Ok(Some(read))
     }
 
-    pub(super) fn send_counted(&mut self, message: Message, to: &mut Vec<Ask>) {
-        self.in_flight.add(&message);
+    /// Whether the next commit is announced, and not pushed.
+    fn announces(&self) -> bool {
+        self.lazy || self.sent < self.backlog
+    }
+
+    fn announce(&mut self, announcement: Announcement, to: &mut Vec<Ask>) {
+        let Announcement { fingerprints, through, .. } = announcement;
+        if !fingerprints.is_empty() {
+            let through = self.unsaid.take().map_or(through, |unsaid| unsaid.max(through));
+            self.send_counted(Message::Have { fingerprints, through }, to);
+        }
+    }
+
+    /// Returns what the message weighs.
+    pub(super) fn send_counted(&mut self, message: Message, to: &mut Vec<Ask>) -> usize {
+        let weight = self.in_flight.add(&message);
         to.push(Ask::Send(message));
+        weight
     }
 
     pub(super) fn on_ack(
@@ -125,9 +195,17 @@ impl Link {
         if !self.giving.is_empty() || fingerprints.is_empty() {
             return Err(peer("it wants more before it was given what it wanted".into()));
         }
-        self.lazy = false;
+        (self.lazy, self.backlog) = (false, Sequence(0));
         self.giving = fingerprints.into();
         self.pump(view, to)
+    }
+}
+
+impl Announcement {
+    /// Whether so many more versions of so many bytes fit into it.
+    fn takes(&self, versions: usize, bytes: usize) -> bool {
+        self.fingerprints.len() + versions <= MAX_COMMIT_VERSIONS
+            && self.bytes + bytes <= MAX_COMMIT_BYTES
     }
 }
 

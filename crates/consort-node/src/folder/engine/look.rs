@@ -202,7 +202,7 @@ impl Engine<'_> {
                 Ok(())
             }
             EntryKind::Directory => {
-                let content = Content::Inline(Box::default());
+                let content = Content::Inline([].into());
                 self.take_in(path, meta, content, Vec::new(), false)
             }
             EntryKind::File | EntryKind::Symlink if alone && meta.size <= READ_AT_ONCE => {

@@ -265,6 +265,6 @@ impl History {
     fn remote_directory(&mut self) {
         let path = self.path();
         let attributes = Attributes { kind: Kind::Directory, mode: 0o755, ..Attributes::default() };
-        self.remote_version(&path, Content::Inline(Box::default()), attributes);
+        self.remote_version(&path, Content::Inline([].into()), attributes);
     }
 }
