@@ -26,8 +26,10 @@
 pub mod codec;
 pub mod event;
 pub mod link;
+pub mod membership;
 pub mod message;
 pub mod replica;
+mod wave;
 mod window;
 
 pub use event::{Effect, Event, Now};

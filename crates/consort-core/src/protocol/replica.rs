@@ -1,5 +1,6 @@
 //! All links of one dataset's replica. Routes what happens to the link that it concerns, and adds the peer to what the
-//! links ask for; the decisions are in [`link`](super::link).
+//! links ask for; the decisions are in [`link`](super::link). A barrier concerns more than one link: it is passed on to the
+//! others before it is answered (`wave`).
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::ToString;
@@ -10,6 +11,7 @@ use crate::model::id::NodeId;
 use crate::protocol::event::{Access, Effect, Event, Now};
 use crate::protocol::link::{Ask, Ends, Link, LinkError, Outstanding, Phase};
 use crate::protocol::message::Message;
+use crate::protocol::wave::{ASK_AGAIN_AFTER, Asked, Waves};
 use crate::random::Random;
 use crate::store::{Sequence, StoreError, View};
 use crate::time::Instant;
@@ -29,6 +31,7 @@ pub struct Replica {
     links: BTreeMap<NodeId, Link>,
     /// Commits that links asked for which are gone since, still to be reported.
     orphans: BTreeMap<NodeId, VecDeque<Outstanding>>,
+    waves: Waves,
 }
 
 /// How one link stands, for people.
@@ -50,7 +53,14 @@ impl Replica {
     /// A replica without links. `access` is what this node may do to the dataset; `seed` decides all randomness.
     pub fn new(fingerprint_key: FingerprintKey, access: Access, seed: u64) -> Self {
         let random = Random::new(seed);
-        Self { fingerprint_key, access, random, links: BTreeMap::new(), orphans: BTreeMap::new() }
+        Self {
+            fingerprint_key,
+            access,
+            random,
+            links: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            waves: Waves::default(),
+        }
     }
 
     /// Handles one event and appends what should happen to `effects`.
@@ -59,6 +69,20 @@ impl Replica {
     /// passes over what it could not look at, and its connection is to be ended ([`Effect::Disconnect`]): it is made
     /// again with the next one. The other links have taken in the event. The effects are to be carried out in any case.
     pub fn handle(
+        &mut self,
+        event: Event,
+        now: Now,
+        view: &impl View,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), StoreError> {
+        let outcome = self.take(event, now, view, effects);
+        if !self.waves.is_empty() {
+            self.tend_waves(now, view, effects);
+        }
+        outcome
+    }
+
+    fn take(
         &mut self,
         event: Event,
         now: Now,
@@ -84,6 +108,10 @@ impl Replica {
                 self.forget(peer);
                 Ok(())
             }
+            Event::Received { peer, message: Message::Flush { id } } => {
+                self.on_flush(peer, id, now, view, effects);
+                Ok(())
+            }
             Event::Received { peer, message } => {
                 self.with_link(peer, effects, |link, to| link.on_message(message, now, view, to))
             }
@@ -100,20 +128,27 @@ impl Replica {
             Event::DeadlinePassed => {
                 self.with_each_link(effects, |link, to| link.on_deadline(now, view, to))
             }
-            Event::DirectoryFlushed { peer, id } => self.with_link(peer, effects, |link, to| {
-                link.on_directory_flushed(id, view, to);
+            Event::DirectoryFlushed { id, .. } => {
+                for (barrier, askers) in self.waves.on_flushed(id) {
+                    for peer in askers {
+                        self.answer(peer, barrier, view, effects);
+                    }
+                }
                 Ok(())
-            }),
-            Event::BarrierWanted { peer, id } => self.with_link(peer, effects, |_, to| {
-                to.push(Ask::Send(Message::Flush { id }));
+            }
+            Event::BarrierWanted { peer, id } => {
+                self.waves.begin(id);
+                if self.links.contains_key(&peer) {
+                    effects.push(Effect::Send { peer, message: Message::Flush { id } });
+                }
                 Ok(())
-            }),
+            }
         }
     }
 
     /// When the next [`Event::DeadlinePassed`] is due.
     pub fn deadline(&self) -> Option<Instant> {
-        self.links.values().filter_map(Link::deadline).min()
+        self.links.values().filter_map(Link::deadline).chain(self.waves.deadline()).min()
     }
 
     /// How each link stands, ordered by peer. `head` is the end of this replica's feed.
@@ -137,7 +172,8 @@ impl Replica {
         let Some(link) = self.links.get_mut(&peer) else { return Ok(()) };
         let mut asks = Vec::new();
         let outcome = act(link, &mut asks);
-        effects.extend(asks.into_iter().map(|ask| effect(peer, ask)));
+        let waves = &mut self.waves;
+        effects.extend(asks.into_iter().filter_map(|ask| effect(peer, ask, waves)));
         match outcome {
             Ok(()) => Ok(()),
             Err(LinkError::Store(error)) => {
@@ -170,7 +206,74 @@ impl Replica {
         outcome
     }
 
+    // ---- Barriers ----
+
+    /// A peer wants everything that was changed before now, here and behind.
+    fn on_flush(
+        &mut self,
+        peer: NodeId,
+        id: u64,
+        now: Now,
+        view: &impl View,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.links.contains_key(&peer) {
+            return;
+        }
+        match self.waves.on_asked(peer, id, now.instant) {
+            Asked::Spread { flush } => {
+                effects.push(Effect::FlushDirectory { peer, id: flush });
+                // Nobody takes what a reader has from others.
+                let passes_on = self.access == Access::Write;
+                let others = self.links.iter().filter(|(other, link)| {
+                    passes_on && **other != peer && link.takes() && !link.is_greeting()
+                });
+                if let Some(wave) = self.waves.get_mut(id) {
+                    for (&other, _) in others {
+                        wave.passed.insert(other, None);
+                        effects.push(Effect::Send { peer: other, message: Message::Flush { id } });
+                    }
+                }
+            }
+            Asked::Flush { flush } => effects.push(Effect::FlushDirectory { peer, id: flush }),
+            Asked::Answer => self.answer(peer, id, view, effects),
+            Asked::Wait => {}
+        }
+    }
+
+    /// Answers the barriers that wait for nothing any more, and asks again who has not answered.
+    fn tend_waves(&mut self, now: Now, view: &impl View, effects: &mut Vec<Effect>) {
+        let mut reached = Vec::new();
+        for (id, wave) in self.waves.iter_mut() {
+            let links = &self.links;
+            let is_here = |(peer, head): (&NodeId, &Option<Sequence>)| match links.get(peer) {
+                Some(link) => head.is_some_and(|head| link.has_applied(head)),
+                None => true,
+            };
+            if wave.flushed && wave.passed.iter().all(is_here) {
+                reached.push((id, wave.parent));
+            } else if wave.again_at <= now.instant {
+                wave.again_at = now.instant + ASK_AGAIN_AFTER;
+                for (&peer, _) in wave.passed.iter().filter(|(_, head)| head.is_none()) {
+                    effects.push(Effect::Send { peer, message: Message::Flush { id } });
+                }
+            }
+        }
+        for (id, parent) in reached {
+            self.waves.end(id);
+            self.answer(parent, id, view, effects);
+        }
+    }
+
+    fn answer(&self, peer: NodeId, id: u64, view: &impl View, effects: &mut Vec<Effect>) {
+        if self.links.contains_key(&peer) {
+            let head = view.summary().head.sequence;
+            effects.push(Effect::Send { peer, message: Message::Flushed { id, head } });
+        }
+    }
+
     fn forget(&mut self, peer: NodeId) {
+        self.waves.on_gone(peer);
         if let Some(mut link) = self.links.remove(&peer) {
             let orphans = link.take_outstanding();
             if !orphans.is_empty() {
@@ -180,11 +283,14 @@ impl Replica {
     }
 }
 
-fn effect(peer: NodeId, ask: Ask) -> Effect {
+/// What an ask means outside. What answers a barrier that was passed on means nothing there.
+fn effect(peer: NodeId, ask: Ask, waves: &mut Waves) -> Option<Effect> {
     match ask {
-        Ask::Send(message) => Effect::Send { peer, message },
-        Ask::Commit { entries, cursor } => Effect::Commit { peer, entries, cursor },
-        Ask::FlushDirectory { id } => Effect::FlushDirectory { peer, id },
-        Ask::BarrierReached { id, head } => Effect::BarrierReached { id, peer, head },
+        Ask::Send(message) => Some(Effect::Send { peer, message }),
+        Ask::Commit { entries, cursor } => Some(Effect::Commit { peer, entries, cursor }),
+        Ask::BarrierReached { id, head } => {
+            let concerns_others = waves.on_answered(peer, id, head);
+            (!concerns_others).then_some(Effect::BarrierReached { id, peer, head })
+        }
     }
 }
