@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use consort_sim::shrink::shrink;
-use consort_sim::{Checker, Failure, Scenario, Script, Trace, examine, scenario};
+use consort_sim::{Checker, Failure, Scenario, Script, Trace, examine, examine_members, scenario};
 
 fn traced(scenario: &Scenario, seed: u64) -> String {
     let script = Script::draw(seed, scenario);
@@ -32,6 +32,17 @@ fn nothing_is_found_in_a_few_runs_of_each_scenario() {
         for seed in 100..100 + seeds {
             let result = examine(scenario, &Script::draw(seed, scenario), Trace::off());
             assert!(result.is_ok(), "{} {seed}: {result:?}", scenario.name);
+        }
+    }
+}
+
+#[test]
+fn members_find_each_other_again_after_whatever_happened() {
+    for (seed, nodes) in [(0, 3), (1, 8), (2, 14), (3, 25)] {
+        let result = examine_members(seed, Some(nodes), Trace::off());
+        assert!(result.is_ok(), "{seed}: {result:?}");
+        if nodes < 10 {
+            assert_eq!(result, examine_members(seed, Some(nodes), Trace::off()));
         }
     }
 }
