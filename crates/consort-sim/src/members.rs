@@ -97,9 +97,7 @@ struct Run<'t> {
 pub(crate) fn run(seed: u64, nodes: Option<u32>, trace: Trace<'_>) -> Checked<MembersOutcome> {
     let mut random = Random::new(seed);
     let count = nodes.map_or_else(|| 2 + random.below(60), u64::from);
-    // Now and then a machine only reads; at least the first one is an admin.
     let readers = random.below(3) == 0;
-    let admins = 1 + random.below(4);
     let loss_ppm = [0, 1_000, 30_000][random.below(3) as usize];
     let mut run = Run {
         now: Instant(1_000_000),
@@ -117,9 +115,8 @@ pub(crate) fn run(seed: u64, nodes: Option<u32>, trace: Trace<'_>) -> Checked<Me
         trace,
     };
     for n in 0..count {
-        let admin = n < admins || run.random.below(20) == 0;
-        let passes_on = admin || !readers || run.random.below(4) != 0;
-        run.add(admin, passes_on);
+        let passes_on = n == 0 || !readers || run.random.below(4) != 0;
+        run.add(passes_on);
     }
     run.tell_facts();
     for n in 0..run.machines.len() {
@@ -159,9 +156,9 @@ impl Run<'_> {
 
     // ---- What happens to machines ----
 
-    fn add(&mut self, admin: bool, passes_on: bool) -> usize {
+    fn add(&mut self, passes_on: bool) -> usize {
         let n = self.machines.len();
-        let member = Member { node: id_of(n), passes_on, admin };
+        let member = Member { node: id_of(n), passes_on };
         self.machines.push(Machine {
             member,
             process: 0,
@@ -230,7 +227,7 @@ impl Run<'_> {
             }
             4 | 5 => {
                 let passes_on = self.random.below(4) != 0;
-                let n = self.add(false, passes_on);
+                let n = self.add(passes_on);
                 self.tell_facts();
                 self.start(n);
             }
@@ -548,11 +545,6 @@ impl Run<'_> {
             // Few who pass on have to serve many who do not.
             if members == sources && MAX_FULL_MESH < members && GREATEST_DEGREE < degree {
                 return Some(format!("n{n} has {degree} neighbours of {members}"));
-            }
-            let hears_facts = machine.connected.keys().any(|&m| self.machines[m].member.admin);
-            let admins = self.there().filter(|(m, other, _)| *m != n && other.member.admin).count();
-            if admins != 0 && !hears_facts {
-                return Some(format!("n{n} is connected with no admin"));
             }
         }
         self.cut_off()

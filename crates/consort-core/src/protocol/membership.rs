@@ -65,8 +65,6 @@ pub struct Member {
     pub node: NodeId,
     /// It passes on what it receives: it is no reader.
     pub passes_on: bool,
-    /// It may write the cluster's facts, and pass them on.
-    pub admin: bool,
 }
 
 /// What the two ends of a connection say to each other about being neighbours, in order with the links' messages.

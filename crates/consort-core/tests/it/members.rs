@@ -38,7 +38,6 @@ struct Node {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
-    Admin,
     Writer,
     Reader,
 }
@@ -93,7 +92,7 @@ impl World {
 
     fn member(&self, n: usize) -> Member {
         let role = self.nodes[n].role;
-        Member { node: id(n), passes_on: role != Role::Reader, admin: role == Role::Admin }
+        Member { node: id(n), passes_on: role != Role::Reader }
     }
 
     fn start(&mut self, n: usize) {
@@ -325,20 +324,13 @@ impl World {
             for &other in &self.nodes[n].links {
                 assert!(self.nodes[other].links.contains(&n), "{n} and {other} disagree");
             }
-            let knows_admin = (0..self.nodes.len()).any(|other| {
-                let pair = (n.min(other), n.max(other));
-                self.nodes[other].role == Role::Admin && self.connections.contains_key(&pair)
-            });
-            let is_only_admin = (0..self.nodes.len())
-                .all(|other| (self.nodes[other].role == Role::Admin) == (other == n));
-            assert!(knows_admin || is_only_admin, "node {n} hears nothing of the cluster's facts");
         }
         assert!(self.is_connected());
     }
 }
 
-fn all_admins(n: usize) -> Vec<Role> {
-    vec![Role::Admin; n]
+fn writers(n: usize) -> Vec<Role> {
+    vec![Role::Writer; n]
 }
 
 fn seconds(n: u64) -> Duration {
@@ -348,7 +340,7 @@ fn seconds(n: u64) -> Duration {
 #[test]
 fn up_to_nine_members_are_all_linked_with_each_other() {
     for n in [2, 3, 9] {
-        let mut world = World::new(&all_admins(n), 1);
+        let mut world = World::new(&writers(n), 1);
         world.run_for(seconds(5));
         assert_eq!(world.degrees(), (n - 1, n - 1));
         world.assert_healthy();
@@ -359,7 +351,7 @@ fn up_to_nine_members_are_all_linked_with_each_other() {
 #[test]
 fn a_hundred_members_have_few_neighbours_each_and_nobody_is_cut_off() {
     for seed in 0..3 {
-        let mut world = World::new(&all_admins(100), seed);
+        let mut world = World::new(&writers(100), seed);
         world.run_for(seconds(60));
         world.assert_healthy();
         let (least, most) = world.degrees();
@@ -369,20 +361,9 @@ fn a_hundred_members_have_few_neighbours_each_and_nobody_is_cut_off() {
 }
 
 #[test]
-fn one_admin_is_connected_with_all_and_linked_with_few() {
-    let mut roles = vec![Role::Writer; 40];
-    roles[7] = Role::Admin;
-    let mut world = World::new(&roles, 5);
-    world.run_for(seconds(60));
-    world.assert_healthy();
-    assert!(world.degrees().1 <= GREATEST_DEGREE);
-}
-
-#[test]
 fn readers_are_served_by_few_writers_and_those_by_each_other() {
     let mut roles = vec![Role::Reader; 60];
     roles[..4].fill(Role::Writer);
-    roles[0] = Role::Admin;
     let mut world = World::new(&roles, 5);
     world.run_for(seconds(90));
     world.assert_healthy();
@@ -390,7 +371,7 @@ fn readers_are_served_by_few_writers_and_those_by_each_other() {
 
 #[test]
 fn who_was_heard_of_before_the_facts_name_it_is_seen_when_they_do() {
-    let mut world = World::new(&all_admins(12), 3);
+    let mut world = World::new(&writers(12), 3);
     world.run_for(seconds(20));
     let all: Vec<Member> = (0..12).map(|n| world.member(n)).collect();
     world.event(0, Event::Members { members: all[..6].to_vec() });
@@ -403,7 +384,7 @@ fn who_was_heard_of_before_the_facts_name_it_is_seen_when_they_do() {
 
 #[test]
 fn those_who_crash_are_noticed_and_replaced_and_welcome_when_they_return() {
-    let mut world = World::new(&all_admins(60), 3);
+    let mut world = World::new(&writers(60), 3);
     world.run_for(seconds(40));
     for n in [3, 17, 22, 40, 41, 59] {
         world.crash(n);
@@ -424,7 +405,7 @@ fn those_who_crash_are_noticed_and_replaced_and_welcome_when_they_return() {
 #[test]
 fn the_halves_of_a_cluster_find_each_other_again_after_each_took_the_other_for_gone() {
     for seed in 0..3 {
-        let mut world = World::new(&all_admins(40), seed);
+        let mut world = World::new(&writers(40), seed);
         world.run_for(seconds(40));
         world.split_by(|n| (n % 2) as u8);
         world.run_for(seconds(60));
@@ -439,7 +420,7 @@ fn the_halves_of_a_cluster_find_each_other_again_after_each_took_the_other_for_g
 
 #[test]
 fn losing_one_datagram_in_ten_makes_nobody_gone() {
-    let mut world = World::new(&all_admins(40), 3);
+    let mut world = World::new(&writers(40), 3);
     world.loss_percent = 10;
     world.run_for(seconds(30));
     for _ in 0..60 {
@@ -452,7 +433,7 @@ fn losing_one_datagram_in_ten_makes_nobody_gone() {
 #[test]
 fn where_no_datagram_passes_neighbours_are_found_and_kept() {
     for n in [6, 20] {
-        let mut world = World::new(&all_admins(n), 3);
+        let mut world = World::new(&writers(n), 3);
         world.datagrams_pass = false;
         world.run_for(seconds(120));
         world.assert_healthy();
@@ -461,7 +442,7 @@ fn where_no_datagram_passes_neighbours_are_found_and_kept() {
 
 #[test]
 fn what_each_tells_of_itself_is_known_to_all() {
-    let mut world = World::new(&all_admins(50), 3);
+    let mut world = World::new(&writers(50), 3);
     world.run_for(seconds(45));
     for n in world.there() {
         for member in world.nodes[n].machine.as_ref().unwrap().members() {
@@ -476,7 +457,7 @@ fn what_each_tells_of_itself_is_known_to_all() {
 #[test]
 fn a_thousand_members_send_no_more_each_than_fifty() {
     let rate = |n: usize, settle: u64| {
-        let mut world = World::new(&all_admins(n), 2);
+        let mut world = World::new(&writers(n), 2);
         world.run_for(seconds(settle));
         let before: u64 = world.nodes.iter().map(|node| node.sent).sum();
         world.run_for(seconds(3));

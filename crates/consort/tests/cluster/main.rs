@@ -15,6 +15,7 @@
 //! - [`storm`]: thousands of random operations on three nodes at once, also while nodes are killed.
 //! - [`apart`]: nodes that are down, a chain of availability, concurrent writes.
 //! - [`directories`]: what can happen to a linked directory: mass deletion, ignored and impossible names, a full disk.
+//! - [`neighbours`]: more nodes than can all be linked with each other.
 //! - [`access`]: tickets, members, ports and stores that are not in order.
 
 mod access;
@@ -22,6 +23,7 @@ mod apart;
 mod cluster;
 mod directories;
 mod ledger;
+mod neighbours;
 mod operations;
 mod random;
 mod storm;

@@ -10,8 +10,6 @@
 //!   many, and only if the other gets along without.
 //! - Who was refused, left, or could not connect, does not come back before a while, which grows.
 //! - Who has nobody that passes on anything to it is accepted in excess ([`GREATEST_NEEDY_DEGREE`]).
-//!
-//! A connection is also kept for the cluster's facts: see [`FACTS_NEED_ADMINS`].
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -32,12 +30,6 @@ pub const GREATEST_DEGREE: usize = 8;
 pub const GREATEST_NEEDY_DEGREE: usize = 128;
 /// Neighbours who pass on what they receive that a member is left with when others leave it.
 const SOURCES_WANTED: usize = 2;
-
-/// **The rule of facts.** The cluster's facts are believed only when they come from an admin, so each member keeps a connection to
-/// at least one, neighbour or not. When facts can be relayed, this rule goes: set it to false, then remove what it guards.
-const FACTS_NEED_ADMINS: bool = true;
-/// Admins that another admin is connected with by its own choice: so the admins among themselves are a connected graph, too.
-const ADMINS_OF_AN_ADMIN: usize = 3;
 
 /// How long a neighbour stays before it is exchanged, or left since there are too many.
 const LAST_AT_LEAST: Duration = Duration::from_secs(20);
@@ -89,8 +81,6 @@ struct Peer {
     chosen: bool,
     /// It is our neighbour by its choice.
     chose_us: bool,
-    /// It is our way to the facts.
-    for_facts: bool,
     /// Since when it is being dialed.
     dialing: Option<Instant>,
     /// We made the connection that there is.
@@ -105,8 +95,6 @@ struct Peer {
 struct Avoided {
     until: Instant,
     times: u32,
-    /// It could not be reached; otherwise it only has no room.
-    unreachable: bool,
 }
 
 impl Neighbours {
@@ -173,7 +161,7 @@ impl Neighbours {
         if peer.open.take().is_some() {
             to.push(Effect::Close { peer: node });
         }
-        if peer.chosen || peer.for_facts {
+        if peer.chosen {
             // It may have been the connection, not the peer. If not, an attempt to connect will tell.
             if peer.dialing.is_none() {
                 peer.dialing = Some(now);
@@ -229,7 +217,7 @@ impl Neighbours {
                 self.refused = true;
                 peer.asked = None;
                 peer.chosen = false;
-                self.avoid(node, false, now);
+                self.avoid(node, now);
                 self.release(node, to);
             }
             Word::End => {
@@ -239,7 +227,7 @@ impl Neighbours {
                 if peer.open.take().is_some() {
                     to.push(Effect::Close { peer: node });
                 }
-                self.avoid(node, false, now);
+                self.avoid(node, now);
                 self.release(node, to);
             }
         }
@@ -270,9 +258,6 @@ impl Neighbours {
         } else {
             self.choose_some(&all, &known, &news, now, to);
             self.shed(&news, now, to);
-        }
-        if FACTS_NEED_ADMINS {
-            self.keep_admins(&all, &known, now, to);
         }
         let pending = |peer: &&Peer| peer.chosen && peer.open.is_none();
         let waits = self.peers.values().filter(pending).any(|peer| {
@@ -447,7 +432,7 @@ impl Neighbours {
         if peer.open.take().is_some() {
             to.push(Effect::Close { peer: node });
         }
-        self.avoid(node, false, now);
+        self.avoid(node, now);
         self.release(node, to);
     }
 
@@ -477,7 +462,7 @@ impl Neighbours {
 
     /// One that cannot be connected with.
     fn give_up(&mut self, node: NodeId, now: Instant, to: &mut Vec<Effect>) {
-        self.avoid(node, true, now);
+        self.avoid(node, now);
         self.forget(node, to);
     }
 
@@ -494,101 +479,17 @@ impl Neighbours {
     /// Ends a connection of ours that is of no use any more. One that the other side made is its own to end.
     fn release(&mut self, node: NodeId, to: &mut Vec<Effect>) {
         let Some(peer) = self.peers.get(&node) else { return };
-        let is_of_use = peer.chosen || peer.chose_us || peer.for_facts;
+        let is_of_use = peer.chosen || peer.chose_us;
         if !is_of_use && peer.connected != Some(false) {
             self.forget(node, to);
         }
     }
 
-    fn avoid(&mut self, node: NodeId, unreachable: bool, now: Instant) {
-        let first = Avoided { until: now, times: 0, unreachable };
-        let avoided = self.avoided.entry(node).or_insert(first);
-        avoided.unreachable = unreachable;
+    fn avoid(&mut self, node: NodeId, now: Instant) {
+        let avoided = self.avoided.entry(node).or_insert(Avoided { until: now, times: 0 });
         let pause = AVOID_FIRST.saturating_mul(1 << avoided.times.min(16)).min(AVOID_LAST);
         avoided.until = now + between(pause / 2, pause, &mut self.random);
         avoided.times += 1;
-    }
-
-    // ---- The rule of facts ----
-
-    /// Keeps as many connections to admins as are needed, and no more of those that serve nothing else.
-    fn keep_admins(
-        &mut self,
-        all: &[NodeId],
-        known: &impl Lookup,
-        now: Instant,
-        to: &mut Vec<Effect>,
-    ) {
-        let admins: Vec<Member> = all
-            .iter()
-            .filter_map(|node| known(*node).map(|(member, _)| member))
-            .filter(|member| member.admin)
-            .collect();
-        let wanted = if self.own.admin { ADMINS_OF_AN_ADMIN } else { 1 }.min(admins.len());
-        // An admin counts on those only that it chose itself, or a few could be content with each other.
-        let own_choice = self.own.admin;
-        let is_way = |peer: &Peer| {
-            peer.member.admin
-                && (peer.for_facts || peer.chosen || peer.open.is_some() && !own_choice)
-        };
-        let ways = self.peers.values().filter(|peer| is_way(peer)).count();
-        if ways < wanted {
-            let possible = |only_there: bool| -> Vec<Member> {
-                let fits = |member: &&Member| {
-                    let node = member.node;
-                    let is_avoided =
-                        self.avoided.get(&node).is_some_and(|a| a.unreachable && now < a.until);
-                    let is_way = self.peers.get(&node).is_some_and(is_way);
-                    let is_there = known(node).is_some_and(|(_, live)| {
-                        matches!(live, Liveness::Alive | Liveness::Suspected)
-                    });
-                    !is_way && (is_there || !only_there) && (!is_avoided || self.is_connected(node))
-                };
-                admins.iter().filter(fits).copied().collect()
-            };
-            let mut possible_now = possible(true);
-            if possible_now.is_empty() {
-                possible_now = possible(false);
-            }
-            if possible_now.is_empty() {
-                return;
-            }
-            let choice = self.random.below(possible_now.len() as u64);
-            let member = possible_now[usize::try_from(choice).unwrap_or(0)];
-            let peer = self.peers.entry(member.node).or_insert(Peer::new(member));
-            peer.for_facts = true;
-            if peer.connected.is_none() && peer.dialing.is_none() {
-                peer.dialing = Some(now);
-                to.push(Effect::Connect { peer: member.node });
-            }
-        } else if wanted < ways {
-            // A neighbour that has lasted is as good.
-            let lasted = |peer: &Peer| peer.open.is_some_and(|since| since + LAST_AT_LEAST <= now);
-            let others =
-                self.peers.values().filter(|p| is_way(p) && !p.for_facts && lasted(p)).count();
-            let superfluous = self.peers.values().find(|peer| peer.for_facts);
-            if wanted <= others
-                && let Some(node) = superfluous.map(|peer| peer.member.node)
-            {
-                if let Some(peer) = self.peers.get_mut(&node) {
-                    peer.for_facts = false;
-                }
-                self.release(node, to);
-            }
-        }
-        // A connection to one that turned out to be no admin serves nothing.
-        let mistaken: Vec<NodeId> = self
-            .peers
-            .values()
-            .filter(|peer| peer.for_facts && !peer.member.admin)
-            .map(|peer| peer.member.node)
-            .collect();
-        for node in mistaken {
-            if let Some(peer) = self.peers.get_mut(&node) {
-                peer.for_facts = false;
-            }
-            self.release(node, to);
-        }
     }
 
     fn chosen(&self) -> usize {
@@ -602,7 +503,6 @@ impl Peer {
             member,
             chosen: false,
             chose_us: false,
-            for_facts: false,
             dialing: None,
             connected: None,
             asked: None,
