@@ -27,8 +27,7 @@ use crate::content::{Contents, Fetcher, LocalContent, Roots, Server};
 use crate::error::NodeError;
 use crate::net::{
     self, GossipKey, Identity, IdentityError, Invites, JoinDesk, JoinRefusal, Joiner, Network,
-    NetworkConfig,
-    Role, Ticket,
+    NetworkConfig, Role, Ticket,
 };
 use crate::report::{Config, Initialized, Joined, NodeIdentity};
 use crate::runtime::{Cause, Runtime, wall_time};

@@ -21,6 +21,7 @@
 //! - [`Effect::Send`] is a datagram: it may be lost, doubled, overtaken. It must arrive as coming from its sender or not at all.
 //!   A simulation of thousands that needs neighbours only, and knows failures otherwise, may keep
 //!   [`Event::Standing`] to itself: nothing is told then, and what each keeps of the others stays small.
+//! - A member whose address is not known yet is said to be so ([`Member::dialable`]); addresses are among the news.
 //! - Time never goes back, and starts late enough that nothing happened before.
 //!
 //! `swim` wraps foca, `wire` is the bytes, `news` what members tell about themselves, `neighbours` the choice.
@@ -65,6 +66,8 @@ pub struct Member {
     pub node: NodeId,
     /// It passes on what it receives: it is no reader.
     pub passes_on: bool,
+    /// It is known where it can be reached. Others have to wait until it connects by itself.
+    pub dialable: bool,
 }
 
 /// What the two ends of a connection say to each other about being neighbours, in order with the links' messages.

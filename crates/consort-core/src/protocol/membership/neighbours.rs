@@ -311,8 +311,11 @@ impl Neighbours {
         let possible = |node: &NodeId| {
             let (member, liveness) = known(*node)?;
             let is_avoided = self.avoided.get(node).is_some_and(|avoided| now < avoided.until);
-            let is_ours = self.peers.get(node).is_some_and(|peer| peer.chosen);
-            (!is_avoided && !is_ours && member.passes_on).then_some((member, liveness))
+            let peer = self.peers.get(node);
+            let is_ours = peer.is_some_and(|peer| peer.chosen);
+            let can_be_had = member.dialable || peer.is_some_and(|peer| peer.connected.is_some());
+            (!is_avoided && !is_ours && can_be_had && member.passes_on)
+                .then_some((member, liveness))
         };
         let possible: Vec<(Member, Liveness)> = all.iter().filter_map(possible).collect();
         let there = |liveness| matches!(liveness, Liveness::Alive | Liveness::Suspected);
