@@ -98,7 +98,11 @@ pub(crate) fn run(seed: u64, nodes: Option<u32>, trace: Trace<'_>) -> Checked<Me
     let mut random = Random::new(seed);
     let count = nodes.map_or_else(|| 2 + random.below(60), u64::from);
     let readers = random.below(3) == 0;
-    let loss_ppm = [0, 1_000, 30_000][random.below(3) as usize];
+    let loss_ppm = match random.below(3) {
+        0 => 0,
+        1 => 1_000,
+        _ => 30_000,
+    };
     let mut run = Run {
         now: Instant(1_000_000),
         random,

@@ -424,7 +424,7 @@ impl Membership {
             let choice = self.random.below(unseen.len() as u64);
             self.swim.announce(unseen[usize::try_from(choice).unwrap_or(0)], now);
         }
-        let jitter = pause.as_micros() as u64 / 4;
+        let jitter = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX) / 4;
         self.seek_at = now + pause + Duration::from_micros(self.random.below(jitter));
         // Most are unheard of after a start: somebody who sees more of them tells many at once.
         if !lonely && self.members.len() < 2 * unseen.len() {

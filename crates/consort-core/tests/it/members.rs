@@ -455,7 +455,7 @@ fn what_each_tells_of_itself_is_known_to_all() {
 
 /// What a node sends does not depend on how many there are.
 #[test]
-fn a_thousand_members_send_no_more_each_than_fifty() {
+fn a_member_of_a_thousand_sends_no_more_than_one_of_fifty_may() {
     let rate = |n: usize, settle: u64| {
         let mut world = World::new(&writers(n), 2);
         world.run_for(seconds(settle));
@@ -467,7 +467,8 @@ fn a_thousand_members_send_no_more_each_than_fifty() {
         let after: u64 = world.nodes.iter().map(|node| node.sent).sum();
         (after - before) as f64 / n as f64 / 3.0
     };
-    let (few, many) = (rate(50, 40), rate(1000, 6));
+    let (few, many) = (rate(50, 10), rate(1000, 4));
     println!("datagrams a second and node: {few:.1} of 50, {many:.1} of 1,000");
-    assert!(many < 15.0 && many < 2.0 * few, "{few} of 50, {many} of 1,000");
+    // A probe and its answer, six gossips, and now and then a call.
+    assert!(few < 12.0 && many < 12.0, "{few} of 50, {many} of 1,000");
 }

@@ -118,8 +118,8 @@ impl Datagrams {
             let mut vault = lock(&self.vault);
             let Some(vault) = &mut *vault else { return };
             let fallback = || {
-                let nth = vault.counter as usize % addresses.len().max(1);
-                addresses.get(nth).copied()
+                let nth = vault.counter % addresses.len().max(1) as u64;
+                addresses.get(usize::try_from(nth).unwrap_or(0)).copied()
             };
             let Some(address) = vault.heard_at(to).or_else(fallback) else { return };
             let Some(sealed) = vault.seal(to, message) else { return };
@@ -345,7 +345,10 @@ impl Window {
                 self.seen = if ahead < 128 { self.seen << ahead | 1 } else { 1 };
                 self.highest = counter;
             }
-            _ => self.seen |= 1u128.checked_shl((self.highest - counter) as u32).unwrap_or(0),
+            _ => {
+                let back = u32::try_from(self.highest - counter).unwrap_or(u32::MAX);
+                self.seen |= 1u128.checked_shl(back).unwrap_or(0);
+            }
         }
     }
 }

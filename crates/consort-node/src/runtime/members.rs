@@ -270,7 +270,7 @@ pub(crate) fn short_id(dataset: DatasetId) -> u64 {
 
 /// The front of a digest.
 pub(crate) fn short_digest(sum: u128) -> u64 {
-    (sum >> 64) as u64
+    u64::try_from(sum >> 64).expect("64 bits are left")
 }
 
 fn member(node: NodeId, role: Role) -> Member {

@@ -318,31 +318,27 @@ impl Neighbours {
                 .then_some((member, liveness))
         };
         let possible: Vec<(Member, Liveness)> = all.iter().filter_map(possible).collect();
-        let there = |liveness| matches!(liveness, Liveness::Alive | Liveness::Suspected);
-        let is_new = |member: &Member| !self.is_open(member.node);
-        let has_room = |member: &Member| {
-            news(member.node).is_none_or(|news| usize::from(news.links) < GREATEST_DEGREE)
+        // The lower the better.
+        let rank = |member: &Member, liveness: Liveness| {
+            let is_there = matches!(liveness, Liveness::Alive | Liveness::Suspected)
+                || self.is_connected(member.node);
+            let links = news(member.node).map_or(0, |news| usize::from(news.links));
+            match (!self.is_open(member.node), is_there, links < GREATEST_DEGREE) {
+                (true, true, true) if self.returned.contains_key(&member.node) => 0,
+                (true, true, true) => 1,
+                (true, true, false) => 2,
+                // Perhaps it is there all the same: no datagram may get through, or nothing has been heard yet.
+                (true, false, _) => 3,
+                (false, ..) => 4,
+            }
         };
-        let is_back = |member: &Member| self.returned.contains_key(&member.node);
-        let ranks: [&dyn Fn(&Member, Liveness) -> bool; 5] = [
-            &|member, live| there(live) && is_back(member) && is_new(member) && has_room(member),
-            &|member, live| {
-                (there(live) || self.is_connected(member.node))
-                    && is_new(member)
-                    && has_room(member)
-            },
-            &|member, live| there(live) && is_new(member),
-            // Perhaps it is there all the same: no datagram may get through, or nothing has been heard yet.
-            &|member, _| is_new(member),
-            &|_, _| true,
-        ];
-        let chosen = ranks.iter().find_map(|fits| {
-            let fitting: Vec<Member> =
-                possible.iter().filter(|(m, live)| fits(m, *live)).map(|(m, _)| *m).collect();
-            (!fitting.is_empty()).then_some(fitting)
-        })?;
-        let choice = self.random.below(chosen.len() as u64);
-        chosen.get(usize::try_from(choice).unwrap_or(0)).copied()
+        let ranked: Vec<(u8, Member)> =
+            possible.iter().map(|(member, live)| (rank(member, *live), *member)).collect();
+        let best = ranked.iter().map(|(rank, _)| *rank).min()?;
+        let best: Vec<&Member> =
+            ranked.iter().filter(|(rank, _)| *rank == best).map(|(_, member)| member).collect();
+        let choice = self.random.below(best.len() as u64);
+        best.get(usize::try_from(choice).unwrap_or(0)).map(|member| **member)
     }
 
     fn choose(&mut self, member: Member, now: Instant, to: &mut Vec<Effect>) {

@@ -221,7 +221,7 @@ impl TryRng for Seeded {
     type Error = Infallible;
 
     fn try_next_u32(&mut self) -> Result<u32, Infallible> {
-        Ok((self.0.next_u64() >> 32) as u32)
+        Ok(u32::try_from(self.0.next_u64() >> 32).unwrap_or(u32::MAX))
     }
 
     fn try_next_u64(&mut self) -> Result<u64, Infallible> {
