@@ -407,7 +407,7 @@ fn the_halves_of_a_cluster_find_each_other_again_after_each_took_the_other_for_g
     for seed in 0..3 {
         let mut world = World::new(&writers(40), seed);
         world.run_for(seconds(40));
-        world.split_by(|n| (n % 2) as u8);
+        world.split_by(|n| u8::from(n % 2 == 0));
         world.run_for(seconds(60));
         assert_eq!(world.seen_as(Liveness::Gone, true), 40 * 20);
         assert!(!world.is_connected());
