@@ -26,9 +26,11 @@
 pub mod codec;
 pub mod event;
 pub mod link;
+pub mod membership;
 pub mod message;
 mod news;
 pub mod replica;
+mod wave;
 mod window;
 
 pub use event::{Effect, Event, Now};

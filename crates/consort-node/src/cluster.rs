@@ -9,9 +9,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use consort_core::encoding::{DecodeError, Reader, Writer};
 use consort_core::store::{DatasetParameters, StoreError, View};
-use consort_core::{Content, DatasetId, Dot, FingerprintKey, Key, NodeId, OnConflict, Version};
+use consort_core::{
+    Content, DatasetId, Dot, FingerprintKey, Key, NodeId, OnConflict, Version, WallTime,
+};
 
-use crate::net::Role;
+use crate::net::{GossipKey, Role};
 
 /// The format of the values below. A later version may add fields behind those that this one knows.
 const FORMAT: u8 = 1;
@@ -55,6 +57,30 @@ pub(crate) struct DatasetFact {
     pub(crate) unknown_policy: Option<String>,
 }
 
+/// The keys for datagrams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GossipFact {
+    /// What members seal with.
+    pub(crate) current: GossipKey,
+    /// What they sealed with before, and what was chosen at the same time.
+    pub(crate) others: Vec<GossipKey>,
+    /// When the current one was written.
+    pub(crate) written: WallTime,
+}
+
+/// How long a key for datagrams is accepted after another took its place. Whoever has not heard of that by then reaches
+/// others by connections, until it has.
+const ACCEPT_OLD_KEY_MS: u64 = 10 * 60 * 1000;
+
+impl GossipFact {
+    /// The keys that are good now; the first is to be used.
+    pub(crate) fn keys(&self, now: WallTime) -> Vec<GossipKey> {
+        let accepts = now.0 < self.written.0.saturating_add(ACCEPT_OLD_KEY_MS);
+        let others = self.others.iter().filter(|_| accepts);
+        std::iter::once(&self.current).chain(others).copied().collect()
+    }
+}
+
 /// All facts at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
@@ -64,6 +90,8 @@ pub(crate) struct Facts {
     pub(crate) datasets: Vec<DatasetFact>,
     /// Those whose membership has ended.
     pub(crate) revoked: BTreeSet<NodeId>,
+    /// None before the first contact.
+    pub(crate) gossip: Option<GossipFact>,
     /// There are facts that cannot be understood, perhaps because a later version wrote them: a dataset that is not
     /// among those above may still be one.
     pub(crate) incomplete: bool,
@@ -111,6 +139,17 @@ impl Facts {
         } else if let Some(node) = key.strip_prefix(REVOKED).and_then(|node| node.parse().ok()) {
             // It is for good, whatever stands there: nobody can take it back, the revoked admin's seal included.
             self.revoked.insert(node);
+        } else if key.as_str() == GOSSIP {
+            let Some(bytes) = inline(winner) else { return Ok(()) };
+            let (current, mut others) = decode_gossip(&bytes)?;
+            for version in versions.iter().filter(|version| version.dot != winner.dot) {
+                if let Some(bytes) = inline(version) {
+                    let (key, before) = decode_gossip(&bytes)?;
+                    others.extend(std::iter::once(key).chain(before));
+                }
+            }
+            others.truncate(MAX_OLD_KEYS);
+            self.gossip = Some(GossipFact { current, others, written: winner.dot.time.wall() });
         } else if let Some(name) = key.strip_prefix(DATASETS) {
             // Each of several that were made at the same time may hold what was acknowledged.
             for version in versions {
@@ -139,6 +178,10 @@ impl Facts {
 const MEMBERS: &str = "members/";
 const DATASETS: &str = "datasets/";
 const REVOKED: &str = "revoked/";
+const GOSSIP: &str = "gossip/key";
+
+/// Keys that are accepted beside the current one.
+const MAX_OLD_KEYS: usize = 4;
 
 /// The cluster's own dataset. Its identity and secret follow from the authority's fingerprint, which members have.
 pub(crate) fn cluster_dataset(authority_fingerprint: &[u8; 32]) -> DatasetParameters {
@@ -171,6 +214,33 @@ pub(crate) fn revocation_key(node: NodeId) -> Key {
 /// Where a dataset's fact is.
 pub(crate) fn dataset_key(name: &str) -> Key {
     Key::new(format!("{DATASETS}{name}")).expect("a dataset's name is a key")
+}
+
+/// Where the keys for datagrams are.
+pub(crate) fn gossip_key() -> Key {
+    Key::new(GOSSIP.to_owned()).expect("it is a key")
+}
+
+/// The value of that.
+pub(crate) fn encode_gossip(current: GossipKey, last: Option<GossipKey>) -> Content {
+    let mut bytes = Vec::new();
+    let mut to = Writer(&mut bytes);
+    to.u8(FORMAT);
+    to.raw(&current.0);
+    to.count(usize::from(last.is_some()));
+    if let Some(last) = last {
+        to.raw(&last.0);
+    }
+    Content::Inline(bytes.into())
+}
+
+fn decode_gossip(bytes: &[u8]) -> Result<(GossipKey, Vec<GossipKey>), DecodeError> {
+    let mut from = Reader::new(bytes);
+    read_format(&mut from)?;
+    let current = GossipKey(from.array("key")?);
+    let count = from.count(32, MAX_OLD_KEYS, "keys")?;
+    let others = (0..count).map(|_| Ok(GossipKey(from.array("key")?))).collect::<Result<_, _>>()?;
+    Ok((current, others))
 }
 
 /// The value of a revocation.
@@ -312,6 +382,10 @@ mod tests {
                 let Content::Inline(again) = encode_member(&member) else { panic!("it is inline") };
                 prop_assert_eq!(decode_member(node, &again), Ok(member));
             }
+            if let Ok((key, others)) = decode_gossip(&bytes) {
+                prop_assert!(others.len() <= MAX_OLD_KEYS);
+                prop_assert_eq!(GossipKey(*bytes[1..].first_chunk().expect("it was read")), key);
+            }
             let _ = decode_dataset("photos", &dataset_key("photos"), Dot::default(), &bytes);
         }
     }
@@ -385,6 +459,19 @@ mod tests {
         assert!(facts.dataset(&name).is_some());
         assert!(facts.datasets.iter().all(|dataset| valid_dataset_name(&dataset.name)));
         assert_ne!(facts.datasets[0].name, facts.datasets[1].name);
+    }
+
+    #[test]
+    fn of_two_keys_that_were_written_at_the_same_time_all_seal_with_the_same_and_accept_both() {
+        let (a, b, old) = (GossipKey([1; 32]), GossipKey([2; 32]), GossipKey([3; 32]));
+        let written = [a, b].map(|key| encode_gossip(key, Some(old)));
+        let [one, other] = [written.clone(), [written[1].clone(), written[0].clone()]]
+            .map(|order| concurrent(&gossip_key(), order.to_vec()).gossip.expect("there is one"));
+        for fact in [&one, &other] {
+            let keys = fact.keys(WallTime(0));
+            assert!([a, b, old].iter().all(|key| keys.contains(key)), "{keys:?}");
+            assert_eq!(fact.keys(WallTime(u64::MAX)), [fact.current]);
+        }
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //!
 //! In reading order: [`identity`] (keys, certificates, roles), [`ticket`] and [`invites`] (what
 //! lets a machine in), [`mod@join`] (how it comes in), [`tls`] (what is checked before a byte is
-//! believed), [`frame`] (how bytes are cut into frames), and [`network`] (one control connection to
-//! each peer, content connections on demand).
+//! believed), [`frame`] (how bytes are cut into frames), `datagram` (small messages beside
+//! connections), and [`network`] (at most one control connection to each peer, content connections
+//! on demand).
 //!
 //! One port serves all three conversations; which one a connection is for is agreed inside the TLS
 //! handshake.
@@ -18,6 +19,7 @@
 
 mod certificate;
 mod connection;
+mod datagram;
 mod dial;
 mod durable;
 mod greeting;
@@ -35,6 +37,7 @@ pub mod ticket;
 pub mod tls;
 
 pub(crate) use certificate::issued_to;
+pub use datagram::{DatagramCounts, GossipKey};
 pub use identity::{Identity, IdentityError, NodeId, PeerIdentity, Role};
 pub use invites::Invites;
 pub use join::{JoinDesk, JoinError, JoinRefusal, Joined, Joiner, join};

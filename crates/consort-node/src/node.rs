@@ -20,12 +20,15 @@ use consort_store::{Body, DiskStore, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::seals::{self, Seals};
-use crate::cluster::{Facts, MemberFact, cluster_dataset, encode_member, member_key};
+use crate::cluster::{
+    Facts, GossipFact, MemberFact, cluster_dataset, encode_gossip, encode_member, gossip_key,
+    member_key,
+};
 use crate::content::{Contents, Fetcher, LocalContent, Roots, Server};
 use crate::error::NodeError;
 use crate::net::{
-    self, Identity, IdentityError, Invites, JoinDesk, JoinRefusal, Joiner, Network, NetworkConfig,
-    Role, Ticket,
+    self, GossipKey, Identity, IdentityError, Invites, JoinDesk, JoinRefusal, Joiner, Network,
+    NetworkConfig, Role, Ticket,
 };
 use crate::report::{Config, Initialized, Joined, NodeIdentity};
 use crate::runtime::{Cause, Runtime, wall_time};
@@ -163,6 +166,7 @@ impl Node {
         store.set_setting(LISTEN, Some(listen.to_string().into_bytes()))?;
         if identity.is_authority() {
             record_self(&store, cluster.id, sealer.clone(), &identity, listen)?;
+            record_gossip_key(&store, cluster.id, sealer.clone())?;
         }
 
         let fetcher = Arc::new(Fetcher::start(Arc::clone(&network)));
@@ -411,6 +415,26 @@ fn record_self(
     } else {
         record_member(store, cluster, sealer, &member)
     }
+}
+
+/// A cluster has a key for datagrams from its start.
+fn record_gossip_key(
+    store: &DiskStore,
+    cluster: DatasetId,
+    sealer: Option<Arc<dyn Sealer>>,
+) -> Result<(), StoreError> {
+    if Facts::read(&store.view(cluster)?)?.gossip.is_some() {
+        return Ok(());
+    }
+    let writes = vec![new_gossip_key(None)];
+    let body = Body::Local { writes, now: wall_time() };
+    store.commit(Transaction { sealer, ..Transaction::new(cluster, body) }).map(drop)
+}
+
+/// Replaces the key for datagrams; the last one is accepted for a while.
+fn new_gossip_key(last: Option<&GossipFact>) -> LocalWrite {
+    let key = GossipKey(net::random());
+    LocalWrite::new(gossip_key(), encode_gossip(key, last.map(|gossip| gossip.current)))
 }
 
 /// The addresses at which others may reach one that listens here, the likeliest first. Of one that listens on all

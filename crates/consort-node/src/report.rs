@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use consort_core::{DatasetId, Dot, Kind, NodeId, OnConflict, Origin};
 
-use crate::net::{Role, Traffic};
+use crate::net::{DatagramCounts, Role, Traffic};
 
 /// Who a node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -296,6 +296,8 @@ pub struct Status {
     pub datasets: Vec<DatasetStatus>,
     /// Bytes at the sockets since the start.
     pub traffic: Traffic,
+    /// What became of datagrams since the start.
+    pub datagrams: DatagramCounts,
 }
 
 /// How a peer stands.
@@ -313,6 +315,61 @@ pub struct PeerStatus {
     pub connected: bool,
     /// Why not.
     pub reason: Option<String>,
+    /// Whether it is there, as the members find out together.
+    pub presence: Presence,
+    /// For how many seconds that has been so, as far as this node knows.
+    pub for_seconds: u64,
+    /// It is a neighbour: changes flow between it and this node.
+    pub neighbour: bool,
+    /// How many seconds ago it said what follows; none if this node has heard nothing of it since its start.
+    pub told_seconds_ago: Option<u64>,
+    /// How many neighbours it has.
+    pub neighbours: u64,
+    /// Bytes a second at its sockets.
+    pub rate_bytes: u64,
+    /// How it stands with each dataset that this node knows, too.
+    pub datasets: Vec<PeerDataset>,
+}
+
+/// Whether a member is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It is.
+    Alive,
+    /// It did not answer, and may object yet.
+    Suspected,
+    /// It does not answer.
+    Gone,
+    /// Nothing was heard of it since this node started.
+    Unheard,
+}
+
+impl fmt::Display for Presence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Alive => "alive",
+            Self::Suspected => "suspected",
+            Self::Gone => "gone",
+            Self::Unheard => "unheard",
+        })
+    }
+}
+
+/// How another member stood with a dataset when it told so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerDataset {
+    /// Its name.
+    pub name: String,
+    /// It held the same versions as this node does now, and its directory, if there is one, showed them.
+    pub in_sync: bool,
+    /// How many versions it held.
+    pub versions: u64,
+    /// By how many these are fewer than here.
+    pub behind: u64,
+    /// Entries that it knew of and that were not in its directory.
+    pub pending: u64,
+    /// A directory of its is linked.
+    pub linked: bool,
 }
 
 /// How a dataset stands on this node.

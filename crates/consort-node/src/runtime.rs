@@ -2,6 +2,9 @@
 //! and every effect of the core goes out through one `match`. Nothing here decides about the protocol; what is
 //! decided here is which datasets and peers there are, and that follows from the cluster's facts.
 
+mod helpers;
+mod members;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,6 +13,7 @@ use std::time::{Duration, Instant as StdInstant, SystemTime, UNIX_EPOCH};
 use consort_core::model::commit::Commit;
 use consort_core::protocol::event::Access;
 use consort_core::protocol::link::Phase;
+use consort_core::protocol::membership;
 use consort_core::protocol::replica::LinkReport;
 use consort_core::protocol::{Effect, Envelope, Event, Message, Now, Replica, codec};
 use consort_core::store::{Applied, DatasetParameters, Sequence, StoreError, View};
@@ -19,8 +23,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::Facts;
 use crate::cluster::seals::{CheckError, Seals};
-use crate::net::{KnownPeer, NetEvent, Refusal, Role};
+use crate::net::{NetEvent, Refusal, Role};
 use crate::shared::{PeerState, Shared};
+
+use helpers::Helpers;
+use members::Members;
+pub(crate) use members::{MemberView, short_digest, short_id};
 
 /// How soon a peer that was disconnected for what it sent is dialed again.
 const REDIAL_AFTER: Duration = Duration::from_secs(5);
@@ -44,6 +52,10 @@ pub(crate) enum Cause {
     BarrierOver { id: u64 },
     /// How the links of a dataset stand.
     Links { dataset: DatasetId, reply: oneshot::Sender<Vec<LinkReport>> },
+    /// What is known of the members.
+    Members { reply: oneshot::Sender<Vec<MemberView>> },
+    /// Whether this node has the neighbours that it can have now.
+    IsSettled { reply: oneshot::Sender<bool> },
     /// End.
     Stop,
 }
@@ -99,6 +111,8 @@ struct Open {
 struct Connection {
     number: u64,
     role: Role,
+    /// The peer is a neighbour: all datasets have links on it, not only the cluster's own.
+    open: bool,
 }
 
 /// The loop and what it alone knows.
@@ -107,6 +121,8 @@ pub(crate) struct Runtime {
     seals: Seals,
     replicas: HashMap<DatasetId, Open>,
     connections: BTreeMap<NodeId, Connection>,
+    members: Members,
+    helpers: Helpers,
     /// By number, which rises: an answer to a later one answers the earlier ones too.
     barriers: BTreeMap<u64, Barrier>,
     flushing: HashMap<(DatasetId, NodeId), Flushing>,
@@ -120,11 +136,14 @@ pub(crate) struct Runtime {
 impl Runtime {
     /// A loop for a node that has no connection yet.
     pub(crate) fn new(shared: Arc<Shared>, seals: Seals) -> Self {
+        let members = Members::new(&shared, Instant::default());
         Self {
             shared,
             seals,
             replicas: HashMap::new(),
             connections: BTreeMap::new(),
+            members,
+            helpers: Helpers::default(),
             barriers: BTreeMap::new(),
             flushing: HashMap::new(),
             // Not one that a peer may still be answering since this node ran last.
@@ -145,7 +164,9 @@ impl Runtime {
         self.refresh();
         loop {
             let deadlines = self.replicas.values().filter_map(|open| open.replica.deadline());
-            let deadline = deadlines.min().map(|at| self.epoch + Duration::from_micros(at.0));
+            let members = (!self.failed).then(|| self.members.deadline());
+            let deadline = deadlines.chain(members).min();
+            let deadline = deadline.map(|at| self.epoch + Duration::from_micros(at.0));
             let next = [deadline, self.redial_at].into_iter().flatten().min();
             let sleep = async {
                 match next {
@@ -212,6 +233,12 @@ impl Runtime {
             Cause::BarrierOver { id } => drop(self.barriers.remove(&id)),
             Cause::Links { dataset, reply } => {
                 let _ = reply.send(self.links(dataset));
+            }
+            Cause::Members { reply } => {
+                let _ = reply.send(self.members.view(self.now().instant));
+            }
+            Cause::IsSettled { reply } => {
+                let _ = reply.send(self.members.is_settled());
             }
             Cause::Stop => {}
         }
@@ -286,21 +313,23 @@ impl Runtime {
 
     fn on_net(&mut self, event: NetEvent) {
         match event {
-            NetEvent::Connected { peer, addr, connection } => {
+            NetEvent::Connected { peer, addr, connection, dialed } => {
                 let node = peer.node;
                 if self.failed {
                     return self.shared.network.forget(node);
                 }
                 tracing::info!(peer = peer.name, %addr, "connected");
-                self.connections.insert(node, Connection { number: connection, role: peer.role });
+                let role = peer.role;
+                self.connections.insert(node, Connection { number: connection, role, open: false });
                 let state = PeerState { addr: Some(addr), connected: true, reason: None };
                 self.shared.set_peer(node, state);
-                self.shared.contents.fetcher().peer_up(node);
-                for dataset in self.replicas.keys().copied().collect::<Vec<_>>() {
-                    self.connect(dataset, node, peer.role, false);
-                }
-                self.shared.wake_folders();
+                self.connect(self.shared.cluster.id, node, role, false);
+                self.on_member_connected(&peer, dialed);
             }
+            NetEvent::Datagram { from, bytes } => {
+                return self.membership(membership::Event::Received { from, datagram: bytes });
+            }
+            NetEvent::Word { peer, connection, bytes } => self.on_word(peer, connection, &bytes),
             NetEvent::Frame { peer, connection, bytes } => {
                 if self.connections.get(&peer).is_none_or(|known| known.number != connection) {
                     return;
@@ -315,16 +344,16 @@ impl Runtime {
             NetEvent::Disconnected { peer, connection, reason } => {
                 if self.connections.get(&peer).is_some_and(|known| known.number == connection) {
                     tracing::info!(peer = %peer.short(), reason, "disconnected");
-                    self.forget(peer);
                     let state = PeerState { addr: None, connected: false, reason: Some(reason) };
                     self.shared.set_peer(peer, state);
+                    self.forget(peer);
                 }
             }
             NetEvent::Learned { node, addr, firsthand } => {
                 // Where a connected peer is, it knows best itself.
                 let hearsay = !firsthand && self.connections.contains_key(&node);
                 if !hearsay && self.shared.learn(node, addr, firsthand) {
-                    self.set_peers(&self.shared.facts());
+                    self.set_members(&self.shared.facts());
                 }
             }
             NetEvent::Unreachable { peer, addr, reason } => self.not_connected(peer, addr, reason),
@@ -334,7 +363,9 @@ impl Runtime {
                 }
                 let name = peer.as_ref().map_or("a stranger", |peer| peer.name.as_str());
                 tracing::debug!(%addr, peer = name, %reason, "a connection was refused");
-                if let Some(node) = peer.map(|peer| peer.node).or(dialed) {
+                if let Some(node) = peer.map(|peer| peer.node).or(dialed)
+                    && reason != Refusal::Duplicate
+                {
                     self.not_connected(node, addr, reason.to_string());
                 }
             }
@@ -362,19 +393,24 @@ impl Runtime {
         self.event(dataset, Event::Received { peer, message });
     }
 
-    fn not_connected(&self, peer: NodeId, addr: SocketAddr, reason: String) {
+    fn not_connected(&mut self, peer: NodeId, addr: SocketAddr, reason: String) {
         if !self.connections.contains_key(&peer) {
             let state = PeerState { addr: Some(addr), connected: false, reason: Some(reason) };
             self.shared.set_peer(peer, state);
+            self.membership(membership::Event::Unreachable { peer });
         }
     }
 
     fn on_time(&mut self) {
         if self.redial_at.is_some_and(|at| at <= StdInstant::now()) {
             self.redial_at = None;
-            self.set_peers(&self.shared.facts());
+            self.dial_again();
         }
         let now = self.now().instant;
+        if !self.failed && self.members.deadline() <= now {
+            self.membership(membership::Event::DeadlinePassed);
+            self.look_for_content();
+        }
         let due = |open: &Open| open.replica.deadline().is_some_and(|at| at <= now);
         let datasets: Vec<DatasetId> =
             self.replicas.iter().filter(|(_, open)| due(open)).map(|(&id, _)| id).collect();
@@ -384,10 +420,11 @@ impl Runtime {
     }
 
     fn grew(&mut self, dataset: DatasetId) {
-        self.event(dataset, Event::Grew);
+        // Whoever was revoked by what came is not told of it, nor of the key that came with it.
         if dataset == self.shared.cluster.id {
             self.refresh();
         }
+        self.event(dataset, Event::Grew);
         self.shared.wake_folder(dataset);
         self.shared.notify();
     }
@@ -454,7 +491,7 @@ impl Runtime {
         for dataset in &facts.datasets {
             self.open(dataset.parameters);
         }
-        self.set_peers(&facts);
+        self.set_members(&facts);
         let wanted: HashSet<DatasetId> = facts.datasets.iter().map(|d| d.parameters.id).collect();
         let is_gone = |id: &DatasetId| *id != self.shared.cluster.id && !wanted.contains(id);
         // What cannot be understood is not gone.
@@ -478,8 +515,11 @@ impl Runtime {
         let access = self.access(parameters.id, self.shared.identity.role);
         let replica = Replica::new(parameters.fingerprint_key, access, crate::net::random_u64());
         self.replicas.insert(parameters.id, Open { replica });
+        let is_linked =
+            |connection: &&Connection| connection.open || parameters.id == self.shared.cluster.id;
+        let linked = self.connections.iter().filter(|(_, connection)| is_linked(connection));
         let peers: Vec<(NodeId, Role)> =
-            self.connections.iter().map(|(&peer, connection)| (peer, connection.role)).collect();
+            linked.map(|(&peer, connection)| (peer, connection.role)).collect();
         for (peer, role) in peers {
             self.connect(parameters.id, peer, role, true);
         }
@@ -497,56 +537,33 @@ impl Runtime {
         if is_believed { Access::Write } else { Access::Read }
     }
 
-    fn set_peers(&self, facts: &Facts) {
-        if self.failed {
-            return;
-        }
-        let own = self.shared.identity.node;
-        self.shared.network.set_revoked(facts.revoked.iter().copied().collect());
-        let mut peers: BTreeMap<NodeId, Vec<SocketAddr>> = BTreeMap::new();
-        for (node, addresses) in self.shared.learned() {
-            peers.entry(node).or_default().extend(addresses);
-        }
-        for member in &facts.members {
-            let addresses = peers.entry(member.node).or_default();
-            addresses.extend(
-                member
-                    .addresses
-                    .iter()
-                    .filter(|addr| !addresses.contains(addr))
-                    .copied()
-                    .collect::<Vec<_>>(),
-            );
-        }
-        // Before the first contact, a new member does not know who is one.
-        let is_new = facts.member(own).is_none();
-        let is_peer = |node: &NodeId| {
-            *node != own && facts.member(*node).map_or(is_new, |member| !member.revoked)
-        };
-        let known = peers
-            .into_iter()
-            .filter(|(node, _)| is_peer(node))
-            .map(|(node, addresses)| KnownPeer { node, addresses });
-        self.shared.network.set_peers(known.collect());
-    }
-
     fn disconnect(&mut self, peer: NodeId, reason: &str) {
         tracing::warn!(peer = %peer.short(), reason, "a peer is disconnected");
-        self.forget(peer);
         let state = PeerState { addr: None, connected: false, reason: Some(reason.to_owned()) };
         self.shared.set_peer(peer, state);
+        self.members.rest(peer);
         self.shared.network.forget(peer);
+        self.forget(peer);
         self.redial_at.get_or_insert(StdInstant::now() + REDIAL_AFTER);
     }
 
+    /// A connection is gone.
     fn forget(&mut self, peer: NodeId) {
+        if self.leave(peer) {
+            self.membership(membership::Event::Disconnected { peer });
+        }
+    }
+
+    /// Closes the links of a connection, if there is one.
+    fn leave(&mut self, peer: NodeId) -> bool {
         if self.connections.remove(&peer).is_none() {
-            return;
+            return false;
         }
         self.shared.contents.fetcher().peer_down(peer);
         for dataset in self.replicas.keys().copied().collect::<Vec<_>>() {
             self.event(dataset, Event::Disconnected { peer });
         }
+        true
     }
 
     /// The store cannot go on. Peers are left, so that nothing is acknowledged that is not kept.

@@ -25,6 +25,8 @@ const MAX_LEARNED: usize = 512;
 const MAX_LEARNED_ADDRESSES: usize = 3;
 /// The setting that holds them.
 pub(crate) const LEARNED: &str = "peers";
+/// The setting that holds the number of the last process.
+const STARTED: &str = "started";
 /// The setting that holds the links.
 const LINKS: &str = "links";
 /// Links of one node.
@@ -58,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) contents: Arc<Contents>,
     pub(crate) desk: Option<Arc<JoinDesk>>,
     pub(crate) causes: mpsc::UnboundedSender<Cause>,
+    /// Higher than for every process of this node before.
+    pub(crate) started: u32,
     changed: watch::Sender<u64>,
     /// Held while a directory is linked or unlinked, so that two of that never overlap.
     linking: Mutex<()>,
@@ -100,6 +104,7 @@ impl Shared {
             }
             None => BTreeMap::new(),
         };
+        let started = begin(&store)?;
         // Whoever holds the authority is not told by others which datasets there are.
         let state = Mutex::new(State { learned, heard: desk.is_some(), ..State::default() });
         let changed = watch::Sender::new(0);
@@ -113,6 +118,7 @@ impl Shared {
             contents,
             desk,
             causes,
+            started,
             changed,
             linking: Mutex::default(),
             state,
@@ -153,6 +159,12 @@ impl Shared {
 
     pub(crate) fn set_peer(&self, peer: NodeId, state: PeerState) {
         self.state().peers.insert(peer, state);
+        self.notify();
+    }
+
+    /// The connection with a peer was ended, since it is not needed.
+    pub(crate) fn set_disconnected(&self, peer: NodeId) {
+        self.state().peers.remove(&peer);
         self.notify();
     }
 
@@ -373,6 +385,16 @@ impl Shared {
             None => Ok(Vec::new()),
         }
     }
+}
+
+/// A number for this process: the time, unless that went back.
+fn begin(store: &DiskStore) -> Result<u32, StoreError> {
+    let last = store.setting(STARTED)?.and_then(|bytes| bytes.try_into().ok());
+    let last = u32::from_le_bytes(last.unwrap_or_default());
+    let now = u32::try_from(crate::runtime::wall_time().0 / 1000).unwrap_or(u32::MAX);
+    let started = now.max(last.saturating_add(1));
+    store.set_setting(STARTED, Some(started.to_le_bytes().to_vec()))?;
+    Ok(started)
 }
 
 /// The value of [`LEARNED`].

@@ -35,6 +35,8 @@ pub struct Violation {
 /// Who looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Checker {
+    /// Nobody who is there is taken for gone for long.
+    Believed,
     /// Nodes do not stop for the others' mistakes: there are none here. A link that is ended is a wrong accusation.
     Blameless,
     /// Queues and buffers keep to their bounds.
@@ -47,6 +49,8 @@ pub enum Checker {
     Cursors,
     /// What was acknowledged is there, or was replaced by somebody who saw it.
     Durable,
+    /// Neighbours agree that they are, have not too many, and nobody is cut off once everything is mended.
+    Linked,
     /// Once everything is mended, all that was written arrives everywhere, and then there is rest.
     Live,
     /// What is sent is in proportion to what was written.
@@ -59,12 +63,14 @@ impl Checker {
     /// Its name.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Believed => "believed",
             Self::Blameless => "blameless",
             Self::Bounded => "bounded",
             Self::Causal => "causal",
             Self::Converged => "converged",
             Self::Cursors => "cursors",
             Self::Durable => "durable",
+            Self::Linked => "linked",
             Self::Live => "live",
             Self::Minimal => "minimal",
             Self::NoResurrection => "no-resurrection",

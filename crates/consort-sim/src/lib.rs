@@ -6,7 +6,7 @@
 //!
 //! In reading order: [`scenario`] (what runs are made of), `script` (what will happen to one run), `world` (the loop),
 //! `node` and `driver` (one machine, and what the real node's loop does there), `network`, `disk`, `clock`, `topology`
-//! (the parts that fail), `history` (what really happened), `checkers` (what must hold), [`shrink`] (shorter runs that
+//! (the parts that fail), `members` (a world of its own, in which membership is at work and nothing is written), `history` (what really happened), `checkers` (what must hold), [`shrink`] (shorter runs that
 //! fail as well).
 //!
 //! [`plan`] is the other use of it: how a deployment of thousands of nodes would fare, measured (`meter`), not checked.
@@ -17,6 +17,7 @@ mod disk;
 mod driver;
 mod faults;
 mod history;
+mod members;
 mod meter;
 mod network;
 mod node;
@@ -35,6 +36,7 @@ use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 
 pub use checkers::{Checker, Violation};
+pub use members::MembersOutcome;
 pub use network::Conditions;
 pub use scenario::Scenario;
 pub use script::Script;
@@ -82,6 +84,19 @@ thread_local! {
 /// Keeps the words of panics for [`Failure::Crashed`] instead of printing them. For programs that do nothing else.
 pub fn keep_panics() {
     panic::set_hook(Box::new(|info| PANIC.set(info.to_string())));
+}
+
+/// Runs membership alone, with so many nodes to begin with, or as many as the seed says.
+pub fn examine_members(
+    seed: u64,
+    nodes: Option<u32>,
+    trace: Trace<'_>,
+) -> Result<MembersOutcome, Failure> {
+    let run = AssertUnwindSafe(|| members::run(seed, nodes, trace));
+    match panic::catch_unwind(run) {
+        Ok(outcome) => outcome.map_err(Failure::Violated),
+        Err(_) => Err(Failure::Crashed(PANIC.take())),
+    }
 }
 
 /// Runs a script of a scenario.

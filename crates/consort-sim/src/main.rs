@@ -10,7 +10,8 @@ use std::thread;
 use clap::Parser;
 use consort_sim::shrink::shrink;
 use consort_sim::{
-    COMMIT, Checker, Failure, Outcome, Scenario, Script, Trace, examine, keep_panics, scenario,
+    COMMIT, Checker, Failure, MembersOutcome, Outcome, Scenario, Script, Trace, examine,
+    examine_members, keep_panics, scenario,
 };
 
 /// Run the real protocol on simulated machines.
@@ -30,6 +31,10 @@ struct Args {
     /// Run this scenario [default: each seed draws one]
     #[arg(long, value_parser = parse_scenario)]
     scenario: Option<&'static Scenario>,
+
+    /// Run membership alone: nodes join, leave, crash and are split, and find each other again
+    #[arg(long, conflicts_with_all = ["scenario", "shrink"])]
+    members: bool,
 
     /// Begin with so many nodes [default: what the scenario says]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
@@ -73,6 +78,7 @@ fn run(args: &Args) -> io::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     match args.seed {
+        Some(seed) if args.members => one_of_members(args, seed, &mut out),
         Some(seed) => one(args, seed, &mut out),
         None => many(args, &mut out),
     }
@@ -96,6 +102,19 @@ fn one(args: &Args, seed: u64, out: &mut impl Write) -> io::Result<ExitCode> {
     let result = examine(scenario, &script, trace);
     match &result {
         Ok(outcome) => report(outcome, out)?,
+        Err(failure) => writeln!(out, "{failure}")?,
+    }
+    out.flush()?;
+    Ok(result.err().map_or(ExitCode::SUCCESS, |failure| code(&failure)))
+}
+
+/// One seed of membership alone.
+fn one_of_members(args: &Args, seed: u64, out: &mut impl Write) -> io::Result<ExitCode> {
+    writeln!(out, "seed {seed} commit {COMMIT} members")?;
+    let trace = if args.trace { Trace::to(out) } else { Trace::off() };
+    let result = examine_members(seed, args.nodes, trace);
+    match &result {
+        Ok(outcome) => writeln!(out, "fine: {outcome:?}")?,
         Err(failure) => writeln!(out, "{failure}")?,
     }
     out.flush()?;
@@ -138,8 +157,21 @@ fn many(args: &Args, out: &mut (impl Write + Send)) -> io::Result<ExitCode> {
                     if end <= seed {
                         break;
                     }
-                    let (scenario, script) = draw(args, seed);
-                    let result = examine(scenario, &script, Trace::off());
+                    let (name, result) = if args.members {
+                        let result = examine_members(seed, args.nodes, Trace::off());
+                        let count = |outcome: MembersOutcome| Outcome {
+                            nodes: outcome.nodes,
+                            events: outcome.events,
+                            messages: outcome.datagrams,
+                            bytes: outcome.bytes,
+                            lower_limit: 0,
+                            converged_after: outcome.mended_after,
+                        };
+                        ("members", result.map(count))
+                    } else {
+                        let (scenario, script) = draw(args, seed);
+                        (scenario.name, examine(scenario, &script, Trace::off()))
+                    };
                     let mut shared = shared.lock().expect("nobody panics while it is held");
                     let (total, out) = &mut *shared;
                     total.runs += 1;
@@ -151,8 +183,7 @@ fn many(args: &Args, out: &mut (impl Write + Send)) -> io::Result<ExitCode> {
                         }
                         Err(failure) => {
                             // At once, since a long run may be interrupted. What cannot be printed now is counted.
-                            let _ =
-                                writeln!(out, "seed {seed} scenario {}: {failure}", scenario.name);
+                            let _ = writeln!(out, "seed {seed} scenario {name}: {failure}");
                             let _ = out.flush();
                             total.failures.push((seed, failure));
                             stop.store(!args.keep_going, Ordering::Relaxed);

@@ -176,7 +176,7 @@ fn new_store(random: &mut Random) -> MemoryStore {
 }
 
 /// The identity of a machine: nothing about its order says which machine came first.
-fn id(index: NodeIndex) -> NodeId {
+pub(crate) fn id(index: NodeIndex) -> NodeId {
     let mut id = [0; 16];
     id[..8].copy_from_slice(&Random::new(u64::from(index.0)).next_u64().to_le_bytes());
     id[12..].copy_from_slice(&index.0.to_le_bytes());

@@ -264,6 +264,7 @@ pub(crate) struct Status {
     pub(crate) datasets: Vec<DatasetStatus>,
     pub(crate) sent_bytes: u64,
     pub(crate) received_bytes: u64,
+    pub(crate) datagrams: Datagrams,
 }
 
 /// A peer of a node.
@@ -276,6 +277,42 @@ pub(crate) struct PeerStatus {
     pub(crate) connected: bool,
     /// Why it is not connected.
     pub(crate) reason: Option<String>,
+    /// Whether it is there: `alive`, `suspected`, `gone` or `unheard`; and for how long.
+    pub(crate) presence: String,
+    pub(crate) for_seconds: u64,
+    /// Changes flow between it and this node.
+    pub(crate) neighbour: bool,
+    /// When it told what follows.
+    pub(crate) told_seconds_ago: Option<u64>,
+    pub(crate) neighbours: u64,
+    pub(crate) rate_bytes: u64,
+    pub(crate) datasets: Vec<PeerDataset>,
+}
+
+/// A dataset on a peer, as the peer told.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PeerDataset {
+    pub(crate) name: String,
+    pub(crate) in_sync: bool,
+    pub(crate) versions: u64,
+    /// Versions that it has fewer than this node.
+    pub(crate) behind: u64,
+    /// Entries that are not in its directory yet.
+    pub(crate) pending: u64,
+    pub(crate) linked: bool,
+}
+
+/// What became of datagrams.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Datagrams {
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    pub(crate) malformed: u64,
+    pub(crate) stranger: u64,
+    pub(crate) unknown_key: u64,
+    pub(crate) forged: u64,
+    pub(crate) replayed: u64,
+    pub(crate) overflowed: u64,
 }
 
 /// A dataset on a node.
@@ -579,6 +616,7 @@ impl From<node::Status> for Status {
             datasets: status.datasets.into_iter().map(DatasetStatus::from).collect(),
             sent_bytes: status.traffic.sent,
             received_bytes: status.traffic.received,
+            datagrams: status.datagrams.into(),
         }
     }
 }
@@ -591,6 +629,41 @@ impl From<node::PeerStatus> for PeerStatus {
             address: peer.addr,
             connected: peer.connected,
             reason: peer.reason,
+            presence: peer.presence.to_string(),
+            for_seconds: peer.for_seconds,
+            neighbour: peer.neighbour,
+            told_seconds_ago: peer.told_seconds_ago,
+            neighbours: peer.neighbours,
+            rate_bytes: peer.rate_bytes,
+            datasets: peer.datasets.into_iter().map(PeerDataset::from).collect(),
+        }
+    }
+}
+
+impl From<node::PeerDataset> for PeerDataset {
+    fn from(dataset: node::PeerDataset) -> Self {
+        Self {
+            name: dataset.name,
+            in_sync: dataset.in_sync,
+            versions: dataset.versions,
+            behind: dataset.behind,
+            pending: dataset.pending,
+            linked: dataset.linked,
+        }
+    }
+}
+
+impl From<node::DatagramCounts> for Datagrams {
+    fn from(counts: node::DatagramCounts) -> Self {
+        Self {
+            sent: counts.sent,
+            received: counts.received,
+            malformed: counts.malformed,
+            stranger: counts.stranger,
+            unknown_key: counts.unknown_key,
+            forged: counts.forged,
+            replayed: counts.replayed,
+            overflowed: counts.overflowed,
         }
     }
 }

@@ -65,18 +65,19 @@ pub enum Event {
     Grew,
     /// The deadline that was last given by [`Replica::deadline`](crate::protocol::Replica::deadline) has passed.
     DeadlinePassed,
-    /// An [`Effect::FlushDirectory`] is done.
+    /// An [`Effect::FlushDirectory`] is done, and with it all before it of the same peer.
     DirectoryFlushed {
         /// Who asked.
         peer: NodeId,
-        /// Its name for it.
+        /// That of the effect.
         id: u64,
     },
-    /// Somebody here wants to know how far this peer's feed must be applied to include every change made before now.
+    /// Somebody here wants to know how far this peer's feed must be applied to include every change made before now, at
+    /// the peer and at all that it can reach.
     BarrierWanted {
         /// Which peer.
         peer: NodeId,
-        /// To tell barriers apart.
+        /// To tell barriers apart: nobody else in the cluster uses it.
         id: u64,
     },
 }
@@ -105,7 +106,7 @@ pub enum Effect {
     FlushDirectory {
         /// Who asked.
         peer: NodeId,
-        /// Its name for it.
+        /// To tell flushes apart; it rises.
         id: u64,
     },
     /// A peer answered a barrier: once its feed is applied this far, every change made at it before the barrier is here.

@@ -44,7 +44,6 @@ const STALLED: Duration = Duration::from_secs(2);
 pub(crate) enum Ask {
     Send(Message),
     Commit { entries: Vec<Entry>, cursor: Option<Cursor> },
-    FlushDirectory { id: u64 },
     BarrierReached { id: u64, head: Sequence },
 }
 
@@ -333,11 +332,9 @@ impl Link {
             Message::Hello(hello) => self.on_hello(hello, view, to),
             Message::Restart { reconcile } => self.on_restart(reconcile, view, to),
             Message::Reject { reason } => Err(peer(format!("the peer ended the link: {reason}"))),
-            // Barriers belong to no conversation: whoever waits for one is not told of a new Hello.
-            Message::Flush { id } => {
-                to.push(Ask::FlushDirectory { id });
-                Ok(())
-            }
+            // Barriers belong to no conversation: whoever waits for one is not told of a new Hello. They are asked for all
+            // links together, so what asks for one does not come here.
+            Message::Flush { .. } => Ok(()),
             Message::Flushed { id, head } => {
                 // What a reader changes is never taken, so there is nothing to wait for.
                 let head = if self.ends.theirs == Access::Read { Sequence(0) } else { head };
@@ -408,8 +405,8 @@ impl Link {
         self.pump(view, to)
     }
 
-    /// The linked directory is flushed, as the peer asked.
-    pub(crate) fn on_directory_flushed(
+    /// All that a barrier of the peer's waits for is here.
+    pub(crate) fn answer_barrier(
         &mut self,
         id: u64,
         view: &impl View,
@@ -457,6 +454,21 @@ impl Link {
         self.applied.sequence
     }
 
+    /// Whether everything up to this place of the peer's feed is applied, and what came before the feed as well.
+    pub(crate) fn has_applied(&self, head: Sequence) -> bool {
+        let compares = matches!(self.state, State::Describing { .. } | State::Comparing { .. });
+        !self.is_greeting() && !compares && head <= self.applied.sequence
+    }
+
+    pub(crate) fn is_greeting(&self) -> bool {
+        matches!(self.state, State::Greeting { .. })
+    }
+
+    /// Whether what the peer has is taken.
+    pub(crate) fn takes(&self) -> bool {
+        self.ends.theirs != Access::Read
+    }
+
     pub(crate) fn phase(&self, head: Sequence) -> Phase {
         match self.state {
             State::Greeting { .. } => Phase::Greeting,
@@ -479,8 +491,7 @@ impl Link {
     /// How many places of the peer's feed are known of and not applied here yet.
     pub(crate) fn lacks(&self) -> u64 {
         // What a reader has is never taken.
-        let taken = self.ends.theirs != Access::Read;
-        if taken { self.known.0.saturating_sub(self.applied.sequence.0) } else { 0 }
+        if self.takes() { self.known.0.saturating_sub(self.applied.sequence.0) } else { 0 }
     }
 
     /// How many places of our feed the peer has not been sent, and how many messages it has not acknowledged.

@@ -101,12 +101,13 @@ pub enum Message {
         /// How far I have applied your feed.
         applied: Sequence,
     },
-    /// Take in everything that was changed in your linked directory so far, then answer with Flushed.
+    /// Take in everything that was changed in your linked directory so far, ask the same of your other neighbours unless you
+    /// were asked before, and answer with Flushed when you have applied what they answer.
     Flush {
-        /// To tell answers apart.
+        /// To tell barriers apart, in the whole cluster.
         id: u64,
     },
-    /// Everything that was changed before your Flush lies before this place in my feed.
+    /// Everything that was changed before your Flush, by me and by those whom I asked, lies before this place in my feed.
     Flushed {
         /// That of the Flush.
         id: u64,

@@ -1,5 +1,6 @@
 //! All links of one dataset's replica. Routes what happens to the link that it concerns, and adds the peer to what the
-//! links ask for; the decisions are in [`link`](super::link).
+//! links ask for; the decisions are in [`link`](super::link). A barrier concerns more than one link: it is passed on to the
+//! others before it is answered (`wave`).
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::ToString;
@@ -12,6 +13,7 @@ use crate::protocol::event::{Access, Effect, Event, Now};
 use crate::protocol::link::{Ask, Ends, Link, LinkError, Outstanding, Phase};
 use crate::protocol::message::Message;
 use crate::protocol::news::{Elsewhere, News};
+use crate::protocol::wave::{ASK_AGAIN_AFTER, Asked, Waves};
 use crate::random::Random;
 use crate::reconcile::Method;
 use crate::store::{Sequence, StoreError, View};
@@ -34,6 +36,7 @@ pub struct Replica {
     news: News,
     /// Commits that links asked for which are gone since, still to be reported.
     orphans: BTreeMap<NodeId, VecDeque<Outstanding>>,
+    waves: Waves,
 }
 
 /// How one link stands, for people.
@@ -57,8 +60,8 @@ impl Replica {
     /// A replica without links. `access` is what this node may do to the dataset; `seed` decides all randomness.
     pub fn new(fingerprint_key: FingerprintKey, access: Access, seed: u64) -> Self {
         let random = Random::new(seed);
-        let (links, news, orphans) = Default::default();
-        Self { fingerprint_key, access, random, links, news, orphans }
+        let (links, news, orphans, waves) = Default::default();
+        Self { fingerprint_key, access, random, links, news, orphans, waves }
     }
 
     /// Handles one event and appends what should happen to `effects`.
@@ -67,6 +70,20 @@ impl Replica {
     /// passes over what it could not look at, and its connection is to be ended ([`Effect::Disconnect`]): it is made
     /// again with the next one. The other links have taken in the event. The effects are to be carried out in any case.
     pub fn handle(
+        &mut self,
+        event: Event,
+        now: Now,
+        view: &impl View,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), StoreError> {
+        let outcome = self.take(event, now, view, effects);
+        if self.waves.is_empty() {
+            return outcome;
+        }
+        outcome.and(self.tend_waves(now, view, effects))
+    }
+
+    fn take(
         &mut self,
         event: Event,
         now: Now,
@@ -92,6 +109,9 @@ impl Replica {
                 self.forget(peer, now.instant);
                 Ok(())
             }
+            Event::Received { peer, message: Message::Flush { id } } => {
+                self.on_flush(peer, id, now, view, effects)
+            }
             Event::Received { peer, message } => {
                 self.with_link(peer, now, effects, |link, to| link.on_message(message, view, to))
             }
@@ -108,21 +128,29 @@ impl Replica {
             Event::DeadlinePassed => {
                 self.with_each_link(now, effects, |link, to| link.on_deadline(view, to))
             }
-            Event::DirectoryFlushed { peer, id } => {
-                self.with_link(peer, now, effects, |link, to| {
-                    link.on_directory_flushed(id, view, to)
-                })
+            Event::DirectoryFlushed { id, .. } => {
+                let mut outcome = Ok(());
+                for (barrier, askers) in self.waves.on_flushed(id) {
+                    for peer in askers {
+                        let own = self.answer(peer, barrier, now, view, effects);
+                        outcome = outcome.and(own);
+                    }
+                }
+                outcome
             }
-            Event::BarrierWanted { peer, id } => self.with_link(peer, now, effects, |_, to| {
-                to.push(Ask::Send(Message::Flush { id }));
+            Event::BarrierWanted { peer, id } => {
+                self.waves.begin(id);
+                if self.links.contains_key(&peer) {
+                    effects.push(Effect::Send { peer, message: Message::Flush { id } });
+                }
                 Ok(())
-            }),
+            }
         }
     }
 
     /// When the next [`Event::DeadlinePassed`] is due.
     pub fn deadline(&self) -> Option<Instant> {
-        self.links.values().filter_map(Link::deadline).min()
+        self.links.values().filter_map(Link::deadline).chain(self.waves.deadline()).min()
     }
 
     /// How each link stands, ordered by peer. `head` is the end of this replica's feed.
@@ -152,7 +180,8 @@ impl Replica {
         link.lend(now, elsewhere, mem::take(&mut self.news));
         let outcome = act(link, &mut asks);
         self.news = link.take_back();
-        effects.extend(asks.into_iter().map(|ask| effect(peer, ask)));
+        let waves = &mut self.waves;
+        effects.extend(asks.into_iter().filter_map(|ask| effect(peer, ask, waves)));
         match outcome {
             Ok(()) => Ok(()),
             Err(LinkError::Store(error)) => {
@@ -186,7 +215,87 @@ impl Replica {
         outcome
     }
 
+    // ---- Barriers ----
+
+    /// A peer wants everything that was changed before now, here and behind.
+    fn on_flush(
+        &mut self,
+        peer: NodeId,
+        id: u64,
+        now: Now,
+        view: &impl View,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), StoreError> {
+        if !self.links.contains_key(&peer) {
+            return Ok(());
+        }
+        match self.waves.on_asked(peer, id, now.instant) {
+            Asked::Spread { flush } => {
+                effects.push(Effect::FlushDirectory { peer, id: flush });
+                // Nobody takes what a reader has from others.
+                let passes_on = self.access == Access::Write;
+                let others = self.links.iter().filter(|(other, link)| {
+                    passes_on && **other != peer && link.takes() && !link.is_greeting()
+                });
+                if let Some(wave) = self.waves.get_mut(id) {
+                    for (&other, _) in others {
+                        wave.passed.insert(other, None);
+                        effects.push(Effect::Send { peer: other, message: Message::Flush { id } });
+                    }
+                }
+            }
+            Asked::Flush { flush } => effects.push(Effect::FlushDirectory { peer, id: flush }),
+            Asked::Answer => return self.answer(peer, id, now, view, effects),
+            Asked::Wait => {}
+        }
+        Ok(())
+    }
+
+    /// Answers the barriers that wait for nothing any more, and asks again who has not answered.
+    fn tend_waves(
+        &mut self,
+        now: Now,
+        view: &impl View,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), StoreError> {
+        let mut reached = Vec::new();
+        for (id, wave) in self.waves.iter_mut() {
+            let links = &self.links;
+            let is_here = |(peer, head): (&NodeId, &Option<Sequence>)| match links.get(peer) {
+                Some(link) => head.is_some_and(|head| link.has_applied(head)),
+                None => true,
+            };
+            if wave.flushed && wave.passed.iter().all(is_here) {
+                reached.push((id, wave.parent));
+            } else if wave.again_at <= now.instant {
+                wave.again_at = now.instant + ASK_AGAIN_AFTER;
+                for (&peer, _) in wave.passed.iter().filter(|(_, head)| head.is_none()) {
+                    effects.push(Effect::Send { peer, message: Message::Flush { id } });
+                }
+            }
+        }
+        let mut outcome = Ok(());
+        for (id, parent) in reached {
+            self.waves.end(id);
+            let own = self.answer(parent, id, now, view, effects);
+            outcome = outcome.and(own);
+        }
+        outcome
+    }
+
+    fn answer(
+        &mut self,
+        peer: NodeId,
+        id: u64,
+        now: Now,
+        view: &impl View,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), StoreError> {
+        self.with_link(peer, now, effects, |link, to| link.answer_barrier(id, view, to))
+    }
+
     fn forget(&mut self, peer: NodeId, now: Instant) {
+        self.waves.on_gone(peer);
         if let Some(mut link) = self.links.remove(&peer) {
             self.news.forget(peer);
             if Elsewhere::Pushing <= link.does(now) {
@@ -200,11 +309,14 @@ impl Replica {
     }
 }
 
-fn effect(peer: NodeId, ask: Ask) -> Effect {
+/// What an ask means outside. What answers a barrier that was passed on means nothing there.
+fn effect(peer: NodeId, ask: Ask, waves: &mut Waves) -> Option<Effect> {
     match ask {
-        Ask::Send(message) => Effect::Send { peer, message },
-        Ask::Commit { entries, cursor } => Effect::Commit { peer, entries, cursor },
-        Ask::FlushDirectory { id } => Effect::FlushDirectory { peer, id },
-        Ask::BarrierReached { id, head } => Effect::BarrierReached { id, peer, head },
+        Ask::Send(message) => Some(Effect::Send { peer, message }),
+        Ask::Commit { entries, cursor } => Some(Effect::Commit { peer, entries, cursor }),
+        Ask::BarrierReached { id, head } => {
+            let concerns_others = waves.on_answered(peer, id, head);
+            (!concerns_others).then_some(Effect::BarrierReached { id, peer, head })
+        }
     }
 }

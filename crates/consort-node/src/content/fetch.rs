@@ -116,6 +116,7 @@ impl Fetcher {
                 connections: BTreeMap::new(),
                 next_connection: 0,
                 alarm: None,
+                lacking: false,
                 status: FetchStatus::default(),
             }),
         });
@@ -138,6 +139,11 @@ impl Fetcher {
             state.connections.remove(&peer);
             state.transfer.provider_down(now, peer);
         });
+    }
+
+    /// Whether there was a chunk that none of the peers has, since this was asked last: somebody else may.
+    pub fn take_lacking(&self) -> bool {
+        std::mem::take(&mut self.shared.lock().lacking)
     }
 
     /// Wants chunks; never blocks. Each arrives in `sink` once, in any order, as verified bytes;
@@ -247,6 +253,7 @@ struct State {
     /// What the timer waits for.
     alarm: Option<consort_core::Instant>,
     status: FetchStatus,
+    lacking: bool,
 }
 
 /// A connection that exists or is being made; it ends when this is dropped.
@@ -336,6 +343,7 @@ impl State {
     }
 
     fn on_unavailable(&mut self, chunk: ChunkRef, lacking: usize) {
+        self.lacking = true;
         let reason = match lacking {
             0 => Unavailable::NobodyThere,
             peers => Unavailable::Lacking { peers },

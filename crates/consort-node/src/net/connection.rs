@@ -30,11 +30,15 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 
 const _: () = assert!(SILENCE_LIMIT.as_secs() >= 3 * PING_INTERVAL.as_secs());
 
-mod kind {
-    pub(super) const GREETING: u8 = 1;
-    pub(super) const REFUSAL: u8 = 2;
-    pub(super) const FRAME: u8 = 3;
-    pub(super) const PING: u8 = 4;
+pub(super) mod kind {
+    pub(in super::super) const GREETING: u8 = 1;
+    pub(in super::super) const REFUSAL: u8 = 2;
+    pub(in super::super) const FRAME: u8 = 3;
+    pub(in super::super) const PING: u8 = 4;
+    /// What would be a datagram, where none gets through.
+    pub(in super::super) const DATAGRAM: u8 = 5;
+    /// What the two ends say about being neighbours.
+    pub(in super::super) const WORD: u8 = 6;
 }
 
 /// A connection whose other end is known, before it is anything more.
@@ -163,6 +167,7 @@ impl Established {
         let Handshaken { peer, addr, mut reader, writer } = self.handshaken;
         let Registered { live, outgoing, replaced } = self.registered;
         let (node, connection) = (peer.node, live.connection);
+        let dialed = live.dialed_by == shared.node();
         let announced = AtomicBool::new(false);
         let predecessor_ended = async || {
             if let Some(replaced) = &replaced {
@@ -171,7 +176,7 @@ impl Established {
         };
         let read = async {
             predecessor_ended().await;
-            shared.report(NetEvent::Connected { peer, addr, connection }).await?;
+            shared.report(NetEvent::Connected { peer, addr, connection, dialed }).await?;
             announced.store(true, Ordering::Relaxed);
             for learned in learned(node, self.greeting, addr.ip(), shared.node()) {
                 shared.report(learned).await?;
@@ -243,6 +248,10 @@ async fn read_frames(
                 shared.report(NetEvent::Frame { peer, connection, bytes: frame }).await?;
             }
             Some(kind::PING) => {}
+            Some(kind::DATAGRAM) => shared.hint(NetEvent::Datagram { from: peer, bytes: frame }),
+            Some(kind::WORD) => {
+                shared.report(NetEvent::Word { peer, connection, bytes: frame }).await?;
+            }
             _ => return Ok("it sent a frame of an unknown kind".to_owned()),
         }
     }
@@ -252,7 +261,7 @@ async fn read_frames(
 async fn write_frames(
     mut writer: FrameWriter<WriteHalf<Stream>>,
     first: Option<Vec<u8>>,
-    mut outgoing: mpsc::UnboundedReceiver<Vec<u8>>,
+    mut outgoing: mpsc::UnboundedReceiver<(u8, Vec<u8>)>,
     live: &Live,
 ) -> io::Error {
     let failed = async {
@@ -264,8 +273,8 @@ async fn write_frames(
             match timeout(PING_INTERVAL, outgoing.recv()).await {
                 Ok(Some(frame)) => {
                     let mut next = Some(frame);
-                    while let Some(frame) = next {
-                        writer.write_parts(&[&frame, &[kind::FRAME]]).await?;
+                    while let Some((kind, frame)) = next {
+                        writer.write_parts(&[&frame, &[kind]]).await?;
                         live.sent(&frame);
                         next = outgoing.try_recv().ok();
                     }

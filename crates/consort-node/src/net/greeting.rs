@@ -11,7 +11,7 @@ use super::identity::NodeId;
 use super::wire::{Malformed, Reader, put_address, put_option};
 
 /// The version of everything inside a control connection.
-pub(super) const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 2;
 
 /// The most addresses of others in a greeting; it keeps a greeting below 10 KiB.
 pub(super) const MAX_KNOWN: usize = 256;
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn another_version_is_recognized_whatever_follows_it() {
-        assert_eq!(Greeting::decode(&[2, 0, 9, 9]), Err(GreetingError::Version(2)));
+        assert_eq!(Greeting::decode(&[1, 0, 9, 9]), Err(GreetingError::Version(1)));
     }
 
     proptest! {

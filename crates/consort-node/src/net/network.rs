@@ -1,11 +1,11 @@
-//! The network of one node: exactly one control connection to each known peer, content connections
-//! on demand, and everything that happens as events. What the bytes mean is nobody's business here.
+//! The network of one node: exactly one control connection to each peer that it is to be connected
+//! with, content connections on demand, datagrams, and everything that happens as events. What the bytes mean is nobody's business here.
 //!
 //! For each connection, events come in this order: `Connected`, any number of `Learned` and
 //! `Frame`, `Disconnected`. When a connection replaces another with the same peer, the end of the
 //! old one is reported before the new one.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -14,13 +14,14 @@ use std::time::Duration;
 
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{ReadHalf, WriteHalf};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsStream;
 
-use super::connection::NobodyListens;
+use super::connection::{NobodyListens, kind};
+use super::datagram::{DatagramCounts, Datagrams, GossipKey, MAX_SEALED_BYTES};
 use super::frame::{FrameReader, FrameWriter, MAX_CONTENT_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES};
 use super::greeting::{self, Greeting};
 use super::identity::{Identity, NodeId, PeerIdentity};
@@ -84,6 +85,25 @@ pub enum NetEvent {
         addr: SocketAddr,
         /// The number of the connection, never used again by this process.
         connection: u64,
+        /// Whether this side made it.
+        dialed: bool,
+    },
+    /// A datagram came from a member, or what would be one, over its connection. Dropped when the
+    /// receiver is busy.
+    Datagram {
+        /// Who sent it.
+        from: NodeId,
+        /// What it sent.
+        bytes: Vec<u8>,
+    },
+    /// A peer said something about being neighbours.
+    Word {
+        /// Who.
+        peer: NodeId,
+        /// On which connection.
+        connection: u64,
+        /// What.
+        bytes: Vec<u8>,
     },
     /// A peer sent a frame.
     Frame {
@@ -314,10 +334,11 @@ impl Network {
             io::ErrorKind::AddrInUse => StartError::PortInUse { addr },
             _ => StartError::Listen { addr, source },
         };
-        let listener = TcpListener::bind(addr).await.map_err(failed)?;
+        let (listener, socket) = bind(addr).await.map_err(failed)?;
         let shared = Arc::new(Shared {
             node: identity.node(),
             listen: listener.local_addr().map_err(failed)?,
+            datagrams: Datagrams::new(socket),
             server: tls::server_config(identity)?,
             control: tls::client_config(identity, Protocol::Control)?,
             content: tls::client_config(identity, Protocol::Content)?,
@@ -330,6 +351,7 @@ impl Network {
             tasks: Mutex::new(Some(JoinSet::new())),
         });
         shared.spawn(listen::listen(Arc::clone(&shared), listener));
+        shared.spawn(take_datagrams(Arc::clone(&shared)));
         Ok(Self { shared })
     }
 
@@ -351,6 +373,51 @@ impl Network {
         }
     }
 
+    /// Replaces what is known of where members may be reached: for content connections, and for
+    /// datagrams, which are taken from nobody else.
+    pub fn set_addresses(&self, addresses: HashMap<NodeId, Vec<SocketAddr>>) {
+        lock(&self.shared.peers).set_book(addresses);
+    }
+
+    /// Begins to seal datagrams with the first key, and to open them with all of them. `started` is
+    /// higher than for all processes of this node before, and stays.
+    pub fn set_gossip_keys(&self, started: u32, keys: &[GossipKey]) {
+        self.shared.datagrams.set_keys(self.shared.node, started, keys);
+    }
+
+    /// Sends a datagram; it may be lost. While none was heard from the peer lately, it goes over the
+    /// connection as well, if there is one.
+    pub fn send_datagram(&self, to: NodeId, bytes: Vec<u8>) {
+        let (live, addresses) = {
+            let peers = lock(&self.shared.peers);
+            (peers.live(to), peers.addresses(to).unwrap_or_default())
+        };
+        let is_heard = self.shared.datagrams.hears(to);
+        self.shared.datagrams.send(to, &addresses, &bytes);
+        if let Some(live) = live.filter(|live| !is_heard && !live.is_closed()) {
+            live.push(kind::DATAGRAM, bytes);
+        }
+    }
+
+    /// Says something about being neighbours, in order with what [`send`](Self::send) sends.
+    pub fn send_word(&self, peer: NodeId, connection: u64, bytes: Vec<u8>) {
+        let live = lock(&self.shared.peers).live(peer);
+        let live = live.filter(|live| live.connection == connection && !live.is_closed());
+        if let Some(live) = live {
+            live.push(kind::WORD, bytes);
+        }
+    }
+
+    /// What became of datagrams since the start.
+    pub fn datagrams(&self) -> DatagramCounts {
+        self.shared.datagrams.counts()
+    }
+
+    /// Whether datagrams can be sent at all.
+    pub fn has_datagrams(&self) -> bool {
+        self.shared.datagrams.socket.is_some()
+    }
+
     /// Replaces the set of nodes that are refused although they have certificates, and disconnects
     /// them.
     pub fn set_revoked(&self, revoked: HashSet<NodeId>) {
@@ -365,6 +432,12 @@ impl Network {
         self.shared.sockets.close(peer);
     }
 
+    /// Ends the control connection with a peer, and does not dial it again before it is named in
+    /// [`set_peers`](Self::set_peers). What is fetched from it, or by it, goes on.
+    pub fn hang_up(&self, peer: NodeId) {
+        lock(&self.shared.peers).forget(peer);
+    }
+
     /// Queues a frame for a connection; never blocks. An answer to what came on one connection
     /// cannot end up on its successor, which knows nothing of the question.
     pub fn send(&self, peer: NodeId, connection: u64, bytes: Vec<u8>) -> Result<(), SendError> {
@@ -373,7 +446,7 @@ impl Network {
         }
         let live = lock(&self.shared.peers).live(peer);
         let live = live.filter(|live| live.connection == connection && !live.is_closed());
-        if live.ok_or(SendError::NotConnected)?.push(bytes) {
+        if live.ok_or(SendError::NotConnected)?.push(kind::FRAME, bytes) {
             Ok(())
         } else {
             Err(SendError::Stalled)
@@ -416,6 +489,52 @@ impl Drop for Network {
     }
 }
 
+/// How many ports are tried when any will do, since one has to be free for connections and
+/// datagrams.
+const PORT_ATTEMPTS: usize = 16;
+
+/// Both sockets on one port. A port on which only connections can be had has to do.
+async fn bind(addr: SocketAddr) -> io::Result<(TcpListener, Option<UdpSocket>)> {
+    let mut attempt = 1;
+    loop {
+        let listener = TcpListener::bind(addr).await?;
+        let bound = SocketAddr::new(addr.ip(), listener.local_addr()?.port());
+        match UdpSocket::bind(bound).await {
+            Ok(socket) => return Ok((listener, Some(socket))),
+            Err(_) if addr.port() == 0 && attempt < PORT_ATTEMPTS => attempt += 1,
+            Err(error) => {
+                tracing::warn!(%bound, %error, "there will be no datagrams, only connections");
+                return Ok((listener, None));
+            }
+        }
+    }
+}
+
+/// Opens what arrives, until it is aborted.
+async fn take_datagrams(shared: Arc<Shared>) {
+    let Some(socket) = &shared.datagrams.socket else { return };
+    // One byte more shows that a datagram is too long.
+    let mut buffer = [0; MAX_SEALED_BYTES + 1];
+    loop {
+        match socket.recv_from(&mut buffer).await {
+            Ok((length, from)) => {
+                let is_member = |node| lock(&shared.peers).is_member(node);
+                if let Some((from, bytes)) =
+                    shared.datagrams.open(&buffer[..length], from, is_member)
+                {
+                    shared.hint(NetEvent::Datagram { from, bytes });
+                }
+            }
+            // An earlier datagram found nobody; that says nothing of the next one.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => {
+                tracing::warn!(%error, "datagrams cannot be received");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
 /// What all tasks of a network share.
 pub(super) struct Shared {
     node: NodeId,
@@ -425,6 +544,7 @@ pub(super) struct Shared {
     pub(super) content: Arc<ClientConfig>,
     pub(super) join: Option<Arc<JoinDesk>>,
     pub(super) on_content: Arc<OnContent>,
+    datagrams: Datagrams,
     events: mpsc::Sender<NetEvent>,
     pub(super) peers: Mutex<Peers>,
     pub(super) sockets: Sockets,
@@ -477,6 +597,13 @@ impl Shared {
     pub(super) fn unreachable(&self, peer: NodeId, addr: SocketAddr, reason: String) {
         tracing::debug!(peer = %peer.short(), %addr, reason, "cannot connect");
         let _ = self.events.try_send(NetEvent::Unreachable { peer, addr, reason });
+    }
+
+    /// Reports what may be lost.
+    pub(super) fn hint(&self, event: NetEvent) {
+        if self.events.try_send(event).is_err() {
+            self.datagrams.on_overflow();
+        }
     }
 
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {

@@ -34,6 +34,8 @@ pub(super) struct Peers {
     own: NodeId,
     entries: HashMap<NodeId, Entry>,
     revoked: HashSet<NodeId>,
+    /// Where all members may be reached, also those that we are not to be connected with.
+    book: HashMap<NodeId, Vec<SocketAddr>>,
     connections: u64,
 }
 
@@ -64,14 +66,32 @@ pub(super) enum Plan {
 #[derive(Debug)]
 pub(super) struct Registered {
     pub(super) live: Arc<Live>,
-    pub(super) outgoing: mpsc::UnboundedReceiver<Vec<u8>>,
+    pub(super) outgoing: mpsc::UnboundedReceiver<(u8, Vec<u8>)>,
     /// The connection that had the place. Its end is to be reported first.
     pub(super) replaced: Option<Arc<Live>>,
 }
 
 impl Peers {
     pub(super) fn new(own: NodeId) -> Self {
-        Self { own, entries: HashMap::new(), revoked: HashSet::new(), connections: 0 }
+        Self {
+            own,
+            entries: HashMap::new(),
+            revoked: HashSet::new(),
+            book: HashMap::new(),
+            connections: 0,
+        }
+    }
+
+    /// Replaces what is known of where members may be reached.
+    pub(super) fn set_book(&mut self, book: HashMap<NodeId, Vec<SocketAddr>>) {
+        self.book = book;
+    }
+
+    /// Whether datagrams of this node are listened to.
+    pub(super) fn is_member(&self, node: NodeId) -> bool {
+        let is_known = self.book.contains_key(&node)
+            || self.entries.get(&node).is_some_and(|entry| entry.live.is_some());
+        is_known && !self.revoked.contains(&node)
     }
 
     /// Replaces the list of peers to be connected with, and returns those that need a dialer.
@@ -126,7 +146,14 @@ impl Peers {
 
     /// Where a peer can be reached; `None` for one that we know nothing of.
     pub(super) fn addresses(&self, node: NodeId) -> Option<Vec<SocketAddr>> {
-        self.entries.get(&node).map(Entry::reachable_at)
+        let book = self.book.get(&node);
+        let Some(entry) = self.entries.get(&node) else {
+            return book.map(|addresses| addresses.iter().take(MAX_ADDRESSES).copied().collect());
+        };
+        let mut addresses = entry.reachable_at();
+        addresses.extend(book.into_iter().flatten().filter(|addr| !entry.is_at(**addr)));
+        addresses.truncate(MAX_ADDRESSES);
+        Some(addresses)
     }
 
     /// For greetings: addresses of peers other than `to`.
@@ -134,7 +161,11 @@ impl Peers {
         let others = self.entries.iter().filter(|(node, _)| **node != to);
         let known = others
             .filter_map(|(node, entry)| Some((*node, entry.reachable_at().first().copied()?)));
-        known.take(MAX_KNOWN).collect()
+        let book = self.book.iter().filter(|(node, _)| {
+            **node != to && **node != self.own && !self.entries.contains_key(node)
+        });
+        let book = book.filter_map(|(node, addresses)| Some((*node, *addresses.first()?)));
+        known.chain(book).take(MAX_KNOWN).collect()
     }
 
     pub(super) fn is_revoked(&self, node: NodeId) -> bool {
@@ -238,6 +269,10 @@ impl Entry {
         addresses
     }
 
+    fn is_at(&self, addr: SocketAddr) -> bool {
+        self.addresses.contains(&addr) || self.listen == Some(addr)
+    }
+
     fn stop_dialing(&mut self) {
         if let Some(task) = self.dialer.take().and_then(|dialer| dialer.task) {
             task.abort();
@@ -255,8 +290,8 @@ impl Entry {
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) connection: u64,
-    dialed_by: NodeId,
-    queue: mpsc::UnboundedSender<Vec<u8>>,
+    pub(super) dialed_by: NodeId,
+    queue: mpsc::UnboundedSender<(u8, Vec<u8>)>,
     queued: AtomicUsize,
     reason: Mutex<Option<String>>,
     closing: Notify,
@@ -266,13 +301,13 @@ pub(super) struct Live {
 impl Live {
     /// Queues a frame. When the queue is full the connection closes, since a stream with a hole is
     /// of no use.
-    pub(super) fn push(&self, frame: Vec<u8>) -> bool {
+    pub(super) fn push(&self, kind: u8, frame: Vec<u8>) -> bool {
         let cost = frame.len() + QUEUED_FRAME_OVERHEAD;
         if self.queued.fetch_add(cost, Ordering::Relaxed) + cost > MAX_QUEUED_BYTES {
             self.close("it stalled: too much was waiting to be sent to it");
             return false;
         }
-        !self.is_closed() && self.queue.send(frame).is_ok()
+        !self.is_closed() && self.queue.send((kind, frame)).is_ok()
     }
 
     /// Says that a frame has left the queue and reached the socket.
@@ -383,8 +418,8 @@ mod tests {
         let live = registered.live;
         let frame = vec![0; 1 << 20];
         let fit = MAX_QUEUED_BYTES / frame.len() - 1;
-        assert_eq!((0..fit + 2).filter(|_| live.push(frame.clone())).count(), fit);
+        assert_eq!((0..fit + 2).filter(|_| live.push(3, frame.clone())).count(), fit);
         assert!(live.is_closed());
-        assert!(!live.push(vec![1]));
+        assert!(!live.push(3, vec![1]));
     }
 }

@@ -8,7 +8,7 @@ use crate::net::Role;
 use crate::net::invites::CreateInviteError;
 use crate::report::Member;
 
-use super::{Node, blocking, reachable};
+use super::{Node, blocking, new_gossip_key, reachable};
 
 use consort_core::OnConflict;
 use consort_core::store::LocalWrite;
@@ -94,8 +94,11 @@ impl Node {
         }
         let node = member.node;
         let write = LocalWrite::new(revocation_key(node), encode_revocation());
+        // It had the key for datagrams, which is another one from now on.
+        let key = new_gossip_key(facts.gossip.as_ref());
         let mut changed = self.shared.watch();
-        self.write(self.shared.cluster.id, OnConflict::KeepBoth, vec![write]).await?;
+        let writes = vec![write, key];
+        self.write(self.shared.cluster.id, OnConflict::KeepBoth, writes).await?;
         while !self.shared.facts().revoked.contains(&node) {
             changed.changed().await.map_err(|_| NodeError::ending())?;
         }

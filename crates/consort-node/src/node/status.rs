@@ -1,26 +1,32 @@
 //! How things stand, and what is wrong.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use consort_core::protocol::link::Phase;
+use consort_core::protocol::membership::{Liveness, News};
 use consort_core::protocol::replica::LinkReport;
 use consort_core::store::View;
 use consort_core::{DatasetId, NodeId};
 use consort_store::DiskStore;
 
-use crate::cluster::DatasetFact;
+use crate::cluster::{DatasetFact, Facts, MemberFact};
 use crate::error::NodeError;
 use crate::folder::Trouble;
 use crate::net::Identity;
 use crate::report::{
-    DatasetState, DatasetStatus, Finding, LinkStatus, PeerStatus, Severity, Status,
+    DatasetState, DatasetStatus, Finding, LinkStatus, PeerDataset, PeerStatus, Presence, Severity,
+    Status,
 };
-use crate::runtime::Cause;
+use crate::runtime::{Cause, MemberView, short_digest, short_id};
 
 use super::{Node, REVOKED, blocking};
 
 /// The shortest time between two calls of a status that is watched.
 const STATUS_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// Datagrams that were sent in vain before something is wrong.
+const SENT_ENOUGH: u64 = 100;
 
 /// The longest: rates fall without anything happening.
 const STATUS_AT_LEAST_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
@@ -29,21 +35,6 @@ impl Node {
     /// How the node, its peers and its datasets stand.
     pub async fn status(&self) -> Result<Status, NodeError> {
         let facts = self.shared.facts();
-        let states = self.shared.peers();
-        let own = self.shared.identity.node;
-        let others = facts.members.iter().filter(|member| member.node != own && !member.revoked);
-        let peers = others.map(|member| {
-            let state = states.get(&member.node).cloned().unwrap_or_default();
-            PeerStatus {
-                node: member.node,
-                name: member.name.clone(),
-                role: member.role,
-                addr: state.addr.or(member.addresses.first().copied()),
-                connected: state.connected,
-                reason: state.reason.filter(|_| !state.connected),
-            }
-        });
-        let peers = peers.collect();
         let mut datasets = Vec::new();
         for fact in &facts.datasets {
             match self.dataset_status(fact).await {
@@ -53,8 +44,47 @@ impl Node {
                 Err(error) => return Err(error),
             }
         }
+        let peers = self.peer_status(&datasets).await?;
         let (node, listen, traffic) = (self.identity(), self.listen_addr(), self.traffic());
-        Ok(Status { node, listen, peers, datasets, traffic })
+        let datagrams = self.shared.network.datagrams();
+        Ok(Status { node, listen, peers, datasets, traffic, datagrams })
+    }
+
+    /// How the other members stand, as they told, compared with this node.
+    async fn peer_status(&self, here: &[DatasetStatus]) -> Result<Vec<PeerStatus>, NodeError> {
+        let views = self.ask(|reply| Cause::Members { reply }).await?;
+        let views: BTreeMap<NodeId, MemberView> =
+            views.into_iter().map(|view| (view.node, view)).collect();
+        let (facts, states) = (self.shared.facts(), self.shared.peers());
+        let own = self.shared.identity.node;
+        let others = facts.members.iter().filter(|member| member.node != own && !member.revoked);
+        let describe = |member: &MemberFact| {
+            let state = states.get(&member.node).cloned().unwrap_or_default();
+            let view = views.get(&member.node);
+            let news = view.and_then(|view| view.news.as_ref());
+            let presence = match view.map_or(Liveness::Unheard, |view| view.liveness) {
+                Liveness::Alive => Presence::Alive,
+                Liveness::Suspected => Presence::Suspected,
+                Liveness::Gone => Presence::Gone,
+                Liveness::Unheard => Presence::Unheard,
+            };
+            PeerStatus {
+                node: member.node,
+                name: member.name.clone(),
+                role: member.role,
+                addr: state.addr.or(member.addresses.first().copied()),
+                connected: state.connected,
+                reason: state.reason.filter(|_| !state.connected),
+                presence,
+                for_seconds: view.map_or(0, |view| view.for_how_long.as_secs()),
+                neighbour: view.is_some_and(|view| view.neighbour),
+                told_seconds_ago: news.map(|(ago, _)| ago.as_secs()),
+                neighbours: news.map_or(0, |(_, news)| news.links.into()),
+                rate_bytes: news.map_or(0, |(_, news)| news.rate),
+                datasets: news.map_or_else(Vec::new, |(_, news)| compare(&facts, here, news)),
+            }
+        };
+        Ok(others.map(describe).collect())
     }
 
     async fn dataset_status(&self, fact: &DatasetFact) -> Result<DatasetStatus, NodeError> {
@@ -184,7 +214,13 @@ impl Node {
                 todo: Some("start another member, or see why none can be reached".to_owned()),
             });
         }
-        for peer in &status.peers {
+        let is_there = |peer: &&PeerStatus| peer.presence == Presence::Alive && !peer.connected;
+        match status.peers.iter().filter(is_there).count() {
+            0 => {}
+            1 => findings.push(ok("1 member is there and no neighbour of this node".to_owned())),
+            n => findings.push(ok(format!("{n} members are there and no neighbours of this node"))),
+        }
+        for peer in status.peers.iter().filter(|peer| !is_there(peer)) {
             findings.push(if peer.connected {
                 ok(format!("{} is connected", peer.name))
             } else {
@@ -199,6 +235,7 @@ impl Node {
                 }
             });
         }
+        findings.extend(self.datagram_finding(&status));
         for dataset in &status.datasets {
             let name = &dataset.name;
             let severity = match dataset.state {
@@ -231,6 +268,22 @@ impl Node {
             findings.push(Finding { severity: Severity::Problem, what: failure, todo });
         }
         Ok(findings)
+    }
+
+    /// Members beyond the neighbours are known by datagrams only.
+    fn datagram_finding(&self, status: &Status) -> Option<Finding> {
+        let port = status.listen.port();
+        let todo = if !self.shared.network.has_datagrams() {
+            format!(
+                "free UDP port {port}, and start this node again; or choose another port with --listen"
+            )
+        } else if SENT_ENOUGH < status.datagrams.sent && status.datagrams.received == 0 {
+            format!("open UDP port {port} beside TCP port {port} in firewalls")
+        } else {
+            return None;
+        };
+        let what = "no datagrams of other members arrive: nodes work without, but whether a member is there that is no neighbour is not known";
+        Some(Finding { severity: Severity::Warning, what: what.to_owned(), todo: Some(todo) })
     }
 
     /// Files that an interrupted operation could not put back.
@@ -308,4 +361,27 @@ pub fn check_store(home: &Path, mut progress: impl FnMut(u64)) -> Result<Vec<Fin
         findings.push(ok("the store is whole".to_owned()));
     }
     Ok(findings)
+}
+
+/// How a member stood with the datasets that are known here.
+fn compare(facts: &Facts, here: &[DatasetStatus], news: &News) -> Vec<PeerDataset> {
+    let mut compared = Vec::new();
+    for dataset in here {
+        let Some(fact) = facts.dataset(&dataset.name) else { continue };
+        let short = short_id(fact.parameters.id);
+        let Some(there) = news.datasets.iter().find(|there| there.dataset == short) else {
+            continue;
+        };
+        let sum = u128::from_str_radix(&dataset.digest, 16).unwrap_or_default();
+        let is_same = there.digest == short_digest(sum) && there.versions == dataset.versions;
+        compared.push(PeerDataset {
+            name: dataset.name.clone(),
+            in_sync: is_same && (there.pending == 0 || !there.linked),
+            versions: there.versions,
+            behind: dataset.versions.saturating_sub(there.versions),
+            pending: if there.linked { there.pending } else { 0 },
+            linked: there.linked,
+        });
+    }
+    compared
 }

@@ -102,12 +102,11 @@ impl Node {
         let end = Instant::from_std(self.started) + CONNECT_GRACE;
         while Instant::now() < end {
             changed.borrow_and_update();
-            let (facts, peers) = (self.shared.facts(), self.shared.peers());
-            let own = self.shared.identity.node;
-            let known = facts.members.iter().filter(|m| m.node != own && !m.revoked);
-            let all = known.into_iter().all(|m| peers.get(&m.node).is_some_and(|p| p.connected));
+            let settled = self.ask(|reply| Cause::IsSettled { reply }).await;
             // Before the first contact, a new member does not even know who there is.
-            if all && facts.member(own).is_some() {
+            let own = self.shared.identity.node;
+            let is_known = self.shared.facts().member(own).is_some();
+            if is_known && settled != Ok(false) {
                 return;
             }
             let _ = timeout_at(end, changed.changed()).await;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use consort_core::ChunkHash;
 use consort_core::content::chunker::Chunker;
+use consort_core::protocol::membership::Word;
 use consort_core::protocol::message::Message;
 use consort_core::protocol::{Envelope, codec};
 use consort_core::random::Random;
@@ -549,6 +550,7 @@ async fn a_member_that_sends_garbage_is_disconnected_and_the_others_are_served()
             _ => None,
         })
         .await;
+        network.send_word(node, connection, vec![Word::Ask { needy: false }.encode()]);
         network.send(node, connection, bytes).expect("it is connected");
         next(&mut events, |event| matches!(event, NetEvent::Disconnected { .. }).then_some(()))
             .await;
@@ -563,6 +565,7 @@ async fn a_member_that_sends_garbage_is_disconnected_and_the_others_are_served()
         _ => None,
     })
     .await;
+    network.send_word(node, connection, vec![Word::Ask { needy: false }.encode()]);
     for id in 0..10_000 {
         let _ = network.send(node, connection, message(Message::Flush { id }));
     }

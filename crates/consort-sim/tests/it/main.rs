@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use consort_sim::plan::{Deployment, MAX_SIZE, PlanError, simulate};
 use consort_sim::shrink::shrink;
-use consort_sim::{Checker, Failure, Scenario, Script, Trace, examine, scenario};
+use consort_sim::{Checker, Failure, Scenario, Script, Trace, examine, examine_members, scenario};
 
 fn traced(scenario: &Scenario, seed: u64) -> String {
     let script = Script::draw(seed, scenario);
@@ -58,6 +58,17 @@ fn a_plan_that_makes_no_sense_says_so() {
     ] {
         let refused = simulate(&unfit, &mut |_| {});
         assert!(matches!(refused, Err(PlanError::Unfit(_))), "{refused:?}");
+    }
+}
+
+#[test]
+fn members_find_each_other_again_after_whatever_happened() {
+    for (seed, nodes) in [(0, 3), (1, 8), (2, 14), (3, 25)] {
+        let result = examine_members(seed, Some(nodes), Trace::off());
+        assert!(result.is_ok(), "{seed}: {result:?}");
+        if nodes < 10 {
+            assert_eq!(result, examine_members(seed, Some(nodes), Trace::off()));
+        }
     }
 }
 

@@ -1,13 +1,17 @@
 //! `consort status`
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use crate::command::Context;
 use crate::control::wire::Request;
 use crate::error::Error;
 use crate::json::{self, DatasetState};
-use crate::text::{Table, bytes, count, counted, plain};
+use crate::text::{Table, bytes, count, counted, duration, plain};
 use crate::ui::{Style, Tone, json_line};
+
+/// Older news of a member are shown with their age. Members repeat them every ten seconds, in larger clusters less often.
+const OLD_NEWS_SECONDS: u64 = 30;
 
 /// Show how things stand: this node, its peers, its datasets, and what is under way.
 #[derive(Debug, clap::Args)]
@@ -80,26 +84,72 @@ fn peers(text: &mut String, peers: &[json::PeerStatus], style: Style) {
         text.push_str("no peers yet: consort invite\n");
         return;
     }
-    let connected = peers.iter().filter(|peer| peer.connected).count();
-    let _ = writeln!(text, "peers  {connected} of {} connected", peers.len());
+    let there = peers.iter().filter(|peer| peer.presence == "alive").count();
+    let neighbours = peers.iter().filter(|peer| peer.neighbour).count();
+    let _ =
+        writeln!(text, "members  {there} of {} others alive, {neighbours} neighbours", peers.len());
     let mut table = Table::default();
     for peer in peers {
-        let standing = match (peer.connected, &peer.reason) {
-            (true, _) => style.paint(Tone::Good, "connected"),
-            (false, None) => style.paint(Tone::Notice, "not connected"),
-            (false, Some(reason)) => {
-                style.paint(Tone::Notice, format_args!("not connected: {}", plain(reason)))
-            }
-        };
         table.row([
             format!("  {}", plain(&peer.peer.name)),
             short(&peer.peer.node),
             peer.role.as_str().to_string(),
             peer.address.map_or_else(|| "no address".to_string(), |address| address.to_string()),
-            standing,
+            standing(peer, style),
+            datasets(peer, style),
         ]);
     }
     text.push_str(&table.to_string());
+}
+
+/// Whether a member is there, and how it belongs to this node.
+fn standing(peer: &json::PeerStatus, style: Style) -> String {
+    let since = duration(Duration::from_secs(peer.for_seconds));
+    let reason =
+        peer.reason.as_ref().map_or_else(String::new, |reason| format!(": {}", plain(reason)));
+    match peer.presence.as_str() {
+        "alive" => {
+            let link = match (peer.neighbour, peer.connected) {
+                (true, _) => ", neighbour",
+                (false, true) => ", connected",
+                (false, false) => "",
+            };
+            style.paint(Tone::Good, format_args!("alive{link}"))
+        }
+        "unheard" => style.paint(Tone::Notice, format_args!("not heard of yet{reason}")),
+        presence => style.paint(Tone::Notice, format_args!("{presence} for {since}{reason}")),
+    }
+}
+
+/// Where a member differs from this node, and how old that news is, if it is old.
+fn datasets(peer: &json::PeerStatus, style: Style) -> String {
+    let Some(ago) = peer.told_seconds_ago else {
+        return "told nothing yet".to_string();
+    };
+    let describe = |dataset: &json::PeerDataset| {
+        let name = plain(&dataset.name);
+        let mut parts = Vec::new();
+        if dataset.behind != 0 {
+            parts.push(format!("{} fewer", counted(dataset.behind, "version", "versions")));
+        }
+        if dataset.pending != 0 {
+            parts.push(format!("{} to come", counted(dataset.pending, "entry", "entries")));
+        }
+        let parts =
+            if parts.is_empty() { String::new() } else { format!(": {}", parts.join(", ")) };
+        format!("{name} differs{parts}")
+    };
+    let differing: Vec<String> =
+        peer.datasets.iter().filter(|dataset| !dataset.in_sync).map(describe).collect();
+    let (tone, mut text) = match (differing.is_empty(), peer.datasets.is_empty()) {
+        (true, true) => (Tone::Notice, "knows no datasets".to_string()),
+        (true, false) => (Tone::Good, "in sync".to_string()),
+        (false, _) => (Tone::Notice, differing.join("; ")),
+    };
+    if OLD_NEWS_SECONDS < ago {
+        let _ = write!(text, ", {} ago", duration(Duration::from_secs(ago)));
+    }
+    style.paint(tone, text)
 }
 
 fn render_dataset(text: &mut String, dataset: &json::DatasetStatus, style: Style) {

@@ -16,6 +16,7 @@
 //! - [`apart`]: nodes that are down, a chain of availability, concurrent writes.
 //! - [`conflicts`]: concurrent writes under each policy, and choosing.
 //! - [`directories`]: what can happen to a linked directory: mass deletion, ignored and impossible names, a full disk.
+//! - [`neighbours`]: more nodes than can all be linked with each other.
 //! - [`access`]: tickets, members, ports and stores that are not in order.
 
 mod access;
@@ -24,6 +25,7 @@ mod cluster;
 mod conflicts;
 mod directories;
 mod ledger;
+mod neighbours;
 mod operations;
 mod random;
 mod storm;

@@ -1,0 +1,168 @@
+//! Barriers that are passed on: who is asked whether everything that was changed so far is on its way asks its other neighbours the
+//! same, and answers when what they answer has been applied here. So an answer speaks for all that can be reached through who
+//! gives it, however far away.
+//!
+//! A barrier has a number that nobody else uses. Whoever hears of it first makes the asker its parent, and passes it on;
+//! to everybody else it answers as soon as its own directory is flushed, since what is behind it goes to its parent. So the
+//! barrier spreads as a tree over all nodes. A reader passes nothing on, and nobody waits for one.
+//!
+//! Here stands only which barriers are under way; [`Replica`](super::Replica) knows the links.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use crate::model::id::NodeId;
+use crate::store::Sequence;
+use crate::time::Instant;
+
+/// Barriers under way at one replica. One that comes while there are so many is not answered; it is asked for again.
+const MAX_WAVES: usize = 64;
+/// Numbers of barriers that were answered and are remembered, so that none goes in circles.
+const MAX_REMEMBERED: usize = 1024;
+/// How soon one that has not answered is asked again.
+pub(super) const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// A barrier that nobody has asked about for so long is over.
+const FORGET_AFTER: Duration = Duration::from_secs(15);
+
+/// The barriers that were passed on, or answered.
+#[derive(Debug, Default)]
+pub(super) struct Waves {
+    waves: BTreeMap<u64, Wave>,
+    remembered: VecDeque<u64>,
+    flushes: u64,
+}
+
+/// A barrier that is under way.
+#[derive(Debug)]
+pub(super) struct Wave {
+    pub(super) parent: NodeId,
+    /// Others who asked, and who are told only of this replica.
+    pub(super) others: Vec<NodeId>,
+    /// The number of the last flush of the directory that was asked for on its behalf.
+    flush: u64,
+    pub(super) flushed: bool,
+    /// Whom it was passed on to, and what they answered.
+    pub(super) passed: BTreeMap<NodeId, Option<Sequence>>,
+    asked_at: Instant,
+    pub(super) again_at: Instant,
+}
+
+/// What to do about a barrier that a peer asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Flush the directory under this number, and pass the barrier on.
+    Spread { flush: u64 },
+    /// Flush the directory under this number.
+    Flush { flush: u64 },
+    /// Answer.
+    Answer,
+    /// Nothing: an answer will come, or it will be asked for again.
+    Wait,
+}
+
+impl Waves {
+    /// A peer asks.
+    pub(super) fn on_asked(&mut self, peer: NodeId, id: u64, now: Instant) -> Asked {
+        if let Some(wave) = self.waves.get_mut(&id) {
+            if wave.parent == peer {
+                wave.asked_at = now;
+            } else if wave.flushed {
+                return Asked::Answer;
+            } else if !wave.others.contains(&peer) {
+                wave.others.push(peer);
+                return Asked::Wait;
+            }
+            if wave.flushed {
+                return Asked::Wait;
+            }
+            self.flushes += 1;
+            wave.flush = self.flushes;
+            return Asked::Flush { flush: wave.flush };
+        }
+        if self.remembered.contains(&id) {
+            return Asked::Answer;
+        }
+        self.waves.retain(|_, wave| now < wave.asked_at + FORGET_AFTER);
+        if MAX_WAVES <= self.waves.len() {
+            return Asked::Wait;
+        }
+        self.flushes += 1;
+        let wave = Wave {
+            parent: peer,
+            others: Vec::new(),
+            flush: self.flushes,
+            flushed: false,
+            passed: BTreeMap::new(),
+            asked_at: now,
+            again_at: now + ASK_AGAIN_AFTER,
+        };
+        self.waves.insert(id, wave);
+        Asked::Spread { flush: self.flushes }
+    }
+
+    /// This replica asks its peers itself. When they pass it on, it comes back.
+    pub(super) fn begin(&mut self, id: u64) {
+        self.remember(id);
+    }
+
+    /// The directory was flushed under this number, and so for all that asked before. Returns the barriers and whom else
+    /// to answer.
+    pub(super) fn on_flushed(&mut self, flush: u64) -> Vec<(u64, Vec<NodeId>)> {
+        let mut answers = Vec::new();
+        for (&id, wave) in &mut self.waves {
+            if !wave.flushed && wave.flush <= flush {
+                wave.flushed = true;
+                answers.push((id, core::mem::take(&mut wave.others)));
+            }
+        }
+        answers
+    }
+
+    /// A peer answers. Whether it was asked on somebody else's behalf.
+    pub(super) fn on_answered(&mut self, peer: NodeId, id: u64, head: Sequence) -> bool {
+        let slot = self.waves.get_mut(&id).and_then(|wave| wave.passed.get_mut(&peer));
+        slot.map(|slot| *slot = Some(head)).is_some()
+    }
+
+    pub(super) fn get_mut(&mut self, id: u64) -> Option<&mut Wave> {
+        self.waves.get_mut(&id)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u64, &mut Wave)> {
+        self.waves.iter_mut().map(|(&id, wave)| (id, wave))
+    }
+
+    /// The barrier is answered.
+    pub(super) fn end(&mut self, id: u64) {
+        self.waves.remove(&id);
+        self.remember(id);
+    }
+
+    /// A peer is gone: nobody waits for its answer, nor it for ours.
+    pub(super) fn on_gone(&mut self, peer: NodeId) {
+        self.waves.retain(|_, wave| wave.parent != peer);
+        for wave in self.waves.values_mut() {
+            wave.passed.remove(&peer);
+            wave.others.retain(|other| *other != peer);
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.waves.values().map(|wave| wave.again_at).min()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waves.is_empty()
+    }
+
+    fn remember(&mut self, id: u64) {
+        if self.remembered.contains(&id) {
+            return;
+        }
+        if MAX_REMEMBERED <= self.remembered.len() {
+            self.remembered.pop_front();
+        }
+        self.remembered.push_back(id);
+    }
+}

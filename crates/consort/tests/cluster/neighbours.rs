@@ -1,0 +1,91 @@
+//! More nodes than can all be linked with each other: few neighbours each, and yet everything reaches everybody.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::cluster::{Cluster, DATASET, Node, array, text, until};
+
+/// More than are fully linked.
+const MANY: usize = 12;
+
+/// The names of a node's neighbours.
+fn neighbours(node: &Node) -> Vec<String> {
+    let status = node.status();
+    let neighbours = array(&status, "peers").iter().filter(|peer| peer["neighbour"] == true);
+    neighbours.map(|peer| text(&peer["name"]).to_owned()).collect()
+}
+
+fn peer<'s>(status: &'s Value, name: &str) -> &'s Value {
+    array(status, "peers").iter().find(|peer| peer["name"] == name).expect("a member")
+}
+
+#[test]
+fn a_dozen_nodes_have_few_neighbours_each_and_everything_reaches_everybody() {
+    let mut cluster = Cluster::linked(MANY);
+    for node in &cluster.nodes {
+        until(&format!("{} to have few neighbours", node.name), || {
+            (3..=8).contains(&neighbours(node).len())
+        });
+    }
+
+    // A wait includes what was just written by somebody who is no neighbour.
+    let reader = &cluster.nodes[MANY - 1];
+    for round in 0..3 {
+        let near = neighbours(reader);
+        let far = cluster.nodes.iter().rfind(|node| {
+            node.name != reader.name && node.name != "a" && !near.contains(&node.name)
+        });
+        let far = far.expect("not all are neighbours");
+        fs::write(far.path(&format!("from afar {round}")), &far.name).expect("a new file");
+        reader.wait();
+        let found = fs::read_to_string(reader.path(&format!("from afar {round}")));
+        assert_eq!(found.expect("it was waited for"), far.name);
+    }
+    cluster.settle();
+
+    // Every node shows all others, and that they hold the same.
+    for node in &cluster.nodes {
+        until(&format!("{} to see all in sync", node.name), || {
+            let status = node.status();
+            let is_right = |peer: &Value| {
+                let dataset = array(peer, "datasets").iter().find(|d| d["name"] == DATASET);
+                peer["presence"] == "alive" && dataset.is_some_and(|d| d["in_sync"] == true)
+            };
+            array(&status, "peers").len() == MANY - 1
+                && array(&status, "peers").iter().all(is_right)
+        });
+    }
+
+    // Content that only its writer has is found by those who are no neighbours of it.
+    let content: Vec<u8> = (0..300_000u32).flat_map(|n| n.to_le_bytes()).collect();
+    cluster.nodes[0].run(["dataset", "create", "loose"]).expect_done();
+    until("the dataset to be known", || {
+        cluster.nodes[5].run(["dataset", "show", "loose"]).status.success()
+    });
+    cluster.nodes[5].run_with_input(["put", "loose", "key", "-"], &content).expect_done();
+    for node in &cluster.nodes {
+        until(&format!("{} to get what one has", node.name), || {
+            node.run(["get", "loose", "key"]).stdout == content
+        });
+    }
+
+    // Who is killed is noticed by all, and replaced.
+    cluster.nodes[7].kill();
+    let killed = cluster.nodes[7].name.clone();
+    for node in cluster.nodes.iter().filter(|node| node.is_running()) {
+        until(&format!("{} to miss the one that was killed", node.name), || {
+            peer(&node.status(), &killed)["presence"] == "gone"
+        });
+        until(&format!("{} to have neighbours", node.name), || {
+            let neighbours = neighbours(node);
+            3 <= neighbours.len() && !neighbours.contains(&killed)
+        });
+    }
+    fs::write(cluster.nodes[3].path("after"), "the loss").expect("a new file");
+    cluster.settle();
+    cluster.nodes[7].start();
+    cluster.settle();
+    assert!(cluster.nodes[7].path("after").exists());
+    cluster.stop_and_check();
+}
