@@ -178,10 +178,15 @@ impl Files {
             return false;
         }
         let Some(&id) = self.searching.front() else { return false };
-        let Some(file) = self.files.get_mut(&id).filter(|file| !file.stalled) else {
+        let Some(file) = self.files.get(&id).filter(|file| !file.stalled) else {
             self.searching.pop_front();
             return true;
         };
+        if file.chunks.as_ref().is_some_and(Chunks::may_wait) {
+            self.ask();
+        }
+        // Asking may have given this very file up.
+        let Some(file) = self.files.get_mut(&id) else { return true };
         match file.chunks.as_mut().and_then(Iterator::next) {
             None => {
                 self.searching.pop_front();
