@@ -31,7 +31,8 @@ pub(crate) struct MemberFact {
     pub(crate) name: String,
     /// What it may do.
     pub(crate) role: Role,
-    /// It is a member no more, although it has a certificate: a fact of its own.
+    /// It is a member no more, although it has a certificate: a fact of its own, which is there also of a node whose
+    /// own fact is not. Whether a node is let in is asked of [`Facts::revoked`].
     pub(crate) revoked: bool,
     /// Where it said it could be reached when it joined.
     pub(crate) addresses: Vec<SocketAddr>,
@@ -393,6 +394,7 @@ mod tests {
         let mut store = MemoryStore::new(AuthorId([1; 16]), Epoch(1));
         let cluster = cluster_dataset(&[1; 32]);
         store.open_dataset(cluster).expect("opens");
+        let other = NodeId([6; 16]);
         let name = "b".into();
         let member =
             MemberFact { node, name, role: Role::Writer, revoked: false, addresses: Vec::new() };
@@ -406,6 +408,10 @@ mod tests {
         assert!(is_revoked(&write(revocation_key(node), encode_revocation())));
         assert!(is_revoked(&write(member_key(node), encode_member(&member))));
         assert!(is_revoked(&write(revocation_key(node), Content::Deleted)));
+        // Of a node whose own fact has not come, or was taken away, as well.
+        assert!(write(revocation_key(other), encode_revocation()).revoked.contains(&other));
+        let facts = write(member_key(node), Content::Deleted);
+        assert!(facts.member(node).is_none() && facts.revoked.contains(&node));
     }
 
     #[test]

@@ -355,7 +355,7 @@ impl Recorder {
             return Err(JoinRefusal::NameTaken);
         }
         // Its ticket would still be good for the key that it has.
-        if facts.member(joiner.node).is_some_and(|member| member.revoked) {
+        if facts.revoked.contains(&joiner.node) {
             return Err(JoinRefusal::Revoked);
         }
         let usable = |addr: &std::net::SocketAddr| !addr.ip().is_unspecified() && addr.port() != 0;
@@ -403,7 +403,7 @@ fn record_self(
         node: peer.node,
         name: peer.name.clone(),
         role: peer.role,
-        revoked: facts.member(peer.node).is_some_and(|member| member.revoked),
+        revoked: facts.revoked.contains(&peer.node),
         addresses: likeliest(listen).into_iter().collect(),
     };
     if facts.member(peer.node) == Some(&member) {

@@ -521,7 +521,8 @@ impl Runtime {
         // Before the first contact, a new member does not know who is one.
         let is_new = facts.member(own).is_none();
         let is_peer = |node: &NodeId| {
-            *node != own && facts.member(*node).map_or(is_new, |member| !member.revoked)
+            let is_member = is_new || facts.member(*node).is_some();
+            *node != own && is_member && !facts.revoked.contains(node)
         };
         let known = peers
             .into_iter()
