@@ -126,10 +126,6 @@ impl Node {
         let store = blocking(move || Ok(DiskStore::open_for(&directory, Some(node))?)).await?;
         let cluster = cluster_dataset(&identity.authority_fingerprint());
         store.open_dataset(cluster)?;
-        if Facts::read(&store.view(cluster.id)?)?.unsealed {
-            return Err(NodeError::failed("this home was made before facts of a cluster were sealed")
-                .hint("make the cluster anew, each node with another --home; linked directories can be kept"));
-        }
         let sealer = seals::sealer(cluster.id, &identity);
         let listen = listen_address(&store, config)?;
 
