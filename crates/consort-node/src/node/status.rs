@@ -173,8 +173,8 @@ impl Node {
         if self.shared.is_revoked() {
             findings.push(Finding {
                 severity: Severity::Problem,
-                what: REVOKED.to_owned(),
-                todo: None,
+                what: "this node's membership was revoked".to_owned(),
+                todo: Some("ask for a new ticket, and join with a new --home".to_owned()),
             });
         }
         if !self.shared.has_heard() {
