@@ -353,9 +353,11 @@ impl Runtime {
                 Err(CheckError::Store(error)) => return self.fail(&error),
                 Err(refused) => {
                     let reason = refused.to_string();
-                    let message = Message::Reject { reason: reason.clone() };
+                    let todo = "an admin can end its membership: `consort member revoke NAME`";
+                    let told = format!("{reason}; {todo}");
+                    let message = Message::Reject { reason };
                     self.carry_out(dataset, Effect::Send { peer, message });
-                    return self.disconnect(peer, &reason);
+                    return self.disconnect(peer, &told);
                 }
             }
         }
@@ -521,7 +523,8 @@ impl Runtime {
         // Before the first contact, a new member does not know who is one.
         let is_new = facts.member(own).is_none();
         let is_peer = |node: &NodeId| {
-            *node != own && facts.member(*node).map_or(is_new, |member| !member.revoked)
+            let is_member = is_new || facts.member(*node).is_some();
+            *node != own && is_member && !facts.revoked.contains(node)
         };
         let known = peers
             .into_iter()

@@ -175,9 +175,8 @@ impl Shared {
     }
 
     pub(crate) fn is_revoked(&self) -> bool {
-        let own = self.identity.node;
         let state = self.state();
-        state.revoked || state.facts.member(own).is_some_and(|member| member.revoked)
+        state.revoked || state.facts.revoked.contains(&self.identity.node)
     }
 
     /// Takes note that this node was refused as a former member. Whether that is news.

@@ -211,10 +211,14 @@ impl Supervisor {
                 }
             };
             self.context.contents.local().roots().remove(self.context.dataset);
-            match exit {
-                Exit::Stopped => break,
-                Exit::IgnoresChanged => root = Some(held),
-                Exit::RootGone => {}
+            if let Exit::IgnoresChanged = exit {
+                root = Some(held);
+                continue;
+            }
+            // Whoever reads chunks there at this moment still holds it, and must not keep it from being linked again.
+            held.unlock();
+            if let Exit::Stopped = exit {
+                break;
             }
         }
     }

@@ -185,6 +185,13 @@ impl Root {
         })
     }
 
+    /// Lets others link the directory from now on, though somebody still reads from it. Nothing is to be changed
+    /// through this any more.
+    pub fn unlock(&self) {
+        // If it cannot be unlocked, it is when the last handle goes.
+        let _ = flock(&self.private, FlockOperation::Unlock);
+    }
+
     /// The identity in the marker.
     #[must_use]
     pub fn id(&self) -> RootId {

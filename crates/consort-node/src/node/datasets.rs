@@ -38,10 +38,10 @@ impl Node {
                 .hint("leave out --mode hub and --authority"));
         }
         if self.look_up(name).await.is_some() {
-            return Err(NodeError::new(
-                ErrorKind::Conflict,
-                format!("there is a dataset {name} already"),
-            ));
+            let message = format!("there is a dataset {name} already");
+            return Err(NodeError::new(ErrorKind::Conflict, message).hint(format!(
+                "use that one, or choose another name; `consort dataset show {name}` describes it"
+            )));
         }
         let id = DatasetId(net::random());
         let parameters = DatasetParameters { id, fingerprint_key: FingerprintKey(net::random()) };
