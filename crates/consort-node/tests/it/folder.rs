@@ -94,6 +94,7 @@ impl Site {
             dataset: DATASET,
             name: "test".to_owned(),
             dir: self.home.path().join("data"),
+            id: None,
             read_only: self.read_only,
             workers: 2,
             store: self.store.clone(),
