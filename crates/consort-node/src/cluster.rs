@@ -15,8 +15,10 @@ use consort_core::{
 
 use crate::net::{GossipKey, Role};
 
-/// The format of the values below. A later version may add fields behind those that this one knows.
+/// The formats of the values below. A later version may add fields behind those that this one knows.
 const FORMAT: u8 = 1;
+/// Before this one, it held its own revocation.
+const MEMBER_FORMAT: u8 = 2;
 
 const MAX_NAME_BYTES: usize = 63;
 const MAX_ADDRESSES: usize = 8;
@@ -33,7 +35,8 @@ pub(crate) struct MemberFact {
     pub(crate) name: String,
     /// What it may do.
     pub(crate) role: Role,
-    /// It is a member no more, although it has a certificate: a fact of its own.
+    /// It is a member no more, although it has a certificate: a fact of its own, which is there also of a node whose
+    /// own fact is not. Whether a node is let in is asked of [`Facts::revoked`].
     pub(crate) revoked: bool,
     /// Where it said it could be reached when it joined.
     pub(crate) addresses: Vec<SocketAddr>,
@@ -95,8 +98,6 @@ pub(crate) struct Facts {
     /// There are facts that cannot be understood, perhaps because a later version wrote them: a dataset that is not
     /// among those above may still be one.
     pub(crate) incomplete: bool,
-    /// There are facts without a seal: written before facts were sealed, and of no use to others.
-    pub(crate) unsealed: bool,
 }
 
 impl Facts {
@@ -132,7 +133,6 @@ impl Facts {
             _ => None,
         };
         let Some(winner) = OnConflict::KeepBoth.winner(versions) else { return Ok(()) };
-        self.unsealed |= versions.iter().any(|version| version.attributes.seal.is_none());
         if let Some(node) = key.strip_prefix(MEMBERS).and_then(|node| node.parse().ok()) {
             let Some(bytes) = inline(winner) else { return Ok(()) };
             self.members.push(decode_member(node, &bytes)?);
@@ -252,7 +252,7 @@ pub(crate) fn encode_revocation() -> Content {
 pub(crate) fn encode_member(member: &MemberFact) -> Content {
     let mut bytes = Vec::new();
     let mut to = Writer(&mut bytes);
-    to.u8(FORMAT);
+    to.u8(MEMBER_FORMAT);
     to.bytes(member.name.as_bytes());
     to.bytes(member.role.to_string().as_bytes());
     encode_addresses(&member.addresses, &mut to);
@@ -261,7 +261,7 @@ pub(crate) fn encode_member(member: &MemberFact) -> Content {
 
 fn decode_member(node: NodeId, bytes: &[u8]) -> Result<MemberFact, DecodeError> {
     let mut from = Reader::new(bytes);
-    read_format(&mut from)?;
+    read_format(&mut from, MEMBER_FORMAT)?;
     let name = from.text(MAX_NAME_BYTES, "name")?.to_owned();
     let role = from.text(MAX_NAME_BYTES, "role")?;
     let role = role.parse().map_err(|_| DecodeError::Invalid { what: "role" })?;
@@ -302,7 +302,7 @@ fn decode_dataset(
         return Err(DecodeError::Invalid { what: "name" });
     }
     let mut from = Reader::new(bytes);
-    read_format(&mut from)?;
+    read_format(&mut from, FORMAT)?;
     let id = DatasetId(from.array("dataset")?);
     let fingerprint_key = FingerprintKey(from.array("fingerprint key")?);
     let parameters = DatasetParameters { id, fingerprint_key };
@@ -323,8 +323,8 @@ fn decode_dataset(
     })
 }
 
-fn read_format(from: &mut Reader<'_>) -> Result<(), DecodeError> {
-    if from.u8("format")? == FORMAT { Ok(()) } else { Err(DecodeError::Invalid { what: "format" }) }
+fn read_format(from: &mut Reader<'_>, known: u8) -> Result<(), DecodeError> {
+    if from.u8("format")? == known { Ok(()) } else { Err(DecodeError::Invalid { what: "format" }) }
 }
 
 /// Appends addresses: a count, then each as a family, the IP and the port.
@@ -375,7 +375,7 @@ mod tests {
         /// A member's content is an admin's, but what a later version wrote may be anything.
         #[test]
         fn any_bytes_are_a_fact_or_refused(
-            bytes in prop::collection::vec(prop_oneof![0u8..8, Just(FORMAT), any::<u8>()], 0..120),
+            bytes in prop::collection::vec(prop_oneof![0u8..8, any::<u8>()], 0..120),
         ) {
             let node = NodeId([5; 16]);
             if let Ok(member) = decode_member(node, &bytes) {
@@ -480,6 +480,7 @@ mod tests {
         let mut store = MemoryStore::new(AuthorId([1; 16]), Epoch(1));
         let cluster = cluster_dataset(&[1; 32]);
         store.open_dataset(cluster).expect("opens");
+        let other = NodeId([6; 16]);
         let name = "b".into();
         let member =
             MemberFact { node, name, role: Role::Writer, revoked: false, addresses: Vec::new() };
@@ -493,6 +494,10 @@ mod tests {
         assert!(is_revoked(&write(revocation_key(node), encode_revocation())));
         assert!(is_revoked(&write(member_key(node), encode_member(&member))));
         assert!(is_revoked(&write(revocation_key(node), Content::Deleted)));
+        // Of a node whose own fact has not come, or was taken away, as well.
+        assert!(write(revocation_key(other), encode_revocation()).revoked.contains(&other));
+        let facts = write(member_key(node), Content::Deleted);
+        assert!(facts.member(node).is_none() && facts.revoked.contains(&node));
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl From<StoreError> for NodeError {
         let hint = match error {
             StoreError::Failed(_) => "make room or mend the disk, then start the node again",
             StoreError::Damaged(_) => {
-                "`consort doctor --deep` says what is damaged; the node can be restored from its peers"
+                "stop the node; `consort doctor --deep` says what is damaged, and what to do"
             }
             StoreError::UnknownDataset(_) => "`consort dataset list` shows those there are",
             StoreError::Refused { .. } => "choose another key, or less to say of it",

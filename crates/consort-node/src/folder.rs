@@ -48,9 +48,14 @@ pub use watch::{CookieName, WatchError, WatchEvent, Watcher};
 /// depth: a linked directory that was copied into another must not bring its identity along.
 pub const PRIVATE_DIR: &str = ".consort";
 
-/// Removes our own directory from a directory that is linked no more, unless something was rescued into it.
-pub fn remove_private_area(dir: &Path) {
+/// Removes our own directory from a directory that is linked no more, unless something was rescued into it. If it is
+/// known which directory that was, another one that is there by now stays as it is.
+pub fn remove_private_area(dir: &Path, id: Option<RootId>) {
     let private = dir.join(PRIVATE_DIR);
+    if id.is_some_and(|id| root::id_of(dir).is_none_or(|found| found != id)) {
+        tracing::info!(dir = %dir.display(), "it is not the directory that was linked");
+        return;
+    }
     let rescued =
         std::fs::read_dir(private.join("rescued")).is_ok_and(|mut names| names.next().is_some());
     if rescued {

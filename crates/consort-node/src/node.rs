@@ -129,10 +129,6 @@ impl Node {
         let store = blocking(move || Ok(DiskStore::open_for(&directory, Some(node))?)).await?;
         let cluster = cluster_dataset(&identity.authority_fingerprint());
         store.open_dataset(cluster)?;
-        if Facts::read(&store.view(cluster.id)?)?.unsealed {
-            return Err(NodeError::failed("this home was made before facts of a cluster were sealed")
-                .hint("make the cluster anew, each node with another --home; linked directories can be kept"));
-        }
         let sealer = seals::sealer(cluster.id, &identity);
         let listen = listen_address(&store, config)?;
 
@@ -359,7 +355,7 @@ impl Recorder {
             return Err(JoinRefusal::NameTaken);
         }
         // Its ticket would still be good for the key that it has.
-        if facts.member(joiner.node).is_some_and(|member| member.revoked) {
+        if facts.revoked.contains(&joiner.node) {
             return Err(JoinRefusal::Revoked);
         }
         let usable = |addr: &std::net::SocketAddr| !addr.ip().is_unspecified() && addr.port() != 0;
@@ -407,7 +403,7 @@ fn record_self(
         node: peer.node,
         name: peer.name.clone(),
         role: peer.role,
-        revoked: facts.member(peer.node).is_some_and(|member| member.revoked),
+        revoked: facts.revoked.contains(&peer.node),
         addresses: likeliest(listen).into_iter().collect(),
     };
     if facts.member(peer.node) == Some(&member) {

@@ -384,9 +384,11 @@ impl Runtime {
                 Err(CheckError::Store(error)) => return self.fail(&error),
                 Err(refused) => {
                     let reason = refused.to_string();
-                    let message = Message::Reject { reason: reason.clone() };
+                    let todo = "an admin can end its membership: `consort member revoke NAME`";
+                    let told = format!("{reason}; {todo}");
+                    let message = Message::Reject { reason };
                     self.carry_out(dataset, Effect::Send { peer, message });
-                    return self.disconnect(peer, &reason);
+                    return self.disconnect(peer, &told);
                 }
             }
         }

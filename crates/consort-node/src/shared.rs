@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use crate::cluster::{Facts, decode_addresses, encode_addresses};
 use crate::content::Contents;
 use crate::error::NodeError;
-use crate::folder::{Folder, LinkContext};
+use crate::folder::{Folder, LinkContext, RootId};
 use crate::net::{JoinDesk, Network, PeerIdentity};
 use crate::runtime::Cause;
 
@@ -29,6 +29,9 @@ pub(crate) const LEARNED: &str = "peers";
 const STARTED: &str = "started";
 /// The setting that holds the links.
 const LINKS: &str = "links";
+const LINK_READ_ONLY: u8 = 1;
+/// The identity of the directory follows: earlier versions did not keep it.
+const LINK_ROOT_KNOWN: u8 = 2;
 /// Links of one node.
 const MAX_LINKS: usize = 1024;
 const MAX_PATH_BYTES: usize = 4096;
@@ -46,6 +49,8 @@ pub(crate) struct PeerState {
 pub(crate) struct LinkSetting {
     pub(crate) dataset: DatasetId,
     pub(crate) dir: PathBuf,
+    /// Which directory that is. It is not known before it was opened for the first time.
+    pub(crate) root: Option<RootId>,
     pub(crate) read_only: bool,
 }
 
@@ -187,9 +192,8 @@ impl Shared {
     }
 
     pub(crate) fn is_revoked(&self) -> bool {
-        let own = self.identity.node;
         let state = self.state();
-        state.revoked || state.facts.member(own).is_some_and(|member| member.revoked)
+        state.revoked || state.facts.revoked.contains(&self.identity.node)
     }
 
     /// Takes note that this node was refused as a former member. Whether that is news.
@@ -280,7 +284,7 @@ impl Shared {
         self: &Arc<Self>,
         name: String,
         on_conflict: OnConflict,
-        link: LinkSetting,
+        mut link: LinkSetting,
     ) -> Result<Arc<Folder>, NodeError> {
         let dataset = link.dataset;
         let (written, applied) = (Arc::downgrade(self), Arc::downgrade(self));
@@ -289,6 +293,7 @@ impl Shared {
             name,
             on_conflict,
             dir: link.dir.clone(),
+            id: link.root,
             read_only: link.read_only,
             workers: std::thread::available_parallelism().map_or(2, usize::from).min(8),
             store: self.store.clone(),
@@ -307,6 +312,7 @@ impl Shared {
         match Folder::start(context) {
             Ok(folder) => {
                 let folder = Arc::new(folder);
+                link.root = Some(folder.id());
                 let mut state = self.state();
                 if state.ending {
                     drop(state);
@@ -429,8 +435,12 @@ fn encode_links(links: &[LinkSetting]) -> Vec<u8> {
     to.count(links.len());
     for link in links {
         to.raw(&link.dataset.0);
-        to.u8(u8::from(link.read_only));
+        let known = if link.root.is_some() { LINK_ROOT_KNOWN } else { 0 };
+        to.u8(known | if link.read_only { LINK_READ_ONLY } else { 0 });
         to.bytes(link.dir.as_os_str().as_bytes());
+        if let Some(RootId(root)) = link.root {
+            to.raw(&root);
+        }
     }
     bytes
 }
@@ -441,9 +451,13 @@ fn decode_links(bytes: &[u8]) -> Result<Vec<LinkSetting>, DecodeError> {
     let mut links = Vec::new();
     for _ in 0..from.count(18, MAX_LINKS, "links")? {
         let dataset = DatasetId(from.array("dataset")?);
-        let read_only = from.u8("read-only")? != 0;
+        let flags = from.u8("flags")?;
         let dir = std::ffi::OsStr::from_bytes(from.bytes(MAX_PATH_BYTES, "directory")?).into();
-        links.push(LinkSetting { dataset, dir, read_only });
+        let root = match flags & LINK_ROOT_KNOWN {
+            0 => None,
+            _ => Some(RootId(from.array("root")?)),
+        };
+        links.push(LinkSetting { dataset, dir, root, read_only: flags & LINK_READ_ONLY != 0 });
     }
     from.finish()?;
     Ok(links)

@@ -34,7 +34,7 @@ use crate::transaction::{Body, Place, Transaction};
 use crate::upgrade;
 use crate::view::DiskView;
 
-pub use opening::OpenError;
+pub use opening::{DAMAGED_HINT, OpenError};
 use opening::{Found, lock, stamp, unreadable};
 pub(crate) use opening::{draw_identity, half};
 

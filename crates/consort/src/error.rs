@@ -72,9 +72,20 @@ impl Error {
         Self::Told { kind, message: message.into(), hint: None }
     }
 
-    /// A failed operation on a file or directory.
+    /// A failed operation on a file or directory. What to do follows from how it failed; a command that knows more says
+    /// it instead.
     pub(crate) fn io(what: &str, path: &Path, error: &io::Error) -> Self {
-        Self::failed(format!("cannot {what} {}: {error}", path.display()))
+        let hint = match error.kind() {
+            io::ErrorKind::NotFound => "check the path: something in it is not there",
+            io::ErrorKind::NotADirectory => "check the path: something in it is not a directory",
+            io::ErrorKind::PermissionDenied => "choose a place that you may read and write",
+            io::ErrorKind::ReadOnlyFilesystem => "choose a place that can be written",
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "make room, or choose a place that has some"
+            }
+            _ => "look at the disk and at the system's log, or choose another place",
+        };
+        Self::failed(format!("cannot {what} {}: {error}", path.display())).hint(hint)
     }
 
     /// Adds what to do about it.

@@ -187,7 +187,7 @@ impl Ui {
     /// A progress bar that appears when the work turns out to take long, and only on a terminal.
     pub(crate) fn progress(&self, what: &str) -> Progress {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        bar.set_message(what.to_string());
+        bar.set_prefix(what.to_string());
         let (began, pace, amount) = (Instant::now(), Pace::default(), Left::default());
         Progress { bar, began, shown: None, pace, entries: amount, bytes: amount }
     }
@@ -260,7 +260,7 @@ impl Progress {
             self.bar.set_length(total);
         }
         self.bar.set_position(done);
-        self.bar.set_prefix(text::plain(&told(unit, done, total, rate, remark)));
+        self.bar.set_message(text::plain(&told(unit, done, total, rate, remark)));
         self.bar.tick();
     }
 
@@ -310,7 +310,9 @@ fn told(unit: Unit, done: u64, total: Option<u64>, rate: Option<u64>, remark: &s
 }
 
 fn style_of((_, bounded): (Unit, bool)) -> ProgressStyle {
-    let template = if bounded { "{msg} [{bar:24}] {prefix}" } else { "{msg} {spinner} {prefix}" };
+    // A line that is wider than the terminal would stay on it, so the end is cut off.
+    let template =
+        if bounded { "{prefix} [{bar:24}] {wide_msg}" } else { "{prefix} {spinner} {wide_msg}" };
     ProgressStyle::with_template(template).expect("the templates above are well-formed")
 }
 

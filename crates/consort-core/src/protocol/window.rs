@@ -16,17 +16,24 @@ pub(super) const KEPT_BYTES: usize = WINDOW_BYTES + 16 * MAX_COMMIT_BYTES;
 /// And in messages.
 pub(super) const KEPT_MESSAGES: usize = WINDOW_MESSAGES + 8;
 
+/// A window that was full is filled again when no more than this is on its way.
+const REFILL_AT_BYTES: usize = WINDOW_BYTES / 4 * 3;
+const REFILL_AT_MESSAGES: usize = WINDOW_MESSAGES / 4 * 3;
+
 /// The messages that a peer has been sent and has not acknowledged, by weight, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     weights: VecDeque<usize>,
     bytes: usize,
+    /// It was full, and no quarter of it is free yet.
+    is_closed: bool,
 }
 
 impl Window {
-    /// Whether another message may be sent.
+    /// Whether another message may be sent. Once it was full, only when a quarter of it is free again: who sends reads
+    /// a whole page of its feed, and would read one for every message that is acknowledged.
     pub(super) fn has_room(&self) -> bool {
-        self.bytes < WINDOW_BYTES && self.weights.len() < WINDOW_MESSAGES
+        !self.is_closed
     }
 
     pub(super) fn len(&self) -> usize {
@@ -38,6 +45,7 @@ impl Window {
         let weight = weight(message);
         self.weights.push_back(weight);
         self.bytes += weight;
+        self.is_closed |= WINDOW_BYTES <= self.bytes || WINDOW_MESSAGES <= self.weights.len();
         weight
     }
 
@@ -45,6 +53,7 @@ impl Window {
     pub(super) fn take_off(&mut self, count: usize) -> usize {
         let here = count.min(self.weights.len());
         self.bytes -= self.weights.drain(..here).sum::<usize>();
+        self.is_closed &= REFILL_AT_BYTES < self.bytes || REFILL_AT_MESSAGES < self.weights.len();
         count - here
     }
 }
@@ -135,6 +144,22 @@ mod tests {
         attributes.unknown =
             (10..).take(MAX_UNKNOWN_ATTRIBUTES).map(|tag| (tag, Box::from([]))).collect();
         entry
+    }
+
+    #[test]
+    fn a_window_that_was_full_opens_again_when_a_quarter_of_it_is_free() {
+        let mut window = Window::default();
+        for _ in 0..WINDOW_MESSAGES {
+            assert!(window.has_room());
+            window.add(&Message::Lazy);
+        }
+        for _ in REFILL_AT_MESSAGES..WINDOW_MESSAGES {
+            assert!(!window.has_room());
+            window.take_off(1);
+        }
+        assert!(window.has_room());
+        window.add(&Message::Lazy);
+        assert!(window.has_room());
     }
 
     proptest! {

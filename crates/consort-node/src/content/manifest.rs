@@ -32,6 +32,11 @@ impl Chunks {
         Self { contents: contents.clone(), timeout, nodes, chunks: chunks.into_iter(), offset: 0 }
     }
 
+    /// Whether the next one may have to be waited for, because a node has to be entered first.
+    pub fn may_wait(&self) -> bool {
+        self.chunks.as_slice().is_empty() && !self.nodes.is_empty()
+    }
+
     /// The next chunk, after entering as many nodes as it takes.
     fn advance(&mut self) -> Result<Option<ChunkRef>, ContentError> {
         loop {

@@ -51,7 +51,8 @@ impl StagedChunks {
 }
 
 impl StagedFile {
-    /// A chunk stands at this offset now.
+    /// A chunk stands at this offset now. Another file that has it already stays the one that is asked, and when it goes
+    /// the chunk is not known any more, though it is here: at the worst it is fetched again.
     pub fn add(&mut self, hash: ChunkHash, offset: u64) {
         let mut known = self.all.lock();
         if known.len() < MAX_CHUNKS && !known.contains_key(&short(hash)) {

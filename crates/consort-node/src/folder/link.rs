@@ -12,7 +12,7 @@ use consort_store::DiskStore;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::engine::{Engine, Exit};
-use super::status::{Progress, Trouble};
+use super::status::Progress;
 use super::{Ignores, LoadIgnoresError, OpenRootError, Root, RootId};
 use crate::content::Contents;
 
@@ -29,6 +29,8 @@ pub struct LinkContext {
     pub on_conflict: OnConflict,
     /// The directory.
     pub dir: PathBuf,
+    /// Which directory that is, if it was linked before: nothing is done in another one.
+    pub id: Option<RootId>,
     /// Changes made in the directory are not taken in.
     pub read_only: bool,
     /// Threads that read files.
@@ -78,14 +80,22 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Opens the directory and starts its engine.
+    /// Opens the directory and starts its engine. A directory that is known is waited for if it is not there.
     ///
     /// # Errors
     /// See [`OpenRootError`]; nothing was started.
     pub fn start(context: LinkContext) -> Result<Self, OpenRootError> {
-        let root = Arc::new(Root::open(&context.dir)?);
-        let id = root.id();
         let progress = Arc::new(Progress::default());
+        let (id, root) = match context.id {
+            None => {
+                let root = Arc::new(Root::open(&context.dir)?);
+                (root.id(), Some(root))
+            }
+            Some(id) => {
+                let root = reopen(&context, id);
+                (id, root.inspect_err(|reason| progress.pause("directory", reason)).ok())
+            }
+        };
         // One wake at a time, and as many flushes as there are callers who wait for one.
         let (inputs, receiver) = unbounded();
         let woken = Arc::new(AtomicBool::new(false));
@@ -166,15 +176,14 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn run(self, root: Arc<Root>) {
-        let mut root = Some(root);
+    fn run(self, mut root: Option<Arc<Root>>) {
         // Those who wait for a flush wait on while no engine runs.
         let mut flushes = Vec::new();
         loop {
-            let held = match root.take().map_or_else(|| self.reopen(), Ok) {
+            let held = match root.take().map_or_else(|| reopen(&self.context, self.id), Ok) {
                 Ok(held) => held,
                 Err(reason) => {
-                    self.progress.set_trouble("directory", Some(Trouble::Paused(reason)));
+                    self.progress.pause("directory", &reason);
                     if self.pause(&mut flushes) { continue } else { break }
                 }
             };
@@ -205,39 +214,25 @@ impl Supervisor {
                     exit
                 }
                 Err(error) => {
-                    let text = format!("threads cannot be started: {error}");
-                    self.progress.set_trouble("threads", Some(Trouble::Paused(text)));
+                    self.progress.pause("threads", &format!("threads cannot be started: {error}"));
                     if self.pause(&mut flushes) { Exit::RootGone } else { Exit::Stopped }
                 }
             };
             self.context.contents.local().roots().remove(self.context.dataset);
-            match exit {
-                Exit::Stopped => break,
-                Exit::IgnoresChanged => root = Some(held),
-                Exit::RootGone => {}
+            if let Exit::IgnoresChanged = exit {
+                root = Some(held);
+                continue;
+            }
+            // Whoever reads chunks there at this moment still holds it, and must not keep it from being linked again.
+            held.unlock();
+            if let Exit::Stopped = exit {
+                break;
             }
         }
     }
 
-    fn reopen(&self) -> Result<Arc<Root>, String> {
-        let root = Root::open(&self.context.dir).map_err(|error| {
-            let todo = error.hint();
-            format!(
-                "{error}: {todo}; nothing was deleted elsewhere, and work goes on when it is back"
-            )
-        })?;
-        if root.id() == self.id {
-            return Ok(Arc::new(root));
-        }
-        Err(format!(
-            "another directory is at {}; to use it, run `consort unlink {}` and link it anew",
-            self.context.dir.display(),
-            self.context.name
-        ))
-    }
-
     fn on_ignores_error(&self, error: &LoadIgnoresError) {
-        self.progress.set_trouble("ignores", Some(Trouble::Paused(error.to_string())));
+        self.progress.pause("ignores", &error.to_string());
     }
 
     /// Waits a little. False if the engine shall end.
@@ -254,4 +249,21 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// Opens the directory that was linked, and no other one.
+fn reopen(context: &LinkContext, id: RootId) -> Result<Arc<Root>, String> {
+    Root::open_known(&context.dir, id).map(Arc::new).map_err(|error| {
+        let todo = error.hint();
+        let anew = match error {
+            OpenRootError::Another(_) | OpenRootError::DamagedMarker(_) => format!(
+                " (to go on with what is there, `consort unlink {}` and link it anew)",
+                context.name
+            ),
+            _ => String::new(),
+        };
+        format!(
+            "{error}: {todo}{anew}; nothing was deleted elsewhere, and work goes on when it is back"
+        )
+    })
 }

@@ -92,6 +92,9 @@ pub enum OpenRootError {
     /// The node runs as a user who may not write there.
     #[error("{} cannot be written", .0.display())]
     NotWritable(PathBuf),
+    /// A disk that is not mounted, or a directory that was replaced.
+    #[error("another directory than the linked one is at {}", .0.display())]
+    Another(PathBuf),
     /// Another node, or another link of this node, holds it.
     #[error("{} is already in use by a running node", .0.display())]
     InUse(PathBuf),
@@ -118,6 +121,7 @@ impl OpenRootError {
             Self::Missing(_) => "create it, or mount the disk it is on",
             Self::NotADirectory(_) => "link a directory",
             Self::NotWritable(_) => "give the user who runs this node permission to write there",
+            Self::Another(_) => "mount the disk it is on, or move it back",
             Self::InUse(_) => "stop that node, or link another directory",
             Self::DamagedMarker(_) => "remove that file, and link the directory again",
             Self::Unsupported => "Linux 5.8 or newer is needed",
@@ -134,6 +138,20 @@ impl Root {
     ///
     /// See [`OpenRootError`]; no entry is changed.
     pub fn open(dir: &Path) -> Result<Self, OpenRootError> {
+        Self::open_if(dir, None)
+    }
+
+    /// Like [`open`](Self::open), but only the directory with this identity: in any other one, such as
+    /// the empty place where a disk is not mounted, nothing is made or removed.
+    ///
+    /// # Errors
+    ///
+    /// See [`OpenRootError`]; no entry is changed.
+    pub fn open_known(dir: &Path, id: RootId) -> Result<Self, OpenRootError> {
+        Self::open_if(dir, Some(id))
+    }
+
+    fn open_if(dir: &Path, known: Option<RootId>) -> Result<Self, OpenRootError> {
         let fail = |source: io::Error| {
             let path = dir.to_owned();
             match Errno::from_io_error(&source) {
@@ -153,6 +171,16 @@ impl Root {
         let handle =
             rustix::fs::openat(CWD, &path, LIST_DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|errno| fail(errno.into()))?;
+        if let Some(known) = known {
+            match read_marker_at(&handle) {
+                Ok(Some(id)) if id == known => {}
+                Ok(_) => return Err(OpenRootError::Another(path)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(OpenRootError::Another(path));
+                }
+                Err(error) => return Err(fail(error)),
+            }
+        }
         Self::open_held(path, handle).map_err(fail)
     }
 
@@ -183,6 +211,13 @@ impl Root {
             meta,
             next_temp: AtomicU64::new(0),
         })
+    }
+
+    /// Lets others link the directory from now on, though somebody still reads from it. Nothing is to be changed
+    /// through this any more.
+    pub fn unlock(&self) {
+        // If it cannot be unlocked, it is when the last handle goes.
+        let _ = flock(&self.private, FlockOperation::Unlock);
     }
 
     /// The identity in the marker.
@@ -428,6 +463,12 @@ fn rescue(private: &OwnedFd, temp: &OwnedFd, name: &OsStr) -> io::Result<()> {
     }
 }
 
+/// The identity of a directory that is linked, or was.
+pub(super) fn id_of(dir: &Path) -> Option<RootId> {
+    let dir = rustix::fs::openat(CWD, dir, LIST_DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    read_marker_at(&dir).ok().flatten()
+}
+
 fn read_marker_at(dir: &OwnedFd) -> io::Result<Option<RootId>> {
     read_marker(&open_beneath(dir, PRIVATE_DIR, LIST_DIRECTORY)?)
 }
@@ -523,6 +564,26 @@ mod tests {
         assert!(root.is_present());
         fs::remove_file(path.join(".consort/id")).unwrap();
         assert!(!root.is_present());
+    }
+
+    #[test]
+    fn a_known_directory_is_opened_and_in_any_other_one_nothing_is_made_or_removed() {
+        let (dir, root) = linked();
+        let id = root.id();
+        drop(root);
+        assert_eq!(Root::open_known(dir.path(), id).unwrap().id(), id);
+
+        let empty = tempfile::tempdir().unwrap();
+        let opened = Root::open_known(empty.path(), id);
+        assert!(matches!(opened, Err(OpenRootError::Another(_))), "{opened:?}");
+        assert!(fs::read_dir(empty.path()).unwrap().next().is_none());
+
+        let (other, root) = linked();
+        drop(root);
+        fs::write(other.path().join(".consort/tmp/stage-1"), "of the other link").unwrap();
+        let opened = Root::open_known(other.path(), id);
+        assert!(matches!(opened, Err(OpenRootError::Another(_))), "{opened:?}");
+        assert!(other.path().join(".consort/tmp/stage-1").exists());
     }
 
     #[test]

@@ -199,9 +199,14 @@ impl Progress {
         }
     }
 
+    /// Nothing goes on until somebody does something about this.
+    pub fn pause(&self, cause: &'static str, reason: &str) {
+        self.set_trouble(cause, Some(Trouble::Paused(reason.to_owned())));
+    }
+
     /// The store failed: nothing goes on until the node is started again.
     pub fn fail(&self, reason: String) {
-        self.set_trouble("store", Some(Trouble::Paused(reason)));
+        self.pause("store", &reason);
     }
 
     /// The gravest trouble.
@@ -214,7 +219,7 @@ impl Progress {
         if matches!(error, PlaceError::DiskFull) {
             let text =
                 "the disk of the linked directory is full; make room, the rest follows by itself";
-            self.set_trouble("disk", Some(Trouble::Paused(text.to_owned())));
+            self.pause("disk", text);
         }
     }
 

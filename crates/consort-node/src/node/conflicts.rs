@@ -88,7 +88,10 @@ impl Node {
         let applied = self.write(fact.parameters.id, policy, vec![write]).await?;
         let dot = match applied.written.first() {
             Some(Written::New(dot) | Written::Same(dot)) => *dot,
-            _ => return Err(NodeError::failed("the store did not write the version")),
+            _ => {
+                return Err(NodeError::failed("the store did not write the version")
+                    .hint("try again; if that does not help, report it as a defect"));
+            }
         };
         let (_, siblings) = self.siblings(name, key).await?;
         let unseen = beside(policy, &siblings, dot);

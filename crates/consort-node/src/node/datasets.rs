@@ -38,10 +38,10 @@ impl Node {
                 .hint("leave out --mode hub and --authority"));
         }
         if self.look_up(name).await.is_some() {
-            return Err(NodeError::new(
-                ErrorKind::Conflict,
-                format!("there is a dataset {name} already"),
-            ));
+            let message = format!("there is a dataset {name} already");
+            return Err(NodeError::new(ErrorKind::Conflict, message).hint(format!(
+                "use that one, or choose another name; `consort dataset show {name}` describes it"
+            )));
         }
         let id = DatasetId(net::random());
         let parameters = DatasetParameters { id, fingerprint_key: FingerprintKey(net::random()) };
@@ -115,7 +115,7 @@ impl Node {
             }
             node.refuse_overlaps(&dir)?;
             let created = make_directory(&dir)?;
-            let link = LinkSetting { dataset, dir, read_only: options.read_only };
+            let link = LinkSetting { dataset, dir, root: None, read_only: options.read_only };
             let shared = &node.shared;
             shared.store.set_linked(dataset, true)?;
             let kept = shared
@@ -136,7 +136,7 @@ impl Node {
                     shared.store.set_linked(dataset, false)?;
                     if created {
                         // An empty directory that stays is less bad than another error than the one that matters.
-                        crate::folder::remove_private_area(&link.dir);
+                        crate::folder::remove_private_area(&link.dir, None);
                         let _ = std::fs::remove_dir(&link.dir);
                     }
                     Err(error)
@@ -195,7 +195,7 @@ impl Node {
             shared.stop_folder(dataset);
             shared.save_links()?;
             shared.store.set_linked(dataset, false)?;
-            crate::folder::remove_private_area(&link.dir);
+            crate::folder::remove_private_area(&link.dir, link.root);
             shared.notify();
             Ok(())
         })
@@ -207,6 +207,7 @@ impl Node {
         let shared = Arc::clone(&self.shared);
         blocking(move || {
             let facts = shared.facts();
+            let mut learned = false;
             for link in shared.saved_links()? {
                 let Some(fact) = facts.datasets.iter().find(|d| d.parameters.id == link.dataset)
                 else {
@@ -215,9 +216,16 @@ impl Node {
                 // A link that was saved halfway is completed.
                 shared.store.set_linked(link.dataset, true)?;
                 let (name, policy) = (fact.name.clone(), fact.on_conflict);
-                if let Err(error) = shared.start_folder(name, policy, link) {
-                    tracing::error!(dataset = fact.name, %error, "a directory cannot be linked");
+                let known = link.root.is_some();
+                match shared.start_folder(name, policy, link) {
+                    Ok(_) => learned |= !known,
+                    Err(error) => {
+                        tracing::error!(dataset = fact.name, %error, "a directory cannot be linked");
+                    }
                 }
+            }
+            if learned {
+                shared.save_links()?;
             }
             Ok(())
         })

@@ -8,7 +8,7 @@ use consort_core::protocol::membership::{Liveness, News};
 use consort_core::protocol::replica::LinkReport;
 use consort_core::store::View;
 use consort_core::{DatasetId, NodeId};
-use consort_store::DiskStore;
+use consort_store::{DAMAGED_HINT, DiskStore};
 
 use crate::cluster::{DatasetFact, Facts, MemberFact};
 use crate::error::NodeError;
@@ -203,8 +203,8 @@ impl Node {
         if self.shared.is_revoked() {
             findings.push(Finding {
                 severity: Severity::Problem,
-                what: REVOKED.to_owned(),
-                todo: None,
+                what: "this node's membership was revoked".to_owned(),
+                todo: Some("ask for a new ticket, and join with a new --home".to_owned()),
             });
         }
         if !self.shared.has_heard() {
@@ -354,7 +354,7 @@ pub fn check_store(home: &Path, mut progress: impl FnMut(u64)) -> Result<Vec<Fin
         .map(|finding| Finding {
             severity: Severity::Problem,
             what: finding.to_string(),
-            todo: Some("keep a copy of the home, and join again with a new --home: the peers have the data".to_owned()),
+            todo: Some(DAMAGED_HINT.to_owned()),
         })
         .collect();
     if findings.is_empty() {

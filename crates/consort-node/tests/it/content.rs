@@ -8,12 +8,16 @@ use std::time::{Duration, Instant};
 use consort_core::content::chunker::Chunker;
 use consort_core::content::exchange::{Request, Response};
 use consort_core::content::manifest::ManifestBuilder;
+use consort_core::model::Commit;
 use consort_core::store::DatasetParameters;
-use consort_core::{ChunkRef, Content, DatasetId, FingerprintKey, Key};
+use consort_core::{
+    Attributes, AuthorId, ChunkRef, Content, DatasetId, Dot, Entry, FingerprintKey, Key, Timestamp,
+    Version, VersionVector, WallTime,
+};
 use consort_node::content::{
     Contents, FetchError, Fetched, Fetcher, LocalContent, Roots, Server, Unavailable,
 };
-use consort_node::folder::Root;
+use consort_node::folder::{Folder, LinkContext, Root};
 use consort_node::net::network::OnContent;
 use consort_node::net::{KnownPeer, Network, NetworkConfig, NodeId};
 use consort_store::{Body, DiskStore, Place, Transaction};
@@ -398,4 +402,43 @@ fn the_chunks_of_a_large_content_are_listed_by_who_has_none_of_it() {
     assert_eq!(contents.chunks_of(&content, Duration::ZERO).count(), expected.len());
     let chunk = expected[0].1;
     assert!(contents.read_or_fetch(&chunk, Duration::ZERO).is_err());
+}
+
+#[test]
+fn a_version_that_claims_a_wrong_length_keeps_no_chunk_from_others() {
+    let mut world = World::new();
+    let (a, b) = (world.peer(), world.peer());
+    b.knows(&[&a]);
+    let bytes = noise(20_000, 1);
+    let good = a.pack([&*bytes])[0];
+    let wrong = ChunkRef { length: good.length + 1, ..good };
+    let entry = |n: u8, name: &str, chunk| {
+        let dot = Dot { author: AuthorId([n; 16]), time: Timestamp::at(WallTime(1 << 40)) };
+        let (seen, content) = (VersionVector::new(), Content::Chunks([chunk].into()));
+        let version = Version { dot, seen, content, attributes: Attributes::default() };
+        Entry { key: Key::new(name).unwrap(), version }
+    };
+    let commit = Commit { entries: vec![entry(1, "a-wrong", wrong), entry(2, "b-good", good)] };
+    let store = b.local.store().clone();
+    let body = Body::Remote { peer: a.id, commit, cursor: None };
+    store.commit(Transaction::new(DATASET, body)).unwrap();
+
+    let dir = b.home.path().join("linked");
+    fs::create_dir(&dir).unwrap();
+    let contents = Arc::new(Contents::new(Arc::clone(&b.local), Arc::clone(&b.fetcher)));
+    let folder = Folder::start(LinkContext {
+        dataset: DATASET,
+        name: "test".to_owned(),
+        dir: dir.clone(),
+        read_only: false,
+        workers: 1,
+        store,
+        contents,
+        on_written: Box::new(|| {}),
+        on_applied: Box::new(|| {}),
+    });
+    let folder = folder.unwrap();
+    wait_until(|| fs::read(dir.join("b-good")).is_ok_and(|found| found == bytes));
+    assert!(!dir.join("a-wrong").exists());
+    folder.stop();
 }

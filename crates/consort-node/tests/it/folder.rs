@@ -105,6 +105,7 @@ impl Site {
             name: "test".to_owned(),
             on_conflict: self.policy,
             dir: self.home.path().join("data"),
+            id: None,
             read_only: self.read_only,
             workers: 2,
             store: self.store.clone(),

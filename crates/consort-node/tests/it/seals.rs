@@ -17,8 +17,7 @@ use consort_core::{
     WallTime,
 };
 use consort_node::net::{Identity, KnownPeer, NetEvent, Network, NetworkConfig};
-use consort_node::{Config, DatasetOptions, Member, Node, NodeId, Role, join};
-use consort_store::{Body, DiskStore, Transaction};
+use consort_node::{DatasetOptions, Member, Node, NodeId, Role, join};
 use rcgen::{KeyPair, SigningKey};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -194,24 +193,6 @@ async fn a_revoked_admin_cannot_take_its_revocation_back_whoever_helps_it() {
     helper.until("the acknowledgements", |helper| helper.is_live_with(&admin)).await;
     assert_eq!(facts(&admin).await, known);
     assert!(known.1.contains(&(name, true)));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_home_whose_facts_nobody_sealed_is_refused_with_a_clear_error() {
-    let mut admin = Machine::first().await;
-    admin.stop().await;
-    let home = admin.home.path();
-    let identity = Identity::load(&home.join("identity")).expect("it is a member");
-    let cluster = cluster_dataset(&identity.authority_fingerprint());
-    let store = DiskStore::open(&home.join("store")).expect("it is closed");
-    let key = Key::new("datasets/old").expect("a key");
-    let writes = vec![LocalWrite::new(key, Content::Inline([1].into()))];
-    let body = Body::Local { writes, now: WallTime(1) };
-    store.commit(Transaction::new(cluster.id, body)).expect("it is written");
-    drop(store);
-    let error = Node::start(home, Config::default()).await.expect_err("it is of no use to others");
-    assert!(error.message.contains("sealed"), "{error}");
-    assert!(error.hint.expect("it says what to do").contains("--home"));
 }
 
 /// A member that speaks the protocol about facts of the cluster as it should, and holds what it likes.

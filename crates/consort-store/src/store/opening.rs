@@ -47,22 +47,24 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// What to do about it.
+    /// What to do about it. The store is called by its place in a node's home.
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Locked(_) => "stop that node first, or use another --home",
             Self::NewerFormat { .. } => {
                 "install the version of consort that wrote it, or a later one"
             }
-            Self::Damaged(_) => {
-                "keep a copy of the home, and join again with a new --home: the peers have the data"
-            }
+            Self::Damaged(_) => DAMAGED_HINT,
             Self::Io { .. } => {
                 "see that the disk has room, and that the user who runs the node may read and write there"
             }
         }
     }
 }
+
+/// What to do about a store that is damaged. It is all that is: who the node is, and the authority of its cluster, are
+/// elsewhere in the home.
+pub const DAMAGED_HINT: &str = "move `store` out of the home, keep it, and start the node: its peers give back what they have; then link its directories again";
 
 /// What the rows say when a store is opened.
 pub(super) struct Found {

@@ -70,7 +70,14 @@ async fn watch(context: &Context, name: String, progress: &mut Progress) -> Resu
             }
             state => {
                 let state = state.as_str().replace('-', " ");
-                progress.set_left(dataset.pending, dataset.pending_bytes, &format!("({state})"));
+                let remark = if dataset.pending == 0 {
+                    // What is still to be heard of is not known yet.
+                    let versions = counted(dataset.versions, "version", "versions");
+                    format!("{versions} so far ({state})")
+                } else {
+                    format!("({state})")
+                };
+                progress.set_left(dataset.pending, dataset.pending_bytes, &remark);
             }
         }
     }

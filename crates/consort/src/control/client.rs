@@ -72,8 +72,9 @@ impl Client {
         };
         let (reader, mut writer) = stream.into_split();
         let envelope = Envelope { version: wire::VERSION, request };
-        let mut line = serde_json::to_vec(&envelope)
-            .map_err(|error| Error::usage(format!("this cannot be asked: {error}")))?;
+        let mut line = serde_json::to_vec(&envelope).map_err(|error| {
+            Error::usage(format!("this cannot be asked: {error}")).hint("report this as a defect")
+        })?;
         line.push(b'\n');
         if wire::MAX_REQUEST_BYTES < line.len() {
             return Err(Error::usage("the names and values of this request are too long")

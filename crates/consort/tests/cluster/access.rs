@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use crate::cluster::{Cluster, DATASET, array, until};
+use crate::cluster::{Cluster, DATASET, Node, array, text, until};
 use crate::random::Random;
 
 #[test]
@@ -185,6 +185,58 @@ fn a_damaged_home_is_told_and_left_alone() {
     }
     node.start();
     assert_eq!(node.get("key").stdout, b"value");
+}
+
+#[test]
+fn a_node_whose_store_was_damaged_begins_anew_as_the_member_that_it_was() {
+    let mut cluster = Cluster::linked(3);
+    let ticket = cluster.nodes[0].invite(&["--role", "writer"]);
+    fs::write(cluster.nodes[1].path("shared"), [7; 300_000]).expect("a new file");
+    fs::write(cluster.nodes[0].path("deleted"), "old").expect("a new file");
+    cluster.settle();
+    fs::remove_file(cluster.nodes[0].path("deleted")).expect("it is there");
+    cluster.settle();
+    cluster.nodes[2].stop();
+    cluster.nodes[0].run(["member", "revoke", "c"]).expect_done();
+    cluster.nodes[0].put("by-a", b"value").expect_done();
+    let author = |node: &Node, key| {
+        let stat = node.run(["stat", DATASET, key, "--json"]).expect_done().json();
+        let version = text(&stat["version"]);
+        version[..version.len() - 16].to_owned()
+    };
+    let before = author(&cluster.nodes[0], "by-a");
+    cluster.nodes[1].wait();
+    cluster.nodes[0].stop();
+
+    // The first node is the one that holds the authority, so joining anew is no way out.
+    let (store, kept) = (cluster.nodes[0].home.join("store"), cluster.beside("kept"));
+    fs::write(store.join("FORMAT"), b"nonsense").expect("writable");
+    let refused = cluster.nodes[0].run(["up", "--listen", "127.0.0.1:0"]);
+    refused.expect_failure(1, &["damaged", "move `store` out of the home"]);
+    fs::rename(&store, kept).expect("on one file system");
+    cluster.nodes[0].start();
+    cluster.nodes[0].link();
+    let node = &cluster.nodes[0];
+    node.wait();
+    assert_eq!(fs::read(node.path("shared")).expect("it is there"), [7; 300_000]);
+    assert!(!node.path("deleted").exists());
+    assert_eq!(node.get("by-a").stdout, b"value");
+    let members = node.run(["member", "list", "--json"]).expect_done().json();
+    let revoked = |member: &&serde_json::Value| member["revoked"] == true;
+    let revoked: Vec<_> = members.as_array().expect("a list").iter().filter(revoked).collect();
+    assert!(matches!(revoked[..], [member] if member["name"] == "c"), "{members}");
+
+    // It may write under its old name, and let others in.
+    node.put("later", b"new").expect_done();
+    assert_ne!(author(node, "later"), before);
+    cluster.nodes[1].wait();
+    assert_eq!(cluster.nodes[1].get("later").stdout, b"new");
+    let joiner = cluster.add_node();
+    joiner.run(["join", &ticket, "--name", &joiner.name]).expect_done();
+    joiner.start();
+    joiner.link();
+    joiner.wait();
+    assert_eq!(joiner.get("later").stdout, b"new");
 }
 
 #[test]

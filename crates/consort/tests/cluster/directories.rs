@@ -13,7 +13,7 @@ use std::thread;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::{Resource, Rlimit, prlimit};
 
-use crate::cluster::{Cluster, DATASET, array, process_id, text, until};
+use crate::cluster::{Cluster, DATASET, Node, array, process_id, text, until};
 use crate::random::Random;
 use crate::tree;
 
@@ -185,6 +185,78 @@ fn a_directory_that_vanishes_deletes_nothing_and_may_come_back() {
     fs::rename(&away, &a.dir).expect("renamed back");
     cluster.settle();
     assert!(a.path("meanwhile").exists() && b.path("file-19").exists());
+}
+
+#[test]
+fn a_disk_that_is_not_mounted_at_the_start_deletes_nothing_and_may_come_back() {
+    let mut cluster = Cluster::linked(2);
+    for number in 0..20 {
+        fs::write(cluster.nodes[0].path(&format!("file-{number}")), "here").expect("a new file");
+    }
+    cluster.settle();
+    cluster.nodes[0].stop();
+    let (dir, disk) = (cluster.nodes[0].dir.clone(), cluster.beside("disk"));
+    fs::rename(&dir, &disk).expect("renamed");
+    // What a disk is mounted on is there without it, too.
+    fs::create_dir(&dir).expect("a new directory");
+    cluster.nodes[0].start();
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let reason = text(&a.until_state("paused")["reason"]).to_owned();
+    assert!(reason.contains("mount") && reason.contains("consort unlink"), "{reason}");
+    cluster.expect_connected();
+    fs::write(b.path("meanwhile"), "new").expect("a new file");
+    until("a to hear of what changed meanwhile", || {
+        a.dataset()["pending"].as_u64().is_some_and(|pending| 0 < pending)
+    });
+    assert!(fs::read_dir(&dir).expect("it is there").next().is_none(), "something is put there");
+    assert_eq!(tree::read(&b.dir).len(), 21);
+
+    fs::remove_dir(&dir).expect("it is empty");
+    fs::rename(&disk, &dir).expect("renamed back");
+    cluster.settle();
+    assert!(a.path("meanwhile").exists());
+    assert_eq!(tree::read(&b.dir).len(), 21);
+}
+
+#[test]
+fn linked_directories_that_are_swapped_while_the_node_is_down_are_not_mixed() {
+    const OTHER: &str = "music";
+    let mut cluster = Cluster::linked(2);
+    cluster.nodes[0].run(["dataset", "create", OTHER]).expect_done();
+    let others = [cluster.beside("music-a"), cluster.beside("music-b")];
+    for (node, other) in cluster.nodes.iter().zip(&others) {
+        until("the dataset to be known", || node.run(["dataset", "show", OTHER]).status.success());
+        let args = [OsStr::new("link"), OsStr::new(OTHER), other.as_os_str()];
+        node.run(args).expect_done();
+    }
+    fs::write(cluster.nodes[0].path("photo"), "photo").expect("a new file");
+    fs::write(others[0].join("song"), "song").expect("a new file");
+    let wait = |node: &Node| node.run(["wait", OTHER, "--timeout", "60s"]).expect_done();
+    cluster.settle();
+    wait(&cluster.nodes[1]);
+    cluster.nodes[0].stop();
+    let dir = cluster.nodes[0].dir.clone();
+    let swap = || renameat_with(CWD, &dir, CWD, &others[0], RenameFlags::EXCHANGE);
+    swap().expect("swapped");
+    cluster.nodes[0].start();
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let reason = text(&a.until_state("paused")["reason"]).to_owned();
+    assert!(reason.contains("another directory"), "{reason}");
+    // The link that is ended does not take the other one's identity along.
+    a.run(["unlink", OTHER]).expect_done();
+    assert!(dir.join(".consort/id").exists() && others[0].join(".consort/id").exists());
+    swap().expect("swapped back");
+    let args = [OsStr::new("link"), OsStr::new(OTHER), others[0].as_os_str()];
+    a.run(args).expect_done();
+    cluster.settle();
+    wait(a);
+    wait(b);
+    for (dir, names) in
+        [(&a.dir, ["photo"]), (&b.dir, ["photo"]), (&others[0], ["song"]), (&others[1], ["song"])]
+    {
+        let found: Vec<PathBuf> = tree::read(dir).into_keys().collect();
+        assert_eq!(found, names.map(PathBuf::from));
+    }
 }
 
 #[test]

@@ -36,6 +36,7 @@ fn wrong_usage_ends_with_2_and_changes_nothing() {
         &["invite", "--role", "king"],
         &["get", "photos", "a", "--json"],
         &["put", "photos", "a", "/"],
+        &["conflicts", "resolve", "photos", "a", "--keep", "the latest"],
         &["status", "--log", "a=b=c"],
     ] {
         let output = consort(&home, args);

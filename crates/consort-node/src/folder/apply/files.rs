@@ -52,8 +52,9 @@ pub(super) struct Files {
     contents: Arc<Contents>,
     progress: Arc<Progress>,
     sink: Sender<Fetched>,
-    /// Which files want a chunk, and where it goes.
-    wanted: HashMap<ChunkHash, (ChunkRef, Vec<(u64, u64)>)>,
+    /// Which files want a chunk, and where it goes. By its length too: a version that claims a wrong one asks for
+    /// something that nobody has, and is not to keep what others need from them.
+    wanted: HashMap<ChunkRef, Vec<(u64, u64)>>,
     wanted_bytes: u64,
     /// Of these the fetcher was not told yet.
     gathered: Vec<ChunkRef>,
@@ -177,10 +178,15 @@ impl Files {
             return false;
         }
         let Some(&id) = self.searching.front() else { return false };
-        let Some(file) = self.files.get_mut(&id).filter(|file| !file.stalled) else {
+        let Some(file) = self.files.get(&id).filter(|file| !file.stalled) else {
             self.searching.pop_front();
             return true;
         };
+        if file.chunks.as_ref().is_some_and(Chunks::may_wait) {
+            self.ask();
+        }
+        // Asking may have given this very file up.
+        let Some(file) = self.files.get_mut(&id) else { return true };
         match file.chunks.as_mut().and_then(Iterator::next) {
             None => {
                 self.searching.pop_front();
@@ -199,7 +205,7 @@ impl Files {
                 self.missing = true;
                 self.fail(id, false);
             }
-            Some(Ok((offset, chunk))) if self.wanted.contains_key(&chunk.hash) => {
+            Some(Ok((offset, chunk))) if self.wanted.contains_key(&chunk) => {
                 self.want(id, chunk, offset);
             }
             Some(Ok((offset, chunk))) => match self.contents.local().read_early(&chunk) {
@@ -216,10 +222,10 @@ impl Files {
 
     /// Takes what a fetcher has to say.
     pub(super) fn on_fetched(&mut self, fetched: Fetched) {
-        let hash = fetched.chunk.hash;
+        let chunk = fetched.chunk;
         match fetched.bytes {
             Ok(bytes) => {
-                let Some((chunk, takers)) = self.wanted.remove(&hash) else { return };
+                let Some(takers) = self.wanted.remove(&chunk) else { return };
                 self.wanted_bytes -= u64::from(chunk.length);
                 self.takers -= takers.len();
                 for (id, offset) in takers {
@@ -229,18 +235,17 @@ impl Files {
                         self.searching.push_back(id);
                     }
                     self.write(id, offset, &bytes);
-                    self.keep_in_mind(id, hash, offset);
+                    self.keep_in_mind(id, chunk.hash, offset);
                     self.end_if_complete(id);
                 }
             }
             Err(reason) => {
-                tracing::debug!(chunk = %hash, %reason, "a chunk cannot be had");
+                tracing::debug!(chunk = %chunk.hash, %reason, "a chunk cannot be had");
                 self.missing = true;
                 // What is wanted stays wanted, as long as it is not in the way of others.
                 let room = self.wanted.len() < MAX_WANTED_CHUNKS / 2
                     && self.wanted_bytes < MAX_WANTED_BYTES / 2;
-                let takers = self.wanted.get(&hash).map(|(_, takers)| takers.clone());
-                for (id, _) in takers.unwrap_or_default() {
+                for (id, _) in self.wanted.get(&chunk).cloned().unwrap_or_default() {
                     match self.files.get_mut(&id) {
                         // What it has from peers would have to be fetched again.
                         Some(file) if file.fresh.is_some() && room => file.stalled = true,
@@ -262,10 +267,10 @@ impl Files {
         if let Some(file) = self.files.get_mut(&id) {
             file.outstanding += 1;
         }
-        let (_, takers) = self.wanted.entry(chunk.hash).or_insert_with(|| {
+        let takers = self.wanted.entry(chunk).or_insert_with(|| {
             self.wanted_bytes += u64::from(chunk.length);
             self.gathered.push(chunk);
-            (chunk, Vec::new())
+            Vec::new()
         });
         takers.push((id, offset));
         self.takers += 1;
@@ -283,7 +288,7 @@ impl Files {
         // Others fetch so much that there is no room.
         let mut takers = Vec::new();
         for chunk in gathered {
-            takers.extend(self.wanted.get(&chunk.hash).into_iter().flat_map(|(_, takers)| takers));
+            takers.extend(self.wanted.get(&chunk).into_iter().flatten());
         }
         for (id, _) in takers {
             self.fail(id, false);
@@ -367,7 +372,7 @@ impl Files {
         self.searching.retain(|&other| other != id);
         if file.outstanding != 0 {
             let (mut unwanted, mut bytes, mut gone) = (Vec::new(), 0, 0);
-            self.wanted.retain(|_, (chunk, takers)| {
+            self.wanted.retain(|chunk, takers| {
                 let before = takers.len();
                 takers.retain(|&(other, _)| other != id);
                 gone += before - takers.len();
@@ -379,7 +384,7 @@ impl Files {
             });
             self.wanted_bytes -= bytes;
             self.takers -= gone;
-            self.gathered.retain(|chunk| self.wanted.contains_key(&chunk.hash));
+            self.gathered.retain(|chunk| self.wanted.contains_key(chunk));
             self.contents.fetcher().cancel(&unwanted, &self.sink);
         }
         Some(file)
@@ -388,7 +393,7 @@ impl Files {
 
 impl Drop for Files {
     fn drop(&mut self) {
-        let wanted: Vec<ChunkRef> = self.wanted.values().map(|(chunk, _)| *chunk).collect();
+        let wanted: Vec<ChunkRef> = self.wanted.keys().copied().collect();
         self.contents.fetcher().cancel(&wanted, &self.sink);
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use consort_node::folder::{Progress, Scan};
 
-use super::{Site, Stands, content_of, file_attributes, noise};
+use super::{DATASET, Site, Stands, content_of, file_attributes, noise};
 
 #[test]
 fn before_the_first_scan_is_over_one_is_on() {
@@ -40,4 +40,16 @@ fn what_was_deleted_here_and_not_elsewhere_is_unsettled() {
     fs::remove_dir_all(site.at("dir")).unwrap();
     site.until("it asks", |site| site.folder().progress().trouble().is_some());
     assert!(50 <= site.folder().progress().unsettled());
+}
+
+#[test]
+fn a_directory_can_be_linked_again_while_somebody_still_reads_from_it() {
+    let mut site = Site::new();
+    site.flush();
+    let reading = site.contents.local().roots().get(DATASET).expect("it is linked");
+    site.stop();
+    site.start();
+    site.write("f", "new");
+    site.settle();
+    drop(reading);
 }
