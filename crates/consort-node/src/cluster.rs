@@ -236,7 +236,7 @@ pub(crate) fn encode_gossip(current: GossipKey, last: Option<GossipKey>) -> Cont
 
 fn decode_gossip(bytes: &[u8]) -> Result<(GossipKey, Vec<GossipKey>), DecodeError> {
     let mut from = Reader::new(bytes);
-    read_format(&mut from)?;
+    read_format(&mut from, FORMAT)?;
     let current = GossipKey(from.array("key")?);
     let count = from.count(32, MAX_OLD_KEYS, "keys")?;
     let others = (0..count).map(|_| Ok(GossipKey(from.array("key")?))).collect::<Result<_, _>>()?;

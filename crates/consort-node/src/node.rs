@@ -460,7 +460,7 @@ fn reachable(listen: SocketAddr) -> Vec<SocketAddr> {
 }
 
 /// The one of them that members are told: the others would lead most of them to themselves.
-fn likeliest(listen: SocketAddr) -> Option<SocketAddr> {
+pub(crate) fn likeliest(listen: SocketAddr) -> Option<SocketAddr> {
     reachable(listen).first().copied()
 }
 

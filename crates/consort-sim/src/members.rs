@@ -162,7 +162,7 @@ impl Run<'_> {
 
     fn add(&mut self, passes_on: bool) -> usize {
         let n = self.machines.len();
-        let member = Member { node: id_of(n), passes_on };
+        let member = Member { node: id_of(n), passes_on, dialable: true };
         self.machines.push(Machine {
             member,
             process: 0,

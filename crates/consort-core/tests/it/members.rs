@@ -54,6 +54,8 @@ struct World {
     split: Vec<u8>,
     loss_percent: u64,
     datagrams_pass: bool,
+    /// Nobody knows where any other than this one can be reached.
+    first_alone: Option<usize>,
 }
 
 fn id(n: usize) -> NodeId {
@@ -67,6 +69,10 @@ fn index(node: NodeId) -> usize {
 impl World {
     /// A world with so many nodes of these roles, all of which know that all belong to the cluster.
     fn new(roles: &[Role], seed: u64) -> Self {
+        Self::with_addresses(roles, None, seed)
+    }
+
+    fn with_addresses(roles: &[Role], first_alone: Option<usize>, seed: u64) -> Self {
         let mut world = Self {
             now: Instant(1_000_000),
             random: Random::new(seed),
@@ -77,6 +83,7 @@ impl World {
             split: vec![0; roles.len()],
             loss_percent: 0,
             datagrams_pass: true,
+            first_alone,
         };
         for &role in roles {
             let (dials, links) = (BTreeSet::new(), BTreeSet::new());
@@ -92,7 +99,11 @@ impl World {
 
     fn member(&self, n: usize) -> Member {
         let role = self.nodes[n].role;
-        Member { node: id(n), passes_on: role != Role::Reader }
+        Member { node: id(n), passes_on: role != Role::Reader, dialable: self.dialable(n) }
+    }
+
+    fn dialable(&self, n: usize) -> bool {
+        self.first_alone.is_none_or(|first| first == n)
     }
 
     fn start(&mut self, n: usize) {
@@ -200,7 +211,7 @@ impl World {
         if self.connections.contains_key(&pair) {
             return;
         }
-        if self.nodes[to].machine.is_some() && self.reaches(from, to) {
+        if self.nodes[to].machine.is_some() && self.reaches(from, to) && self.dialable(to) {
             self.connections.insert(pair, self.next);
             let (a, b) = (self.member(from), self.member(to));
             self.event(to, Event::Connected { peer: a, dialed: false });
@@ -438,6 +449,13 @@ fn where_no_datagram_passes_neighbours_are_found_and_kept() {
         world.run_for(seconds(120));
         world.assert_healthy();
     }
+}
+
+#[test]
+fn where_only_one_can_be_dialed_all_are_its_neighbours() {
+    let mut world = World::with_addresses(&writers(20), Some(4), 3);
+    world.run_for(seconds(60));
+    world.assert_healthy();
 }
 
 #[test]

@@ -62,6 +62,7 @@ impl Node {
             let state = states.get(&member.node).cloned().unwrap_or_default();
             let view = views.get(&member.node);
             let news = view.and_then(|view| view.news.as_ref());
+            let told = news.and_then(|(_, news)| news.address);
             let presence = match view.map_or(Liveness::Unheard, |view| view.liveness) {
                 Liveness::Alive => Presence::Alive,
                 Liveness::Suspected => Presence::Suspected,
@@ -72,7 +73,7 @@ impl Node {
                 node: member.node,
                 name: member.name.clone(),
                 role: member.role,
-                addr: state.addr.or(member.addresses.first().copied()),
+                addr: state.addr.or(member.addresses.first().copied()).or(told),
                 connected: state.connected,
                 reason: state.reason.filter(|_| !state.connected),
                 presence,

@@ -30,6 +30,8 @@ pub(super) struct Members {
     book: HashMap<NodeId, Vec<SocketAddr>>,
     /// Bytes at the sockets when they were looked at last.
     traffic: (StdInstant, u64),
+    /// Where others are told that this node can be reached.
+    address: Option<SocketAddr>,
 }
 
 /// What is known of a member, for people.
@@ -52,13 +54,14 @@ impl Members {
         let own = &shared.identity;
         let seed = crate::net::random_u64();
         Self {
-            machine: Membership::new(member(own.node, own.role), shared.started, seed, now),
+            machine: Membership::new(member(own.node, own.role, true), shared.started, seed, now),
             started: shared.started,
             wanted: BTreeSet::new(),
             resting: BTreeSet::new(),
             roles: BTreeMap::new(),
             book: HashMap::new(),
             traffic: (StdInstant::now(), 0),
+            address: crate::node::likeliest(shared.network.local_addr()),
         }
     }
 
@@ -72,6 +75,11 @@ impl Members {
 
     pub(super) fn rest(&mut self, peer: NodeId) {
         self.resting.insert(peer);
+    }
+
+    /// Where members told that they can be reached.
+    fn told_addresses(&self) -> impl Iterator<Item = (NodeId, SocketAddr)> {
+        self.machine.members().filter_map(|report| Some((report.node, report.news?.1.address?)))
     }
 
     pub(super) fn view(&self, now: Instant) -> Vec<MemberView> {
@@ -107,8 +115,16 @@ impl Runtime {
         // Before the first contact, a new member does not know who is one.
         let is_new = facts.member(own).is_none();
         let is_member = |node: &NodeId| {
-            *node != own && facts.member(*node).map_or(is_new, |member| !member.revoked)
+            let is_member = is_new || facts.member(*node).is_some();
+            *node != own && is_member && !facts.revoked.contains(node)
         };
+        // What a member tells all others comes last: it may not know it itself.
+        for (node, told) in self.members.told_addresses() {
+            let addresses = book.entry(node).or_default();
+            if !addresses.contains(&told) {
+                addresses.push(told);
+            }
+        }
         book.retain(|node, _| is_member(node));
         let role = |node: NodeId| {
             let told = facts.member(node).map(|member| member.role);
@@ -116,7 +132,10 @@ impl Runtime {
             // Whoever it is, it knows more.
             told.or_else(shown).unwrap_or(Role::Writer)
         };
-        let members: Vec<Member> = book.keys().map(|&node| member(node, role(node))).collect();
+        let member = |(&node, addresses): (&NodeId, &Vec<SocketAddr>)| {
+            member(node, role(node), !addresses.is_empty())
+        };
+        let members: Vec<Member> = book.iter().map(member).collect();
         self.shared.network.set_addresses(book.clone());
         if let Some(gossip) = &facts.gossip {
             let keys = gossip.keys(wall_time());
@@ -148,7 +167,8 @@ impl Runtime {
 
     pub(super) fn on_member_connected(&mut self, peer: &PeerIdentity, dialed: bool) {
         self.members.roles.insert(peer.node, peer.role);
-        let peer = member(peer.node, peer.role);
+        let is_dialable = self.members.book.get(&peer.node).is_some_and(|book| !book.is_empty());
+        let peer = member(peer.node, peer.role, is_dialable);
         self.membership(membership::Event::Connected { peer, dialed });
     }
 
@@ -199,6 +219,13 @@ impl Runtime {
             membership::Effect::Open { peer } => self.open_links(peer),
             membership::Effect::Close { peer } => self.close_links(peer),
             membership::Effect::Report => {
+                let book = &self.members.book;
+                let is_new = |(node, told): (NodeId, SocketAddr)| {
+                    book.get(&node).is_some_and(|addresses| !addresses.contains(&told))
+                };
+                if self.members.told_addresses().any(is_new) {
+                    self.set_members(&self.shared.facts());
+                }
                 let news = self.news();
                 self.membership(membership::Event::Standing { news });
             }
@@ -259,7 +286,7 @@ impl Runtime {
             })
         };
         let datasets = facts.datasets.iter().take(MAX_NEWS_DATASETS).filter_map(news).collect();
-        News { rate, datasets, ..News::default() }
+        News { rate, datasets, address: self.members.address, ..News::default() }
     }
 }
 
@@ -273,6 +300,6 @@ pub(crate) fn short_digest(sum: u128) -> u64 {
     u64::try_from(sum >> 64).expect("64 bits are left")
 }
 
-fn member(node: NodeId, role: Role) -> Member {
-    Member { node, passes_on: role != Role::Reader }
+fn member(node: NodeId, role: Role, dialable: bool) -> Member {
+    Member { node, passes_on: role != Role::Reader, dialable }
 }

@@ -5,6 +5,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::net::{IpAddr, SocketAddr};
 use core::time::Duration;
 
 use super::wire::MAX_DATAGRAM_BYTES;
@@ -28,9 +29,10 @@ const TELL_AT_MOST_EVERY_PER_MEMBER: Duration = Duration::from_millis(30);
 /// What has not changed is told again after so many times that.
 const TELL_AGAIN: u32 = 10;
 
-/// The most bytes of a record: identity, process and number, page, load, then datasets.
+/// The most bytes of a record: identity, process and number, page, load, address, then
+/// datasets.
 const MAX_RECORD_BYTES: usize =
-    16 + 4 + 5 + 1 + 3 + 3 + 10 + 1 + PAGE_DATASETS * (8 + 8 + 3 * 10 + 1);
+    16 + 4 + 5 + 1 + 3 + 3 + 10 + 19 + 1 + PAGE_DATASETS * (8 + 8 + 3 * 10 + 1);
 
 // A record fits into a datagram beside all that foca may say.
 const _: () = assert!(super::wire::MAX_SWIM_BYTES + 2 <= MAX_DATAGRAM_BYTES);
@@ -45,6 +47,8 @@ pub struct News {
     pub sources: u16,
     /// Bytes a second at its sockets, about.
     pub rate: u64,
+    /// Where it believes that it can be reached.
+    pub address: Option<SocketAddr>,
     /// Its datasets; at most [`MAX_NEWS_DATASETS`] of them are told.
     pub datasets: Vec<DatasetNews>,
 }
@@ -237,9 +241,8 @@ impl Board {
         }
         if newest {
             heard.at = now;
-            let News { links, sources, rate, .. } = record.news;
-            heard.news =
-                News { links, sources, rate, datasets: core::mem::take(&mut heard.news.datasets) };
+            let datasets = core::mem::take(&mut heard.news.datasets);
+            heard.news = News { datasets, ..record.news };
         }
         true
     }
@@ -267,7 +270,7 @@ fn repeat(members: usize) -> u8 {
 }
 
 /// A record without datasets.
-const LEAST_RECORD_BYTES: usize = 16 + 4 + 1 + 1 + 1 + 1 + 1 + 1;
+const LEAST_RECORD_BYTES: usize = 16 + 4 + 1 + 1 + 1 + 1 + 1 + 1 + 1;
 
 impl Record {
     fn encode(&self, bytes: &mut Vec<u8>) {
@@ -279,6 +282,19 @@ impl Record {
         to.varint(self.news.links.into());
         to.varint(self.news.sources.into());
         to.varint(self.news.rate);
+        match self.news.address.map(|address| (address.ip(), address.port())) {
+            None => to.u8(0),
+            Some((IpAddr::V4(ip), port)) => {
+                to.u8(4);
+                to.raw(&ip.octets());
+                to.raw(&port.to_le_bytes());
+            }
+            Some((IpAddr::V6(ip), port)) => {
+                to.u8(6);
+                to.raw(&ip.octets());
+                to.raw(&port.to_le_bytes());
+            }
+        }
         to.count(self.news.datasets.len());
         for dataset in &self.news.datasets {
             to.u64(dataset.dataset);
@@ -306,6 +322,16 @@ impl Record {
         }
         let (links, sources) = (short(from, "links")?, short(from, "sources")?);
         let rate = from.varint("rate")?;
+        let ip: Option<IpAddr> = match from.u8("address")? {
+            0 => None,
+            4 => Some(from.array::<4>("address")?.into()),
+            6 => Some(from.array::<16>("address")?.into()),
+            _ => return Err(DecodeError::Invalid { what: "address" }),
+        };
+        let address = match ip {
+            Some(ip) => Some(SocketAddr::new(ip, u16::from_le_bytes(from.array("port")?))),
+            None => None,
+        };
         let count = from.count(8 + 8 + 3 + 1, PAGE_DATASETS, "datasets")?;
         let mut datasets = Vec::with_capacity(count);
         for _ in 0..count {
@@ -322,7 +348,7 @@ impl Record {
                 },
             });
         }
-        Ok(Self { node, edition, page, news: News { links, sources, rate, datasets } })
+        Ok(Self { node, edition, page, news: News { links, sources, rate, address, datasets } })
     }
 }
 
@@ -343,8 +369,17 @@ mod tests {
             DatasetNews { dataset, digest, versions, head, pending, linked }
         });
         let datasets = prop::collection::vec(dataset, 0..=PAGE_DATASETS);
-        (any::<u16>(), any::<u16>(), any::<u64>(), datasets)
-            .prop_map(|(links, sources, rate, datasets)| News { links, sources, rate, datasets })
+        let address = any::<Option<([u8; 16], u16)>>();
+        let address = address.prop_map(|a| a.map(|(ip, port)| SocketAddr::from((ip, port))));
+        (any::<u16>(), any::<u16>(), any::<u64>(), address, datasets).prop_map(
+            |(links, sources, rate, address, datasets)| News {
+                links,
+                sources,
+                rate,
+                address,
+                datasets,
+            },
+        )
     }
 
     fn board(own: NodeId, other: NodeId) -> Board {
