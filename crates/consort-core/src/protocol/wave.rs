@@ -17,7 +17,7 @@ use crate::store::Sequence;
 use crate::time::Instant;
 
 /// Barriers under way at one replica. One that comes while there are so many is not answered; it is asked for again.
-const MAX_WAVES: usize = 64;
+const MAX_WAVES: usize = 256;
 /// Numbers of barriers that were answered and are remembered, so that none goes in circles.
 const MAX_REMEMBERED: usize = 1024;
 /// How soon one that has not answered is asked again.

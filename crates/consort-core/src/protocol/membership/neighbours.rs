@@ -358,9 +358,7 @@ impl Neighbours {
     fn ask(&mut self, node: NodeId, now: Instant, to: &mut Vec<Effect>) {
         let has_none = self.sources() == 0;
         self.refused &= has_none;
-        // One in any case, so that who has just come has somebody at once.
-        let is_first = !self.peers.values().any(|peer| peer.asked.is_some());
-        let needy = has_none && (self.refused || is_first);
+        let needy = self.refused;
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.asked = Some(now);
             to.push(Effect::Tell { peer: node, word: Word::Ask { needy } });
