@@ -16,6 +16,10 @@ use crate::schedule::Happening;
 use crate::trace::Brief;
 use crate::world::World;
 
+/// How soon whoever waits asks again those who have not answered.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// The longest such time: those who pass a barrier on forget it if nobody asks for 15 seconds.
+const ASK_AGAIN_AT_LEAST_EVERY: Duration = Duration::from_secs(8);
 /// How long a node takes to look at its linked directory.
 const FLUSH: Duration = Duration::from_millis(1);
 
@@ -370,7 +374,34 @@ impl World<'_, '_> {
             }
             self.event(n, Event::BarrierWanted { peer, id })?;
         }
+        self.ask_again_after(ASK_AGAIN_AFTER, n, id);
         Ok(())
+    }
+
+    fn ask_again_after(&mut self, after: Duration, node: NodeIndex, id: u64) {
+        if let Some(Process { number: process, .. }) = self.node(node).process {
+            self.schedule.after(after, Happening::AskAgain { node, process, id, after });
+        }
+    }
+
+    pub(crate) fn on_ask_again(
+        &mut self,
+        n: NodeIndex,
+        number: u32,
+        id: u64,
+        after: Duration,
+    ) -> Checked {
+        let process = self.node(n).process.as_ref().filter(|process| process.number == number);
+        let waits = process.into_iter().flat_map(|process| &process.waits);
+        let unanswered = waits.filter(|wait| wait.id == id && wait.head.is_none());
+        let peers: Vec<NodeIndex> = unanswered.map(|wait| wait.peer).collect();
+        if !peers.is_empty() {
+            self.ask_again_after((2 * after).min(ASK_AGAIN_AT_LEAST_EVERY), n, id);
+        }
+        peers.into_iter().try_for_each(|peer| {
+            let peer = self.node(peer).id;
+            self.event(n, Event::BarrierWanted { peer, id })
+        })
     }
 
     pub(crate) fn on_flushed(

@@ -31,6 +31,8 @@ pub(crate) enum Happening {
     Wake { node: NodeIndex, process: u32 },
     /// A node has taken in its directory, for a peer.
     Flushed { node: NodeIndex, process: u32, peer: NodeId, id: u64 },
+    /// Whoever waits at a node asks again those who have not answered; and once more after twice the time.
+    AskAgain { node: NodeIndex, process: u32, id: u64, after: Duration },
 }
 
 #[derive(Debug)]

@@ -176,6 +176,9 @@ impl<'s, 't> World<'s, 't> {
             Happening::Flushed { node, process, peer, id } => {
                 self.on_flushed(node, process, peer, id)
             }
+            Happening::AskAgain { node, process, id, after } => {
+                self.on_ask_again(node, process, id, after)
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use crate::protocol::event::{Access, Effect, Event, Now};
 use crate::protocol::link::{Ask, Ends, Link, LinkError, Outstanding, Phase};
 use crate::protocol::message::Message;
 use crate::protocol::news::{Elsewhere, News};
-use crate::protocol::wave::{ASK_AGAIN_AFTER, Asked, Waves};
+use crate::protocol::wave::{Asked, Waves};
 use crate::random::Random;
 use crate::reconcile::Method;
 use crate::store::{Sequence, StoreError, View};
@@ -259,6 +259,7 @@ impl Replica {
         effects: &mut Vec<Effect>,
     ) -> Result<(), StoreError> {
         let mut reached = Vec::new();
+        self.waves.forget_old(now.instant);
         for (id, wave) in self.waves.iter_mut() {
             let links = &self.links;
             let is_here = |(peer, head): (&NodeId, &Option<Sequence>)| match links.get(peer) {
@@ -267,8 +268,7 @@ impl Replica {
             };
             if wave.flushed && wave.passed.iter().all(is_here) {
                 reached.push((id, wave.parent));
-            } else if wave.again_at <= now.instant {
-                wave.again_at = now.instant + ASK_AGAIN_AFTER;
+            } else if wave.asks_again(now.instant) {
                 for (&peer, _) in wave.passed.iter().filter(|(_, head)| head.is_none()) {
                     effects.push(Effect::Send { peer, message: Message::Flush { id } });
                 }

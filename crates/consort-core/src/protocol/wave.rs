@@ -20,8 +20,10 @@ use crate::time::Instant;
 const MAX_WAVES: usize = 256;
 /// Numbers of barriers that were answered and are remembered, so that none goes in circles.
 const MAX_REMEMBERED: usize = 1024;
-/// How soon one that has not answered is asked again.
-pub(super) const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How soon one that has not answered is asked again; then after twice that, and so on.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// The longest such time.
+const ASK_AGAIN_AT_LEAST_EVERY: Duration = Duration::from_secs(8);
 /// A barrier that nobody has asked about for so long is over.
 const FORGET_AFTER: Duration = Duration::from_secs(15);
 
@@ -45,7 +47,20 @@ pub(super) struct Wave {
     /// Whom it was passed on to, and what they answered.
     pub(super) passed: BTreeMap<NodeId, Option<Sequence>>,
     asked_at: Instant,
-    pub(super) again_at: Instant,
+    again_at: Instant,
+    again_after: Duration,
+}
+
+impl Wave {
+    /// Whether those who have not answered are to be asked again now.
+    pub(super) fn asks_again(&mut self, now: Instant) -> bool {
+        let due = self.again_at <= now;
+        if due {
+            self.again_after = (2 * self.again_after).min(ASK_AGAIN_AT_LEAST_EVERY);
+            self.again_at = now + self.again_after;
+        }
+        due
+    }
 }
 
 /// What to do about a barrier that a peer asks for.
@@ -83,7 +98,6 @@ impl Waves {
         if self.remembered.contains(&id) {
             return Asked::Answer;
         }
-        self.waves.retain(|_, wave| now < wave.asked_at + FORGET_AFTER);
         if MAX_WAVES <= self.waves.len() {
             return Asked::Wait;
         }
@@ -96,6 +110,7 @@ impl Waves {
             passed: BTreeMap::new(),
             asked_at: now,
             again_at: now + ASK_AGAIN_AFTER,
+            again_after: ASK_AGAIN_AFTER,
         };
         self.waves.insert(id, wave);
         Asked::Spread { flush: self.flushes }
@@ -131,6 +146,11 @@ impl Waves {
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u64, &mut Wave)> {
         self.waves.iter_mut().map(|(&id, wave)| (id, wave))
+    }
+
+    /// Forgets the barriers that nobody has asked about for long.
+    pub(super) fn forget_old(&mut self, now: Instant) {
+        self.waves.retain(|_, wave| now < wave.asked_at + FORGET_AFTER);
     }
 
     /// The barrier is answered.
