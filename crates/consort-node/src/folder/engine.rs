@@ -12,6 +12,7 @@ mod deletions;
 mod look;
 mod recognize;
 mod scan;
+mod syncer;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -109,6 +110,7 @@ impl<'c> Engine<'c> {
         let rescan_at = watcher.is_none().then(|| Instant::now() + RESCAN_EVERY);
         let (store, dataset) = (&context.store, context.dataset);
         let indexer = Indexer::start(&root, store, dataset, context.workers)?;
+        let commits = Commits::start(&root, store)?;
         let stager = Stager::start(
             dataset,
             context.on_conflict,
@@ -130,7 +132,7 @@ impl<'c> Engine<'c> {
             events,
             indexer,
             inbox,
-            commits: Commits::new(),
+            commits,
             dirty: BTreeMap::new(),
             round: 1,
             indexing: HashMap::new(),

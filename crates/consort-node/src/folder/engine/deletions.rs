@@ -198,6 +198,7 @@ impl Engine<'_> {
                 let key = record.key.unwrap_or_else(|| path.clone());
                 self.gather_write(deletion(key, Saw::Version(record.dot)));
             }
+            self.sync_first(path.clone());
             self.gather_removal(path);
             self.submit_if_full();
         }

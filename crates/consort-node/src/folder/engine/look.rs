@@ -337,6 +337,7 @@ impl Engine<'_> {
             None => {
                 if let Some((key, dot)) = copy_of(&view, &path, &content, &attributes)? {
                     found.key = Some(key);
+                    self.sync_first(path.clone());
                     self.gather_record(path, found, Basis::Dot(dot));
                     self.gather_places(places);
                     self.progress.count_conflict(true);
@@ -359,6 +360,7 @@ impl Engine<'_> {
         }
         let has_copies = before.is_some() && has_copies(&view, &path)?;
         let write = self.gather_write(LocalWrite { key: path.clone(), saw, content, attributes });
+        self.sync_first(path.clone());
         self.gather_record(path.clone(), found, Basis::Write(write));
         self.gather_places(places);
         self.submit_if_full();
