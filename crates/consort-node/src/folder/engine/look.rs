@@ -27,7 +27,7 @@ const NEVER_QUIET: Duration = Duration::from_secs(5);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(30);
 /// How often a file that keeps changing is tried before it is reported.
 const TRIES_BEFORE_REPORT: u32 = 6;
-/// How soon a file whose times would not show a change is read again.
+/// How soon a file whose times would not show a change is read again, at the soonest.
 const RACY_AGAIN_AFTER: Duration = Duration::from_millis(30);
 /// Files up to this size are read at once if nothing else is to do: a change of them is on its way sooner.
 const READ_AT_ONCE: u64 = 256 << 10;
@@ -261,13 +261,13 @@ impl Engine<'_> {
                         return Ok(());
                     }
                 }
-                if racy {
+                if let Some(racy) = racy {
                     let since = Instant::now();
-                    let due = since + RACY_AGAIN_AFTER;
+                    let due = since + racy.max(RACY_AGAIN_AFTER);
                     let again = Dirty { due, since, tries: 0, round, again: true };
                     self.dirty.entry(path.clone()).or_insert(again);
                 }
-                return self.take_in(path, meta, content, places, racy);
+                return self.take_in(path, meta, content, places, racy.is_some());
             }
             Err(IndexError::Unstable) => self.try_again(path, tries, round),
             Err(IndexError::Unfit(reason)) => self.progress.set_problem(&path, Some(reason)),
