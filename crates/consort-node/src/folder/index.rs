@@ -157,8 +157,13 @@ pub(super) fn index(reading: &Reading<'_>, path: Key, meta: Meta, buffer: &mut V
     Indexed { path, meta, outcome, places, racy }
 }
 
+/// Whether another change of what was just put in place might not show, since its file system counts time in seconds.
+pub(super) fn is_racy_and_coarse(meta: &Meta) -> bool {
+    is_coarse(meta) && racy_for(meta).is_some()
+}
+
 /// Whether the file system may count time in whole seconds, or coarser.
-pub(super) fn is_coarse(meta: &Meta) -> bool {
+fn is_coarse(meta: &Meta) -> bool {
     meta.mtime_ns % 1_000_000_000 == 0
 }
 
