@@ -12,6 +12,7 @@ mod deletions;
 mod look;
 mod recognize;
 mod scan;
+mod syncer;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -106,9 +107,22 @@ impl<'c> Engine<'c> {
             }
         };
         let listed = watcher.as_ref().map_or(0, Watcher::listed);
-        let rescan_at = watcher.is_none().then(|| Instant::now() + RESCAN_EVERY);
+        let shared = root.shared_file_system();
+        progress.set_trouble(
+            "shared",
+            shared.map(|kind| {
+                let every = RESCAN_EVERY.as_secs();
+                Trouble::Degraded(format!(
+                    "the directory is on {kind}: what is changed there from elsewhere is found by scanning, every \
+                     {every} s; link a directory on a local disk if that is too slow"
+                ))
+            }),
+        );
+        let unwatched = watcher.is_none() || shared.is_some();
+        let rescan_at = unwatched.then(|| Instant::now() + RESCAN_EVERY);
         let (store, dataset) = (&context.store, context.dataset);
         let indexer = Indexer::start(&root, store, dataset, context.workers)?;
+        let commits = Commits::start(&root, store)?;
         let stager = Stager::start(
             dataset,
             context.on_conflict,
@@ -130,7 +144,7 @@ impl<'c> Engine<'c> {
             events,
             indexer,
             inbox,
-            commits: Commits::new(),
+            commits,
             dirty: BTreeMap::new(),
             round: 1,
             indexing: HashMap::new(),
@@ -327,10 +341,14 @@ impl<'c> Engine<'c> {
                 self.progress.set_trouble("overflow", Some(Trouble::Degraded(text)));
                 self.rescan();
             }
-            WatchEvent::Exhausted { watched, .. } => {
+            WatchEvent::Complete => {
+                self.progress.set_trouble("watch", None);
+                self.rescan_at =
+                    self.rescan_at.filter(|_| self.root.shared_file_system().is_some());
+            }
+            WatchEvent::Exhausted { watched, reason } => {
                 let text = format!(
-                    "only {watched} directories can be watched; raise fs.inotify.max_user_watches; \
-                     scanning every {} s meanwhile",
+                    "only {watched} directories can be watched: {reason}; scanning every {} s meanwhile",
                     RESCAN_EVERY.as_secs()
                 );
                 self.progress.set_trouble("watch", Some(Trouble::Degraded(text)));

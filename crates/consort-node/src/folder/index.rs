@@ -31,6 +31,9 @@ const READ_BYTES: usize = 1 << 20;
 /// change again without showing it.
 const RACY_WINDOW: Duration = Duration::from_millis(20);
 
+/// The same where times are whole seconds: the steps of some file systems, such as FAT, are two of them.
+const COARSE_RACY_WINDOW: Duration = Duration::from_millis(2100);
+
 /// What was found at a path.
 #[derive(Debug)]
 pub(super) struct Indexed {
@@ -42,8 +45,8 @@ pub(super) struct Indexed {
     pub(super) outcome: Result<Content, IndexError>,
     /// The places of the chunks that were not written to the store yet.
     pub(super) places: Vec<(ChunkHash, Place)>,
-    /// Its times would not show another change.
-    pub(super) racy: bool,
+    /// Its times would not show another change before so much time has passed.
+    pub(super) racy: Option<Duration>,
 }
 
 /// Why an entry could not be read.
@@ -143,7 +146,7 @@ pub(super) struct Reading<'r> {
 
 /// Reads one entry.
 pub(super) fn index(reading: &Reading<'_>, path: Key, meta: Meta, buffer: &mut Vec<u8>) -> Indexed {
-    let racy = is_racy(&meta);
+    let racy = racy_for(&meta);
     let mut places = Vec::new();
     let outcome = match meta.kind {
         EntryKind::File => read_file(reading, &path, &meta, buffer, &mut places),
@@ -154,10 +157,28 @@ pub(super) fn index(reading: &Reading<'_>, path: Key, meta: Meta, buffer: &mut V
     Indexed { path, meta, outcome, places, racy }
 }
 
-fn is_racy(meta: &Meta) -> bool {
+/// Whether another change of what was just put in place might not show, since its file system counts time in seconds.
+pub(super) fn is_racy_and_coarse(meta: &Meta) -> bool {
+    is_coarse(meta) && racy_for(meta).is_some()
+}
+
+/// Whether the file system may count time in whole seconds, or coarser.
+fn is_coarse(meta: &Meta) -> bool {
+    meta.mtime_ns % 1_000_000_000 == 0
+}
+
+/// For how long an entry may change without its times showing it.
+fn racy_for(meta: &Meta) -> Option<Duration> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let modified = Duration::from_nanos(u64::try_from(meta.mtime_ns).unwrap_or(0));
-    now.saturating_sub(modified) < RACY_WINDOW
+    racy_at(meta, i64::try_from(now.as_nanos()).unwrap_or(i64::MAX))
+}
+
+fn racy_at(meta: &Meta, now_ns: i64) -> Option<Duration> {
+    let window = if is_coarse(meta) { COARSE_RACY_WINDOW } else { RACY_WINDOW };
+    // A change sets the time to that of the change: far from now, also in the future, it shows.
+    let is_near = meta.mtime_ns.abs_diff(now_ns) < u64::try_from(window.as_nanos()).ok()?;
+    let over = meta.mtime_ns.saturating_add(i64::try_from(window.as_nanos()).ok()?);
+    is_near.then(|| Duration::from_nanos(over.abs_diff(now_ns)))
 }
 
 fn read_file(
@@ -248,5 +269,41 @@ fn unreadable(error: io::Error) -> IndexError {
             IndexError::Unstable
         }
         _ => IndexError::Unreadable(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: i64 = 1_000_000_000;
+    const MS: i64 = 1_000_000;
+
+    fn racy(mtime_ns: i64, now_ns: i64) -> Option<Duration> {
+        let (kind, size, mode, inode, device, blocks) = (EntryKind::File, 1, 0o644, 1, 1, 8);
+        let ctime_ns = mtime_ns;
+        let meta = Meta { kind, size, mode, mtime_ns, ctime_ns, inode, device, blocks };
+        racy_at(&meta, now_ns)
+    }
+
+    #[test]
+    fn a_file_is_read_again_when_its_time_could_not_tell_another_change() {
+        let modified = 1_700_000_000 * SECOND + 123_456_789;
+        assert_eq!(racy(modified, modified + 5 * MS), Some(Duration::from_millis(15)));
+        assert_eq!(racy(modified, modified + 21 * MS), None);
+    }
+
+    #[test]
+    fn a_time_in_the_future_tells_every_change() {
+        let now = 1_700_000_000 * SECOND;
+        assert_eq!(racy(now + 3600 * SECOND + 1, now), None);
+        assert_eq!(racy(now + 3600 * SECOND, now), None);
+    }
+
+    #[test]
+    fn where_times_are_whole_seconds_it_takes_longer_until_they_tell() {
+        let modified = 1_700_000_000 * SECOND;
+        assert_eq!(racy(modified, modified + 1900 * MS), Some(Duration::from_millis(200)));
+        assert_eq!(racy(modified, modified + 2200 * MS), None);
     }
 }

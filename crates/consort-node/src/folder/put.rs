@@ -14,8 +14,9 @@ use consort_store::{Basis, Body, DiskView, Place, Record, RecordChange, Transact
 
 use super::apply::{Op, Outcome, Work};
 use super::engine::{Engine, record_of, recorded_meta};
+use super::index::is_racy_and_coarse;
 use super::project::conflict_prefix;
-use super::{Expected, PlaceError, Placed, RemovedDirectory, Root, Staged};
+use super::{EntryKind, Expected, PlaceError, Placed, RemovedDirectory, Root, Staged};
 
 /// Places of chunks in one transaction.
 const PLACES_PER_TRANSACTION: usize = 4096;
@@ -227,6 +228,7 @@ impl Engine<'_> {
         let expected = match record {
             None => Expected::Absent,
             Some(record) if record.kind == Kind::Directory => {
+                self.forget_directory(view, path, record, changes)?;
                 match self.root.remove_directory(path)? {
                     RemovedDirectory::Removed | RemovedDirectory::Absent => Expected::Absent,
                     // What is in it goes first, or is taken in first.
@@ -242,7 +244,12 @@ impl Engine<'_> {
         self.note_created(view, &placed.created, changes)?;
         changes.synced.push(path.to_string());
         let was_copy = record.is_some_and(|record| record.key.is_some());
-        let mut record = record_of(&placed.meta, &version.content, false);
+        // Where times are that coarse, the next change may look the same.
+        let racy = version.attributes.kind == Kind::File && is_racy_and_coarse(&placed.meta);
+        if racy {
+            changes.looks.push(path.clone());
+        }
+        let mut record = record_of(&placed.meta, &version.content, racy);
         record.key = (path != key).then(|| key.clone());
         if record.key.is_some() != was_copy {
             self.progress.count_conflict(!was_copy);
@@ -327,7 +334,12 @@ impl Engine<'_> {
         let (mode, modified) = (u32::from(attributes.mode), attributes.modified_ns);
         let meta = self.root.set_attributes(path, &before, mode, modified)?;
         changes.synced.push(path.to_string());
-        let mut record = record_of(&meta, &version.content, record.racy);
+        // A write may have come before the time was set.
+        let racy = meta.kind == EntryKind::File && meta.mtime_ns != before.mtime_ns;
+        if racy {
+            changes.looks.push(path.clone());
+        }
+        let mut record = record_of(&meta, &version.content, racy);
         record.key = (path != key).then(|| key.clone());
         changes.put(path, record, version.dot);
         Ok(())
@@ -342,6 +354,7 @@ impl Engine<'_> {
     ) -> Result<(), Failure> {
         changes.synced.push(path.to_string());
         if record.kind == Kind::Directory {
+            self.forget_directory(view, path, record, changes)?;
             match self.root.remove_directory(path)? {
                 RemovedDirectory::Removed | RemovedDirectory::Absent => changes.remove(path),
                 // What else is in it keeps it, but nothing says any more that it should be there.
@@ -415,6 +428,21 @@ impl Engine<'_> {
         // Should it stay there after all, it is recorded again.
         changes.looks.push(path.clone());
         Ok(())
+    }
+
+    /// The same for a directory, if it is empty: one that is not stays, and so does its record.
+    fn forget_directory(
+        &self,
+        view: &DiskView,
+        path: &Key,
+        record: &Record,
+        changes: &mut Changes,
+    ) -> Result<(), Failure> {
+        let is_empty = self.root.list(path).is_ok_and(|names| names.is_empty());
+        if record.implicit || !is_empty {
+            return Ok(());
+        }
+        self.keep_bytes(view, path, record, None, changes)
     }
 
     /// Whether another path of the key shows the bytes that are about to go at `path`, as things stand at this moment.

@@ -245,6 +245,13 @@ impl Root {
         }) && read_marker_at(&self.dir).is_ok_and(|id| id == Some(self.id))
     }
 
+    /// The kind of file system, if other machines may change what is in it: no event tells of that here.
+    #[must_use]
+    pub fn shared_file_system(&self) -> Option<&'static str> {
+        // A file system that does not say what it is, is taken for a plain one.
+        rustix::fs::fstatfs(&self.dir).ok().and_then(|stat| shared_kind(stat.f_type))
+    }
+
     /// What stands at `key`; `None` if nothing does, also because a parent is missing, is no
     /// directory or is a symlink, or because no file of that name can exist.
     ///
@@ -361,6 +368,26 @@ impl Root {
     pub(super) fn rescue(&self, temp_name: &str) -> io::Result<()> {
         rescue(&self.private, &self.temp, temp_name.as_ref())
     }
+}
+
+/// The file systems that other machines, or another program beneath them, may change; by `f_type` of statfs(2).
+fn shared_kind(f_type: impl Into<i64>) -> Option<&'static str> {
+    // Some systems say it in 32 bits with a sign.
+    Some(match f_type.into() & 0xFFFF_FFFF {
+        0x6969 => "NFS",
+        0x517B | 0xFF53_4D42 | 0xFE53_4D42 => "SMB",
+        0x0102_1997 => "9p",
+        0x6573_5546 => "FUSE",
+        0x00C3_6400 => "Ceph",
+        0x5346_414F | 0x6B41_4653 => "AFS",
+        0x7375_7245 => "Coda",
+        0x0BD0_0BD0 => "Lustre",
+        0x0116_1970 => "GFS2",
+        0x7461_636F => "OCFS2",
+        0x4750_4653 => "GPFS",
+        0x786F_4256 => "vboxsf",
+        _ => return None,
+    })
 }
 
 /// Opens `path` beneath `dir`: never through a symlink, never outside, never on another mount.
@@ -584,6 +611,18 @@ mod tests {
         let opened = Root::open_known(other.path(), id);
         assert!(matches!(opened, Err(OpenRootError::Another(_))), "{opened:?}");
         assert!(other.path().join(".consort/tmp/stage-1").exists());
+    }
+
+    #[test]
+    fn file_systems_that_other_machines_change_are_known() {
+        for (f_type, kind) in [(0x6969_i64, "NFS"), (0xFF53_4D42, "SMB"), (0x6573_5546, "FUSE")] {
+            assert_eq!(shared_kind(f_type), Some(kind));
+        }
+        assert_eq!(shared_kind(0xFE53_4D42_u32.cast_signed()), Some("SMB"));
+        // ext4, xfs, btrfs, tmpfs.
+        for f_type in [0xEF53_i64, 0x5846_5342, 0x9123_683E, 0x0102_1994] {
+            assert_eq!(shared_kind(f_type), None);
+        }
     }
 
     #[test]

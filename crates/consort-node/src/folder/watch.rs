@@ -85,14 +85,15 @@ pub enum WatchEvent {
     },
     /// Events were lost. Scan everything; all directories are watched by now.
     Overflow,
-    /// The system allows no more watches: not everything is watched from now on. Scan from time
-    /// to time and tell the user to raise `fs.inotify.max_user_watches`.
+    /// Not everything is watched from now on. Scan from time to time, and tell the user why.
     Exhausted {
         /// How many directories are watched.
         watched: usize,
-        /// How many watches the system allows this user, if it tells.
-        limit: Option<u64>,
+        /// Why not more are, and what to do about it.
+        reason: String,
     },
+    /// Everything is watched again.
+    Complete,
     /// The linked directory was removed, renamed or unmounted. Nothing more comes.
     RootGone,
     /// All events of changes made before [`Watcher::cookie`] made this cookie have been sent. May
@@ -249,7 +250,8 @@ impl Worker {
                 Ok(Next::Rebuild) if self.rebuild().is_ok() => {}
                 Ok(Next::Rebuild) => {
                     self.outbox.push(WatchEvent::Overflow);
-                    self.outbox.push(self.exhaustion());
+                    self.exhausted = true;
+                    self.outbox.push(self.exhaustion(None));
                 }
                 Ok(Next::End) => {
                     self.outbox.push(WatchEvent::RootGone);
@@ -431,9 +433,12 @@ impl Worker {
     fn rebuild(&mut self) -> Result<(), Errno> {
         self.tree = Tree::default();
         self.moving.clear();
-        self.exhausted = false;
+        let was_exhausted = std::mem::take(&mut self.exhausted);
         self.inotify = Arc::new(new_inotify()?);
         self.watch_all()?;
+        if was_exhausted && !self.exhausted {
+            self.outbox.push(WatchEvent::Complete);
+        }
         self.outbox.push(WatchEvent::Overflow);
         let mut names = Vec::new();
         let cookies = open_beneath(self.root.cookies(), ".", OFlags::RDONLY | OFlags::DIRECTORY)?;
@@ -468,22 +473,27 @@ impl Worker {
         let mut top_is_new = None;
         while let Some((parent, name, key)) = todo.pop() {
             // What is gone again, or may not be read, cannot be watched; the scan sees to it.
-            let Ok(dir) = self.root.open_directory(&key) else { continue };
+            let dir = match self.root.open_directory(&key) {
+                Ok(dir) => dir,
+                Err(errno) => {
+                    self.on_unwatched(errno);
+                    continue;
+                }
+            };
             let (node, is_new) = match self.watch(&dir, parent, &name)? {
                 Ok(watched) => watched,
-                Err(Errno::NOSPC | Errno::NOMEM) => {
-                    if !std::mem::replace(&mut self.exhausted, true) {
-                        self.outbox.push(self.exhaustion());
+                Err(errno) => {
+                    self.on_unwatched(errno);
+                    if matches!(errno, Errno::NOSPC | Errno::NOMEM) {
+                        break;
                     }
-                    break;
+                    continue;
                 }
-                Err(_) => continue,
             };
             if !*top_is_new.get_or_insert(is_new) && known == Known::Skip {
                 break;
             }
-            // What could not be listed in full is seen to by the scan, too.
-            let _ = for_each_name(&dir, &mut buffer, |name, file_type| {
+            let listed = for_each_name(&dir, &mut buffer, |name, file_type| {
                 let Ok(name) = name.to_str() else { return Ok(()) };
                 let is_dir = matches!(file_type, FileType::Directory | FileType::Unknown);
                 let key = join_key(&key, name);
@@ -498,6 +508,9 @@ impl Worker {
                 }
                 Ok(())
             });
+            if let Err(errno) = listed {
+                self.on_unwatched(errno);
+            }
         }
         Ok(top_is_new == Some(true))
     }
@@ -525,10 +538,21 @@ impl Worker {
         Ok(Ok((node, false)))
     }
 
-    fn exhaustion(&self) -> WatchEvent {
-        let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_watches");
-        let limit = limit.ok().and_then(|text| text.trim().parse().ok());
-        WatchEvent::Exhausted { watched: self.tree.len(), limit }
+    /// A directory could not be watched, or not all that is in it.
+    fn on_unwatched(&mut self, errno: Errno) {
+        if is_passing(errno) && !std::mem::replace(&mut self.exhausted, true) {
+            self.outbox.push(self.exhaustion(Some(errno)));
+        }
+    }
+
+    fn exhaustion(&self, errno: Option<Errno>) -> WatchEvent {
+        let reason = match errno {
+            Some(Errno::NOSPC) => "raise fs.inotify.max_user_watches".to_owned(),
+            Some(Errno::MFILE) => "raise the number of open files (ulimit -n)".to_owned(),
+            Some(errno) => format!("{errno}; look at the system's log"),
+            None => "raise fs.inotify.max_user_instances".to_owned(),
+        };
+        WatchEvent::Exhausted { watched: self.tree.len(), reason }
     }
 }
 
@@ -546,6 +570,22 @@ struct LostTrack;
 
 fn new_inotify() -> Result<OwnedFd, Errno> {
     inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+}
+
+/// Whether it is not for what the directory is that it cannot be watched, but for how the system is at the moment: then
+/// nothing tells when it can be. A directory that is gone, is none any more or may not be read is left to the scan, and
+/// to the events of the one that it is in.
+fn is_passing(errno: Errno) -> bool {
+    !matches!(
+        errno,
+        Errno::NOENT
+            | Errno::NOTDIR
+            | Errno::LOOP
+            | Errno::XDEV
+            | Errno::ACCESS
+            | Errno::PERM
+            | Errno::NAMETOOLONG
+    )
 }
 
 fn is_possible_name(name: &str) -> bool {
@@ -772,6 +812,45 @@ mod tests {
         while receiver.recv_timeout(Duration::from_secs(60)).unwrap() != changed("new/f") {}
         rustix::io::write(&stop, &1_u64.to_ne_bytes()).unwrap();
         worker.join().unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_opened_at_the_moment_counts_as_unwatched_until_all_are_watched() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Arc::new(Root::open(dir.path()).unwrap());
+        let ignores = Ignores::load(&root).unwrap();
+        let (sender, receiver) = bounded(16);
+        let mut worker = Worker {
+            root,
+            ignores,
+            inotify: Arc::new(new_inotify().unwrap()),
+            stop: Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap()),
+            tree: Tree::default(),
+            cookie_watch: -1,
+            moving: Vec::new(),
+            exhausted: false,
+            listed: 0,
+            outbox: Outbox::new(sender),
+        };
+        worker.watch_all().unwrap();
+        // What is no directory any more, or may not be read, is known not to be watched.
+        for errno in [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::XDEV, Errno::ACCESS] {
+            worker.on_unwatched(errno);
+        }
+        worker.outbox.flush().unwrap();
+        assert!(receiver.is_empty());
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::IO] {
+            worker.exhausted = false;
+            worker.on_unwatched(errno);
+            worker.outbox.flush().unwrap();
+            assert!(matches!(receiver.recv().unwrap(), WatchEvent::Exhausted { .. }));
+        }
+        worker.rebuild().unwrap();
+        worker.outbox.flush().unwrap();
+        assert_eq!(
+            receiver.try_iter().collect::<Vec<_>>(),
+            [WatchEvent::Complete, WatchEvent::Overflow]
+        );
     }
 
     #[test]

@@ -242,9 +242,7 @@ impl Files {
             Err(reason) => {
                 tracing::debug!(chunk = %chunk.hash, %reason, "a chunk cannot be had");
                 self.missing = true;
-                // What is wanted stays wanted, as long as it is not in the way of others.
-                let room = self.wanted.len() < MAX_WANTED_CHUNKS / 2
-                    && self.wanted_bytes < MAX_WANTED_BYTES / 2;
+                let room = may_wait(self.wanted.len(), self.wanted_bytes, self.open, self.max_open);
                 for (id, _) in self.wanted.get(&chunk).cloned().unwrap_or_default() {
                     match self.files.get_mut(&id) {
                         // What it has from peers would have to be fetched again.
@@ -391,9 +389,28 @@ impl Files {
     }
 }
 
+/// Whether a file may wait for a chunk that nobody has: what is wanted stays wanted, and what is open stays open, as
+/// long as that leaves half of the room to others.
+fn may_wait(wanted: usize, wanted_bytes: u64, open: usize, max_open: usize) -> bool {
+    2 * wanted < MAX_WANTED_CHUNKS && 2 * wanted_bytes < MAX_WANTED_BYTES && 2 * open < max_open
+}
+
 impl Drop for Files {
     fn drop(&mut self) {
         let wanted: Vec<ChunkRef> = self.wanted.keys().copied().collect();
         self.contents.fetcher().cancel(&wanted, &self.sink);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_wait_for_what_nobody_has_leave_room_for_others() {
+        assert!(may_wait(10, 1 << 20, 10, MAX_OPEN_FILES));
+        assert!(!may_wait(10, 1 << 20, MAX_OPEN_FILES / 2, MAX_OPEN_FILES));
+        assert!(!may_wait(MAX_WANTED_CHUNKS / 2, 1 << 20, 10, MAX_OPEN_FILES));
+        assert!(!may_wait(10, MAX_WANTED_BYTES / 2, 10, MAX_OPEN_FILES));
     }
 }

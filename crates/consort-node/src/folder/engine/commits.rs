@@ -2,15 +2,20 @@
 //! of which a few are on their way at a time.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use consort_core::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS};
 use consort_core::store::{Applied, LocalWrite, StoreError, Written};
 use consort_core::{ChunkHash, Content, Key, WallTime};
-use consort_store::{Basis, Body, Place, Record, RecordChange, Transaction};
+use consort_store::{Basis, Body, DiskStore, Place, Record, RecordChange, Transaction};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::Engine;
+use super::syncer::{CommitError, Syncer};
+use crate::folder::Root;
+use crate::folder::status::Trouble;
 
 /// Transactions on their way to the disk.
 const MAX_OUTSTANDING: usize = 4;
@@ -19,13 +24,16 @@ const COMMIT_BYTES: usize = MAX_COMMIT_BYTES / 2;
 /// Records that only say that a file is what was recorded wait for so long, or for so many others.
 const REFRESH_AFTER: Duration = Duration::from_secs(1);
 const MAX_REFRESHED: usize = MAX_COMMIT_VERSIONS;
+/// How soon entries are looked at again that could not be made durable.
+const UNSYNCED_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// A transaction's number, and what became of it.
-pub(super) type Done = (u64, Result<Applied, StoreError>);
+pub(super) type Done = (u64, Result<Applied, CommitError>);
 
 /// What is gathered, and what is on its way.
 #[derive(Debug)]
 pub(super) struct Commits {
+    syncer: Syncer,
     done: Sender<Done>,
     pub(super) results: Receiver<Done>,
     gathered: Gathered,
@@ -44,17 +52,23 @@ struct Gathered {
     records: Vec<RecordChange>,
     places: Vec<(ChunkHash, Place)>,
     paths: HashSet<Key>,
+    /// Those of them that were looked at, and have to be as durable as what is made of it.
+    unsynced: Vec<Key>,
     bytes: usize,
     /// Nothing is to be added.
     alone: bool,
 }
 
 impl Commits {
-    pub(super) fn new() -> Self {
+    pub(super) fn start(root: &Arc<Root>, store: &DiskStore) -> io::Result<Self> {
+        let root = Arc::clone(root);
+        let sync = move |paths: &[Key]| root.sync_entries(paths.iter().map(Key::as_str));
+        let syncer = Syncer::start(store.clone(), sync)?;
         let (done, results) = unbounded();
         let (gathered, outstanding) = (Gathered::default(), BTreeMap::new());
         let (refreshed, refreshed_since) = (BTreeMap::new(), None);
-        Self { done, results, gathered, outstanding, next: 0, refreshed, refreshed_since }
+        let next = 0;
+        Ok(Self { syncer, done, results, gathered, outstanding, next, refreshed, refreshed_since })
     }
 
     /// How many paths were gathered and are not durable.
@@ -131,6 +145,11 @@ impl Engine<'_> {
         gathered.records.push(RecordChange::Remove { path });
     }
 
+    /// What is gathered of a path is what was found there, or that nothing was: that has to be durable first.
+    pub(super) fn sync_first(&mut self, path: Key) {
+        self.commits.gathered.unsynced.push(path);
+    }
+
     /// Adds where chunks are.
     pub(super) fn gather_places(&mut self, places: Vec<(ChunkHash, Place)>) {
         self.commits.gathered.places.extend(places);
@@ -178,7 +197,7 @@ impl Engine<'_> {
     /// Hands what is gathered to the store. False if there is nothing.
     pub(super) fn submit(&mut self) -> bool {
         let gathered = std::mem::take(&mut self.commits.gathered);
-        let Gathered { writes, records, places, paths, .. } = gathered;
+        let Gathered { writes, records, places, paths, unsynced, .. } = gathered;
         if writes.is_empty() && records.is_empty() && places.is_empty() {
             return false;
         }
@@ -194,10 +213,11 @@ impl Engine<'_> {
         let (done, number) = (self.commits.done.clone(), self.commits.next);
         self.commits.next += 1;
         self.commits.outstanding.insert(number, paths);
-        self.context.store.submit(transaction, move |result| {
+        let done = Box::new(move |result| {
             // The engine may have ended meanwhile.
             let _ = done.send((number, result));
         });
+        self.commits.syncer.submit(unsynced, transaction, done);
         true
     }
 
@@ -205,7 +225,16 @@ impl Engine<'_> {
         let paths = self.commits.outstanding.remove(&number).unwrap_or_default();
         let applied = match result {
             Ok(applied) => applied,
-            Err(StoreError::Refused { key, reason }) => {
+            Err(CommitError::Unsynced(error)) => {
+                let text = format!(
+                    "the file system cannot make what changed durable ({error}), so it is not sent yet; look at the \
+                     disk and at the system's log"
+                );
+                self.progress.set_trouble("sync", Some(Trouble::Degraded(text)));
+                paths.iter().for_each(|path| self.mark(path, UNSYNCED_AGAIN_AFTER));
+                return Ok(());
+            }
+            Err(CommitError::Store(StoreError::Refused { key, reason })) => {
                 tracing::warn!(%key, %reason, "an entry is refused");
                 self.on_refused(paths, &format!("it cannot be written: {reason}"));
                 return Ok(());
@@ -215,8 +244,9 @@ impl Engine<'_> {
                 self.on_refused(paths, &format!("its change cannot be written: {error}"));
                 return Ok(());
             }
-            Err(error) => return Err(error),
+            Err(CommitError::Store(error)) => return Err(error),
         };
+        self.progress.set_trouble("sync", None);
         if !applied.added.is_empty() {
             (self.context.on_written)();
         }

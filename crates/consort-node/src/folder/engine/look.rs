@@ -27,7 +27,7 @@ const NEVER_QUIET: Duration = Duration::from_secs(5);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(30);
 /// How often a file that keeps changing is tried before it is reported.
 const TRIES_BEFORE_REPORT: u32 = 6;
-/// How soon a file whose times would not show a change is read again.
+/// How soon a file whose times would not show a change is read again, at the soonest.
 const RACY_AGAIN_AFTER: Duration = Duration::from_millis(30);
 /// Files up to this size are read at once if nothing else is to do: a change of them is on its way sooner.
 const READ_AT_ONCE: u64 = 256 << 10;
@@ -261,13 +261,13 @@ impl Engine<'_> {
                         return Ok(());
                     }
                 }
-                if racy {
+                if let Some(racy) = racy {
                     let since = Instant::now();
-                    let due = since + RACY_AGAIN_AFTER;
+                    let due = since + racy.max(RACY_AGAIN_AFTER);
                     let again = Dirty { due, since, tries: 0, round, again: true };
                     self.dirty.entry(path.clone()).or_insert(again);
                 }
-                return self.take_in(path, meta, content, places, racy);
+                return self.take_in(path, meta, content, places, racy.is_some());
             }
             Err(IndexError::Unstable) => self.try_again(path, tries, round),
             Err(IndexError::Unfit(reason)) => self.progress.set_problem(&path, Some(reason)),
@@ -335,8 +335,10 @@ impl Engine<'_> {
         let (mut saw, policy) = (Saw::Nothing, self.context.on_conflict);
         match &before {
             None => {
+                self.deletions.on_appeared(Instant::now());
                 if let Some((key, dot)) = copy_of(&view, &path, &content, &attributes)? {
                     found.key = Some(key);
+                    self.sync_first(path.clone());
                     self.gather_record(path, found, Basis::Dot(dot));
                     self.gather_places(places);
                     self.progress.count_conflict(true);
@@ -359,6 +361,7 @@ impl Engine<'_> {
         }
         let has_copies = before.is_some() && has_copies(&view, &path)?;
         let write = self.gather_write(LocalWrite { key: path.clone(), saw, content, attributes });
+        self.sync_first(path.clone());
         self.gather_record(path.clone(), found, Basis::Write(write));
         self.gather_places(places);
         self.submit_if_full();

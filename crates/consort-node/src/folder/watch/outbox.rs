@@ -71,7 +71,10 @@ impl Outbox {
     fn keep(&mut self, event: WatchEvent) {
         let stands_for_itself = matches!(
             event,
-            WatchEvent::Cookie { .. } | WatchEvent::Exhausted { .. } | WatchEvent::RootGone
+            WatchEvent::Cookie { .. }
+                | WatchEvent::Exhausted { .. }
+                | WatchEvent::Complete
+                | WatchEvent::RootGone
         );
         if stands_for_itself {
             self.late.push_back(event);
