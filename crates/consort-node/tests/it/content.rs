@@ -11,8 +11,8 @@ use consort_core::content::manifest::ManifestBuilder;
 use consort_core::model::Commit;
 use consort_core::store::DatasetParameters;
 use consort_core::{
-    Attributes, AuthorId, ChunkRef, Content, DatasetId, Dot, Entry, FingerprintKey, Key, Timestamp,
-    Version, VersionVector, WallTime,
+    Attributes, AuthorId, ChunkRef, Content, DatasetId, Dot, Entry, FingerprintKey, Key,
+    OnConflict, Timestamp, Version, VersionVector, WallTime,
 };
 use consort_node::content::{
     Contents, FetchError, Fetched, Fetcher, LocalContent, Roots, Server, Unavailable,
@@ -429,7 +429,9 @@ fn a_version_that_claims_a_wrong_length_keeps_no_chunk_from_others() {
     let folder = Folder::start(LinkContext {
         dataset: DATASET,
         name: "test".to_owned(),
+        on_conflict: OnConflict::KeepBoth,
         dir: dir.clone(),
+        id: None,
         read_only: false,
         workers: 1,
         store,
