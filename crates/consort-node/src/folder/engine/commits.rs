@@ -239,7 +239,7 @@ impl Engine<'_> {
                 self.on_refused(paths, &format!("it cannot be written: {reason}"));
                 return Ok(());
             }
-            Err(error @ StoreError::Crowded { .. }) => {
+            Err(CommitError::Store(error @ StoreError::Crowded { .. })) => {
                 tracing::warn!(%error, "a change is refused");
                 self.on_refused(paths, &format!("its change cannot be written: {error}"));
                 return Ok(());
