@@ -335,7 +335,6 @@ impl Engine<'_> {
         let (mut saw, policy) = (Saw::Nothing, self.context.on_conflict);
         match &before {
             None => {
-                self.deletions.on_appeared(Instant::now());
                 if let Some((key, dot)) = copy_of(&view, &path, &content, &attributes)? {
                     found.key = Some(key);
                     self.sync_first(path.clone());
