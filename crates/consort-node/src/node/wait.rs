@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{ErrorKind, NodeError};
+use crate::folder::Trouble;
 use crate::report::Waited;
 use crate::runtime::{Answer, Cause};
 
@@ -27,7 +28,8 @@ const NAME_AGAIN: Duration = Duration::from_secs(2);
 
 impl Node {
     /// Returns when this node holds everything that its reachable peers hold, and its directory shows it. Changes
-    /// that were made to any of their linked directories before the call are included.
+    /// that were made to any of their linked directories before the call are included. Fails if the directory is paused:
+    /// then it shows something else, and nobody is at work.
     pub async fn wait(&self, name: &str, timeout: Duration) -> Result<Waited, NodeError> {
         let deadline = Instant::now() + timeout;
         let mut missing = format!("the directory of {name} on this node is still being looked at");
@@ -146,6 +148,12 @@ impl Node {
                 missing.push_str(&format!(" ({reason})"));
             }
             pause(&mut changed).await;
+        }
+        // Nothing is to come, but what is there is not what this node holds, and nobody works on it.
+        let folder = self.shared.folder(dataset);
+        if let Some(Trouble::Paused(reason)) = folder.and_then(|f| f.progress().trouble()) {
+            let error = NodeError::failed(format!("the directory of {name} is paused: {reason}"));
+            return Err(error.hint("`consort status` says when it goes on"));
         }
         match self.shared.broken_link(dataset) {
             Some(reason) => {

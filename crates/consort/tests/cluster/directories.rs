@@ -37,6 +37,8 @@ fn the_deletion_of_most_of_a_directory_waits_until_it_is_allowed() {
     assert!(left > files / 2, "only {left} of {files} are left elsewhere");
     // Why nothing moves is a finding, and what to do about it.
     a.run(["doctor"]).expect_failure(1, &[]);
+    // Whoever wants to read what is there must not take this for it.
+    a.run(["wait", DATASET]).expect_failure(1, &["paused", "--allow-mass-delete"]);
 
     let args = [OsStr::new("link"), OsStr::new(DATASET), a.dir.as_os_str()];
     a.run(args.into_iter().chain([OsStr::new("--allow-mass-delete")])).expect_done();
