@@ -62,7 +62,7 @@ pub fn encode(envelope: &Envelope, to: &mut Vec<u8>) {
             to.push(ACK);
             Writer(to).varint(*count);
         }
-        Message::Lazy => to.push(LAZY),
+        Message::Lazy { lazy } => to.extend_from_slice(&[LAZY, u8::from(*lazy)]),
         Message::Describe(request) => {
             to.push(DESCRIBE);
             request.encode(to);
@@ -118,7 +118,7 @@ fn decode_message(from: &mut Reader<'_>) -> Result<Message, DecodeError> {
         WANT => Message::Want { fingerprints: decode_fingerprints(from)? },
         GIVEN => Message::Given { more: flag(from, "given")?, entries: decode_entries(from)? },
         ACK => Message::Ack { count: from.varint("acknowledgement")? },
-        LAZY => Message::Lazy,
+        LAZY => Message::Lazy { lazy: flag(from, "lazy")? },
         DESCRIBE => Message::Describe(Request::decode(from)?),
         DESCRIPTION => Message::Description(Answer::decode(from)?),
         RECONCILED => Message::Reconciled,
@@ -259,7 +259,7 @@ mod tests {
             any_fingerprints().prop_map(|fingerprints| Message::Want { fingerprints }),
             (entries(), any::<bool>()).prop_map(|(entries, more)| Message::Given { entries, more }),
             any::<u64>().prop_map(|count| Message::Ack { count }),
-            Just(Message::Lazy),
+            any::<bool>().prop_map(|lazy| Message::Lazy { lazy }),
             any_request().prop_map(Message::Describe),
             any_answer().prop_map(Message::Description),
             Just(Message::Reconciled),

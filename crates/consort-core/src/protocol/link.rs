@@ -24,6 +24,7 @@ use core::time::Duration;
 
 use crate::model::fingerprint::{Digest, Fingerprint, FingerprintKey};
 use crate::model::id::NodeId;
+use crate::model::vector::Dot;
 use crate::model::version::Entry;
 use crate::protocol::event::{Access, Now};
 use crate::protocol::link::pace::Pace;
@@ -121,6 +122,9 @@ pub(crate) struct Link {
     /// Announce instead of sending; the peer does so too.
     lazy: bool,
     announcing: Pace,
+    /// The version that every link pushes, if this one has done so. And when the peer was asked to push again for it.
+    flooded: Option<Dot>,
+    chosen_at: Option<Instant>,
     /// The last turn ended before everything was sent.
     go_on_at: Option<Instant>,
     /// What the peer wants, and, while comparing, what only we have.
@@ -211,6 +215,8 @@ pub(crate) struct Outstanding {
     decides: Option<usize>,
     /// How far the peer's feed is applied once it is durable.
     through: Option<Sequence>,
+    /// It belongs to a conversation before this one.
+    inherited: bool,
 }
 
 impl Link {
@@ -232,6 +238,8 @@ impl Link {
             resent: Sequence(0),
             lazy: false,
             announcing: Pace::default(),
+            flooded: None,
+            chosen_at: None,
             go_on_at: None,
             giving: VecDeque::new(),
             offering: VecDeque::new(),
@@ -277,6 +285,7 @@ impl Link {
             counts: false,
             decides: None,
             through: None,
+            inherited: true,
         };
         self.outstanding.drain(..).map(inert).collect()
     }
@@ -345,9 +354,9 @@ impl Link {
             _ if matches!(self.state, State::Greeting { .. }) => Ok(()),
             Message::Ack { count } => self.on_ack(count, view, to),
             Message::Want { fingerprints } => self.on_want(fingerprints, view, to),
-            Message::Lazy => {
-                self.lazy = true;
-                Ok(())
+            Message::Lazy { lazy } => {
+                self.lazy = lazy;
+                self.pump(view, to)
             }
             Message::Describe(request) => self.on_describe(request, view, to),
             Message::Check { summary, applied } => self.on_check(summary, applied, view, to),
@@ -380,16 +389,23 @@ impl Link {
         // A commit of a conversation before the last Hello has nothing to report to.
         let Some(commit) = self.outstanding.pop_front() else { return Ok(()) };
         self.outstanding_bytes -= commit.bytes;
+        if commit.inherited {
+            // Both sides said what they hold before this was here. The peer may have lost it since it sent it.
+            self.resent = self.resent.max(view.summary().head.sequence);
+        }
         if let Some(through) = commit.through {
             self.applied.sequence = self.applied.sequence.max(through);
         }
         if commit.counts {
             self.take(commit.bytes);
         }
-        let was_known = commit.decides.is_some_and(|pushed| pushed == stale);
-        if was_known && self.elsewhere != Elsewhere::Nobody {
-            self.lazy = true;
-            to.push(Ask::Send(Message::Lazy));
+        if let Some(pushed) = commit.decides {
+            let was_known = pushed == stale && self.elsewhere != Elsewhere::Nobody;
+            if was_known || self.lazy {
+                to.push(Ask::Send(Message::Lazy { lazy: was_known }));
+                self.chosen_at = self.lazy.then_some(self.now.instant).filter(|_| !was_known);
+            }
+            self.lazy = was_known;
         }
         self.work_off(view, to)?;
         self.acknowledge(false, to);

@@ -86,8 +86,12 @@ pub enum Message {
         /// How many.
         count: u64,
     },
-    /// You sent me what I had: announce with Have from now on, until I ask again. I do the same.
-    Lazy,
+    /// You sent me what I had: announce with Have from now on, and I do the same. Or, if not `lazy`: you sent me something
+    /// before anybody else did, so let both of us push again.
+    Lazy {
+        /// Whether to announce.
+        lazy: bool,
+    },
     /// Describe what you hold: I compare.
     Describe(Request),
     /// What I hold, as far as you asked, for you to compare.
@@ -132,7 +136,7 @@ impl Message {
             | Self::Have { .. }
             | Self::Want { .. }
             | Self::Ack { .. }
-            | Self::Lazy
+            | Self::Lazy { .. }
             | Self::Describe(_)
             | Self::Description(_)
             | Self::Reconciled

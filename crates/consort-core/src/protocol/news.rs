@@ -20,10 +20,13 @@ const MENDING: Duration = Duration::from_secs(1);
 /// How long an author who writes nothing more still decides about links.
 const DECIDES_FOR: Duration = Duration::from_secs(10);
 
-/// How long an author's clock runs between two decisions, as its timestamps count: about two seconds. And what must have
-/// passed here.
+/// How long an author's clock runs between two decisions, as its timestamps count: about two seconds, and half of that at
+/// the least. And how long one must have been here before another author decides.
 const DECISION_SPAN: u64 = 2048 << 16;
 const DECISION_AFTER: Duration = Duration::from_secs(1);
+
+/// One in so many spans has a decision that makes the tree anew.
+const FLOOD_EVERY: u64 = 4;
 
 /// What a replica's other links do for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,13 +104,22 @@ impl News {
         }
         root.heard = now;
         let span = |dot: Dot| dot.time.0 / DECISION_SPAN;
-        let follows = |(last, at): (Dot, Instant)| {
-            (last.author != dot.author || span(last) < span(dot)) && DECISION_AFTER <= now.since(at)
+        // By its author's clock alone, so that all who heard the same of him decide the same.
+        let follows = |(last, at): (Dot, Instant)| match last.author == dot.author {
+            true => span(last) < span(dot) && last.time.0 + DECISION_SPAN / 2 <= dot.time.0,
+            false => DECISION_AFTER <= now.since(at),
         };
         if root.decision.is_none_or(follows) {
             root.decision = Some((dot, now));
         }
         root.decision.is_some_and(|(decision, _)| decision == dot)
+    }
+
+    /// The version that decided last, if all links push it, lazy ones as well: then the tree is made anew of the ways that
+    /// are the fastest now. What decides in between only mends the one that there is.
+    pub(crate) fn flood(&self) -> Option<Dot> {
+        let (decision, _) = self.root.as_ref()?.decision?;
+        (decision.time.0 / DECISION_SPAN).is_multiple_of(FLOOD_EVERY).then_some(decision)
     }
 
     /// A link that pushed is gone: what it would have brought comes from nowhere.

@@ -50,7 +50,7 @@ fn turbulence(world: &mut World, steps: usize, with_faults: bool) {
                 // Some are told only of what changed, and ask for it.
                 let other = pick(world, nodes);
                 if world.connected(node, other) {
-                    world.inject(node, other, Message::Lazy);
+                    world.inject(node, other, Message::Lazy { lazy: true });
                 }
             }
             12 => world.nodes[node].reads_before_a_failure = Some(world.random.below(20)),

@@ -76,7 +76,8 @@ fn what_two_peers_would_push_alike_is_announced_by_one() {
     world.assert_converged();
     // 50 changes to two nodes are 100 versions. If everybody pushed to everybody it would be 200.
     let sent = versions_sent(&world);
-    assert!((100..105).contains(&sent), "{sent} versions were sent");
+    // One in four decides anew which links push, so all do, since much time passes between two.
+    assert!((100..130).contains(&sent), "{sent} versions were sent");
 }
 
 #[test]
@@ -95,14 +96,14 @@ fn who_loses_the_link_by_which_changes_came_gets_them_by_another() {
     }
     world.assert_converged();
     let sent = versions_sent(&world);
-    assert!((60..65).contains(&sent), "{sent} versions were sent");
+    assert!((60..70).contains(&sent), "{sent} versions were sent");
 }
 
 #[test]
 fn announcements_and_acknowledgements_are_said_together() {
     let mut world = synced(2, 1);
     // The peer says that it gets everything elsewhere.
-    world.inject(1, 0, Message::Lazy);
+    world.inject(1, 0, Message::Lazy { lazy: true });
     for n in 0..500 {
         world.put(0, &format!("live/{n}"), "value");
     }

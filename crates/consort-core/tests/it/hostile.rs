@@ -59,7 +59,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         fingerprints().prop_map(|fingerprints| Message::Want { fingerprints }),
         (entries(), any::<bool>()).prop_map(|(entries, more)| Message::Given { entries, more }),
         (0u64..9).prop_map(|count| Message::Ack { count }),
-        Just(Message::Lazy),
+        any::<bool>().prop_map(|lazy| Message::Lazy { lazy }),
         any_request().prop_map(Message::Describe),
         any_answer().prop_map(Message::Description),
         Just(Message::Reconciled),

@@ -26,7 +26,7 @@ fn more_announcements_than_a_window_holds_are_worked_off() {
     world.connect(0, 1);
     world.settle();
     // The peer says that it gets everything elsewhere, so it is only told; but it has nothing of this.
-    world.inject(1, 0, Message::Lazy);
+    world.inject(1, 0, Message::Lazy { lazy: true });
     for n in 0..=WINDOW_MESSAGES {
         world.put(0, &format!("{n}"), "value");
     }

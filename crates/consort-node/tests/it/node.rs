@@ -541,7 +541,7 @@ async fn a_member_that_sends_garbage_is_disconnected_and_the_others_are_served()
         vec![0xff; 1000],
         cut,
         message(Message::Reject { reason: "\u{1b}[2J".repeat(10) }),
-        [message(Message::Lazy), vec![0]].concat(),
+        [message(Message::Lazy { lazy: true }), vec![0]].concat(),
     ];
     for bytes in bad {
         network.set_peers(known.clone());

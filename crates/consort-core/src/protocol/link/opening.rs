@@ -165,6 +165,7 @@ impl Link {
         self.applied.sequence = applied;
         self.applying = applied;
         self.state = State::Live;
+        self.flooded = self.news.flood();
         self.check_at = Some(self.now.instant + FIRST_CHECK_AFTER);
     }
 }

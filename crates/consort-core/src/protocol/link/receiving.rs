@@ -19,6 +19,8 @@ const RETRY_AHEAD: Duration = Duration::from_secs(1);
 /// How long what was announced may take to come from a peer that pushes, before it is asked for: longer than a version takes
 /// through the whole mesh, since else much would come twice.
 const COMES_WITHIN: Duration = Duration::from_millis(1500);
+/// How long what a peer announces was on its way before it heard that it should push.
+const CHOSEN: Duration = Duration::from_millis(500);
 /// How often a link acknowledges, unless so much waits for it: a part of the sender's window.
 const ACKNOWLEDGE_EVERY: Duration = Duration::from_millis(100);
 const ACKNOWLEDGE_MESSAGES: u64 = WINDOW_MESSAGES as u64 / 16;
@@ -175,6 +177,10 @@ impl Link {
     /// Until when what was announced at `arrived` may still come from elsewhere; nothing if it is to be asked for.
     fn waits_until(&self, arrived: Instant) -> Option<Instant> {
         let now = self.now.instant;
+        // The peer was the first to push something, and has just been asked to go on so: this was on its way.
+        if self.chosen_at.is_some_and(|at| now.since(at) < CHOSEN) {
+            return None;
+        }
         match self.elsewhere {
             Elsewhere::Nobody | Elsewhere::Somebody => None,
             Elsewhere::Pushing if self.news.is_mending(now) => None,
@@ -248,8 +254,9 @@ impl Link {
         }
         let cursor = through.map(|_| Cursor { epoch: self.applied.epoch, sequence: self.applying });
         let bytes = window::weight_of(&entries);
+        let inherited = false;
         self.outstanding_bytes += bytes;
-        self.outstanding.push_back(Outstanding { bytes, counts, decides, through });
+        self.outstanding.push_back(Outstanding { bytes, counts, decides, through, inherited });
         to.push(Ask::Commit { entries, cursor });
     }
 

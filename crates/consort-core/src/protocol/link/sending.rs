@@ -29,6 +29,8 @@ impl Link {
     pub(crate) fn pump(&mut self, view: &impl View, to: &mut Vec<Ask>) -> Result<(), LinkError> {
         // Whatever the last turn left comes now.
         let mut announce = self.go_on_at.take().is_some();
+        // What every link pushes does not wait either.
+        announce |= self.flooded != self.news.flood();
         let mut done = 0;
         while !self.giving.is_empty() && self.given_in_flight.has_room() {
             if TURN_BYTES <= done {
@@ -102,7 +104,17 @@ impl Link {
             if cut_off || !self.in_flight.has_room() {
                 break;
             }
-            let announces = self.announces();
+            // What came from here is decided about as what came from elsewhere.
+            for row in commit.iter().filter(|row| row.via.is_none()) {
+                self.news.decides(row.entry.version.dot, self.now.instant);
+            }
+            let flood = self.news.flood();
+            let floods =
+                flood.is_some() && commit.iter().any(|row| Some(row.entry.version.dot) == flood);
+            if floods {
+                self.flooded = flood;
+            }
+            let announces = self.announces() && !floods;
             let lacking =
                 |row: &&FeedRow| row.via != Some(self.ends.peer) || row.sequence <= self.resent;
             let lacked: Vec<&FeedRow> = commit.iter().filter(lacking).collect();

@@ -65,7 +65,7 @@ pub(super) fn draw(about: &str, forecasts: &[Forecast]) -> String {
         line("received, busiest node", received.collect()),
         line("mean", mean.collect()),
     ];
-    let title = "Traffic of a node, by nodes (times what was written)";
+    let title = "Traffic of a node, times what was written";
     part(&mut svg, 2, title, &nodes, &upwards(&traffic, 2.0), &traffic);
     svg.push_str("</svg>\n");
     svg
