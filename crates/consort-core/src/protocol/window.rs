@@ -151,14 +151,14 @@ mod tests {
         let mut window = Window::default();
         for _ in 0..WINDOW_MESSAGES {
             assert!(window.has_room());
-            window.add(&Message::Lazy);
+            window.add(&Message::Lazy { lazy: true });
         }
         for _ in REFILL_AT_MESSAGES..WINDOW_MESSAGES {
             assert!(!window.has_room());
             window.take_off(1);
         }
         assert!(window.has_room());
-        window.add(&Message::Lazy);
+        window.add(&Message::Lazy { lazy: true });
         assert!(window.has_room());
     }
 
