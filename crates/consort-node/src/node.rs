@@ -275,8 +275,13 @@ impl Node {
         answer.await.map_err(|_| NodeError::ending())
     }
 
-    /// Refuses what changes something if the node's role does not allow it.
+    /// Refuses what changes something if the node is no member any more, or its role does not allow it.
     fn require(&self, allowed: &[Role], what: &str) -> Result<(), NodeError> {
+        // What is written now would never leave this node.
+        if self.shared.is_revoked() {
+            return Err(NodeError::not_allowed("this node's membership was revoked")
+                .hint("ask an admin for a new ticket, and join with a new --home"));
+        }
         let role = self.shared.identity.role;
         if allowed.contains(&role) {
             return Ok(());
