@@ -6,10 +6,11 @@
 //! writes to a store; it asks for commits, and acknowledges a message when they are durable.
 //!
 //! Here stands what a link is and what can happen to it. What it does then: `opening`, `comparing`, `sending`,
-//! `receiving`, `checking`.
+//! `receiving`, `checking`, `knowing`.
 
 mod checking;
 mod comparing;
+mod knowing;
 mod opening;
 mod receiving;
 mod sending;
@@ -17,26 +18,50 @@ mod sending;
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::model::fingerprint::{Digest, Fingerprint, FingerprintKey};
+use crate::model::frontier::Frontier;
 use crate::model::id::NodeId;
 use crate::model::version::Entry;
 use crate::protocol::event::{Access, Now};
+use crate::protocol::garbage::{Published, Table};
 use crate::protocol::message::{Hello, Message};
 use crate::protocol::window::{Inbox, Overrun, Window};
 use crate::random::Random;
 use crate::reconcile::{Comparison, Offer};
-use crate::store::{Cursor, Sequence, StoreError, View};
+use crate::store::{Cursor, Lesson, Sequence, StoreError, View};
 use crate::time::Instant;
+
+use knowing::Told;
 
 /// What a link asks for; [`Replica`](crate::protocol::Replica) adds the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     Send(Message),
-    Commit { entries: Vec<Entry>, cursor: Option<Cursor> },
-    FlushDirectory { id: u64 },
-    BarrierReached { id: u64, head: Sequence },
+    Commit {
+        entries: Vec<Entry>,
+        cursor: Option<Cursor>,
+    },
+    Learn {
+        lesson: Lesson,
+    },
+    /// Collect this far.
+    Collect {
+        frontier: Frontier,
+    },
+    /// Others published this.
+    Hear {
+        published: Vec<Published>,
+    },
+    FlushDirectory {
+        id: u64,
+    },
+    BarrierReached {
+        id: u64,
+        head: Sequence,
+    },
 }
 
 /// Why a link cannot go on.
@@ -134,6 +159,18 @@ pub(crate) struct Link {
     wanting: Option<Option<Sequence>>,
     ahead: bool,
 
+    // What is accounted for.
+    told: Told,
+    /// How far the peer has collected, as far as it told.
+    their_frontier: Frontier,
+    /// The peer's frontier, while this side takes its state by difference.
+    adopting: Option<Frontier>,
+    /// Another link takes its peer's state by difference.
+    held: bool,
+    /// The replica forgets deletions, and listens to what others say of that.
+    forgets: bool,
+    tell_at: Option<Instant>,
+
     /// When the event that is being handled happened.
     now: Now,
     check_at: Option<Instant>,
@@ -170,8 +207,8 @@ struct Begin {
     difference: Digest,
 }
 
-/// A commit that was asked for and is not durable yet.
-#[derive(Debug)]
+/// A commit or a lesson that was asked for and is not durable yet.
+#[derive(Debug, Default)]
 pub(crate) struct Outstanding {
     bytes: usize,
     /// It answers a stream message, which is to be acknowledged.
@@ -180,6 +217,8 @@ pub(crate) struct Outstanding {
     pushed: Option<usize>,
     /// How far the peer's feed is applied once it is durable.
     through: Option<Sequence>,
+    /// The peer's state has been taken by difference once it is durable.
+    adopts: bool,
 }
 
 impl Link {
@@ -212,6 +251,12 @@ impl Link {
             cursor_is_stale: false,
             wanting: None,
             ahead: false,
+            told: Told::default(),
+            their_frontier: Frontier::new(),
+            adopting: None,
+            held: false,
+            forgets: false,
+            tell_at: None,
             now: Now::default(),
             check_at: None,
             retry_at: None,
@@ -226,12 +271,7 @@ impl Link {
 
     /// The commits that were asked for and not reported yet, which tell the peer nothing any more.
     pub(crate) fn take_outstanding(&mut self) -> VecDeque<Outstanding> {
-        let inert = |Outstanding { bytes, .. }| Outstanding {
-            bytes,
-            counts: false,
-            pushed: None,
-            through: None,
-        };
+        let inert = |Outstanding { bytes, .. }| Outstanding { bytes, ..Outstanding::default() };
         self.outstanding.drain(..).map(inert).collect()
     }
 
@@ -266,6 +306,7 @@ impl Link {
                 self.lazy = true;
                 Ok(())
             }
+            Message::Unwanted { fingerprints } => self.on_unwanted(fingerprints, view, to),
             Message::More => self.on_more(view, to),
             Message::Check { summary, applied } => self.on_check(summary, applied, view, to),
             Message::Given { .. } => {
@@ -275,7 +316,9 @@ impl Link {
             Message::Versions { .. }
             | Message::Have { .. }
             | Message::Fingerprints(_)
-            | Message::Reconciled => {
+            | Message::Reconciled
+            | Message::Frontier { .. }
+            | Message::Known { .. } => {
                 if let Message::Versions { through: Some(through), .. }
                 | Message::Have { through, .. } = &message
                 {
@@ -299,6 +342,9 @@ impl Link {
         // A commit of a conversation before the last Hello has nothing to report to.
         let Some(commit) = self.outstanding.pop_front() else { return Ok(()) };
         self.outstanding_bytes -= commit.bytes;
+        if commit.adopts {
+            self.adopting = None;
+        }
         if let Some(through) = commit.through {
             self.applied.sequence = self.applied.sequence.max(through);
         }
@@ -317,10 +363,24 @@ impl Link {
         to.push(Ask::Send(Message::Flushed { id, head }));
     }
 
-    /// Whatever was due before `now`.
+    /// This side's feed grew, or it learnt something.
+    pub(crate) fn on_news(
+        &mut self,
+        now: Now,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<(), LinkError> {
+        self.now = now;
+        self.tell_soon();
+        self.work_off(view, to)?;
+        self.pump(view, to)
+    }
+
+    /// Whatever was due before `now`. `published` is what all replicas say of themselves.
     pub(crate) fn on_deadline(
         &mut self,
         now: Now,
+        published: &Arc<Table>,
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
@@ -332,11 +392,14 @@ impl Link {
         if self.check_at.is_some_and(|at| at <= now.instant) {
             self.check(view, to);
         }
+        if self.tell_at.is_some_and(|at| at <= now.instant) {
+            self.tell(published, view, to)?;
+        }
         Ok(())
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        [self.check_at, self.retry_at].into_iter().flatten().min()
+        [self.check_at, self.retry_at, self.tell_at].into_iter().flatten().min()
     }
 
     /// How far the peer's feed has been applied durably here.

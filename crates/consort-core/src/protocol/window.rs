@@ -17,8 +17,10 @@ pub(super) const KEPT_MESSAGES: usize = WINDOW_MESSAGES + 8;
 /// The messages that a peer has been sent and has not acknowledged, by weight, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Window {
-    weights: VecDeque<usize>,
+    /// With whether each is about versions, rather than about what is known of them.
+    weights: VecDeque<(usize, bool)>,
     bytes: usize,
+    about_versions: usize,
 }
 
 impl Window {
@@ -31,16 +33,26 @@ impl Window {
         self.weights.len()
     }
 
+    /// How many of them are about versions.
+    pub(super) fn about_versions(&self) -> usize {
+        self.about_versions
+    }
+
     pub(super) fn add(&mut self, message: &Message) {
         let weight = weight(message);
-        self.weights.push_back(weight);
+        let about_versions = !matches!(message, Message::Frontier { .. } | Message::Known { .. });
+        self.weights.push_back((weight, about_versions));
         self.bytes += weight;
+        self.about_versions += usize::from(about_versions);
     }
 
     /// Takes off the oldest `count` messages, or all if there are fewer; returns how many `count` has left.
     pub(super) fn take_off(&mut self, count: usize) -> usize {
         let here = count.min(self.weights.len());
-        self.bytes -= self.weights.drain(..here).sum::<usize>();
+        for (weight, about_versions) in self.weights.drain(..here) {
+            self.bytes -= weight;
+            self.about_versions -= usize::from(about_versions);
+        }
         count - here
     }
 }
@@ -81,6 +93,8 @@ impl Inbox {
 }
 
 const EACH: usize = 64;
+/// What an author of a frontier counts.
+const AUTHOR: usize = 40;
 
 /// What a message counts, in bytes: about what it takes in memory.
 fn weight(message: &Message) -> usize {
@@ -89,6 +103,8 @@ fn weight(message: &Message) -> usize {
             EACH + weight_of(entries)
         }
         Message::Have { fingerprints, .. } => EACH + fingerprints.len() * 16,
+        Message::Frontier { times } => EACH + times.len() * AUTHOR,
+        Message::Known { times, published } => EACH + (times.len() + 2 * published.len()) * AUTHOR,
         Message::Fingerprints(batch) => EACH + batch.fingerprints.len() * 16,
         _ => EACH,
     }

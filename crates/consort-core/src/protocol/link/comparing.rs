@@ -33,12 +33,18 @@ impl Link {
         *batch_is_last = batch.last;
         comparison.accepts(batch).map_err(|_| peer("its fingerprints are out of order".into()))?;
         let differences = comparison.compare(batch, view)?;
-        if !differences.theirs.is_empty() && self.ends.theirs == Access::Write {
-            self.wanting = Some(None);
-            to.push(Ask::Send(Message::Want { fingerprints: differences.theirs }));
+        if !differences.theirs.is_empty() {
+            let fingerprints = differences.theirs;
+            to.push(Ask::Send(if self.ends.theirs == Access::Write {
+                self.wanting = Some(None);
+                Message::Want { fingerprints }
+            } else {
+                Message::Unwanted { fingerprints }
+            }));
         }
+        let alive = self.bury(differences.ours, view, to)?;
         if self.ends.ours == Access::Write {
-            self.offering = differences.ours.into();
+            self.offering = alive.into();
             self.pump(view, to)?;
         }
         self.advance_comparison(view, to)
@@ -88,6 +94,7 @@ impl Link {
         self.compared = Some(difference);
         self.go_live(self.sent, head);
         self.commit(Vec::new(), Some(head), false, None, to);
+        self.adopt(to);
         self.pump(view, to)
     }
 }

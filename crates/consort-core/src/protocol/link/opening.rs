@@ -48,7 +48,7 @@ impl Link {
             conversation: self.conversation,
             summary: view.summary(),
             cursor: view.cursor(self.ends.peer)?,
-            reconcile: self.distrust,
+            reconcile: self.distrust || self.is_adopting(),
         })
     }
 
@@ -95,6 +95,7 @@ impl Link {
     ) -> Result<(), LinkError> {
         self.applied = Cursor { epoch: theirs.summary.head.epoch, sequence: Sequence(0) };
         self.known = theirs.summary.head.sequence;
+        self.begin_telling((ours.summary.frontier, theirs.summary.frontier), view)?;
         if theirs.summary.digest.count == 0 {
             self.resent = ours.summary.head.sequence;
         }
@@ -104,6 +105,7 @@ impl Link {
         if equal {
             self.go_live(ours.summary.head.sequence, theirs.summary.head.sequence);
             self.cursor_is_stale = ours.cursor != Some(theirs.summary.head);
+            self.adopt(to);
         } else if let (Some(our_place), Some(their_place), false) =
             (our_place, their_place, ours.reconcile || theirs.reconcile)
         {
@@ -146,6 +148,8 @@ impl Link {
         self.conversation = old.conversation;
         self.distrust = old.distrust;
         self.compared = old.compared;
+        self.adopting = old.adopting;
+        (self.held, self.forgets) = (old.held, old.forgets);
         self.now = old.now;
     }
 
@@ -155,6 +159,7 @@ impl Link {
         self.applying = applied;
         self.state = State::Live;
         self.check_at = Some(self.now.instant + FIRST_CHECK_AFTER);
+        self.tell_soon();
     }
 }
 
