@@ -32,6 +32,8 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 pub(crate) enum Cause {
     /// A commit that a replica asked for is durable, or has failed.
     Committed { dataset: DatasetId, peer: NodeId, result: Result<Applied, StoreError> },
+    /// What a replica was to learn is durable, or has failed.
+    Learned { dataset: DatasetId, peer: Option<NodeId>, result: Result<Applied, StoreError> },
     /// The dataset's feed grew by something that was written here.
     Grew { dataset: DatasetId },
     /// A directory was flushed for a peer, or, if not `done`, could not be.
@@ -181,6 +183,16 @@ impl Runtime {
                     if !applied.added.is_empty() {
                         self.grew(dataset);
                     }
+                }
+                Err(StoreError::UnknownDataset(_)) => {}
+                Err(error) => self.fail(&error),
+            },
+            Cause::Learned { dataset, peer, result } => match result {
+                Ok(_) => {
+                    self.event(dataset, Event::Learned { peer });
+                    // A directory may show what is dead.
+                    self.shared.wake_folder(dataset);
+                    self.shared.notify();
                 }
                 Err(StoreError::UnknownDataset(_)) => {}
                 Err(error) => self.fail(&error),
@@ -427,6 +439,13 @@ impl Runtime {
                 self.shared.store.submit(Transaction::new(dataset, body), move |result| {
                     // The loop may have ended meanwhile.
                     let _ = causes.send(Cause::Committed { dataset, peer, result });
+                });
+            }
+            Effect::Learn { peer, lesson } => {
+                let causes = self.shared.causes.clone();
+                let transaction = Transaction::new(dataset, Body::Learn(lesson));
+                self.shared.store.submit(transaction, move |result| {
+                    let _ = causes.send(Cause::Learned { dataset, peer, result });
                 });
             }
             Effect::FlushDirectory { peer, id } => self.flush_directory(dataset, peer, id),

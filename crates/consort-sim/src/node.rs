@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use consort_core::protocol::Replica;
 use consort_core::protocol::event::Access;
+use consort_core::protocol::garbage::Registered;
 use consort_core::random::Random;
 use consort_core::store::memory::{MemoryStore, MemoryView};
-use consort_core::store::{Cursor, DatasetParameters, Epoch, LocalWrite, Sequence, Store};
+use consort_core::store::{Cursor, DatasetParameters, Epoch, Lesson, LocalWrite, Sequence, Store};
 use consort_core::{
     AuthorId, Content, DatasetId, Entry, FingerprintKey, Instant, NodeId, WallTime,
 };
@@ -41,6 +42,12 @@ pub(crate) struct Node {
     pub(crate) processes: u32,
     /// It has not left.
     pub(crate) is_member: bool,
+    /// Deletions are not forgotten before it has heard of them.
+    pub(crate) is_registered: bool,
+    /// The registered replicas, as this node has heard.
+    pub(crate) heard: Vec<Registered>,
+    /// The store as it was once.
+    pub(crate) backup: Option<MemoryStore>,
 }
 
 /// What a crash takes.
@@ -76,6 +83,7 @@ pub(crate) struct Wait {
 pub(crate) enum Job {
     Remote { peer: NodeId, entries: Vec<Entry>, cursor: Option<Cursor> },
     Local { writes: Vec<LocalWrite>, now: WallTime },
+    Learn { peer: Option<NodeId>, lesson: Lesson },
 }
 
 impl Job {
@@ -90,6 +98,7 @@ impl Job {
             Self::Remote { entries, .. } => {
                 entries.iter().map(|entry| content(&entry.version.content)).sum()
             }
+            Self::Learn { lesson, .. } => EACH * lesson.dead.len(),
             Self::Local { writes, .. } => writes.iter().map(|write| content(&write.content)).sum(),
         };
         EACH + bytes
@@ -113,6 +122,9 @@ impl Node {
             process: None,
             processes: 0,
             is_member: true,
+            is_registered: true,
+            heard: Vec::new(),
+            backup: None,
         }
     }
 
@@ -136,6 +148,15 @@ impl Node {
         self.disk = Disk::default();
     }
 
+    /// Puts the backup in place of the store, if there is one.
+    pub(crate) fn restore(&mut self, random: &mut Random) {
+        if let Some(backup) = self.backup.clone() {
+            let (author, epoch) = draw_identity(random);
+            self.store = backup.restored(author, epoch);
+            self.disk = Disk::default();
+        }
+    }
+
     pub(crate) fn view(&self) -> MemoryView {
         self.store.view(DATASET.id).expect("every store has it open")
     }
@@ -147,12 +168,17 @@ impl Node {
 }
 
 fn new_store(random: &mut Random) -> MemoryStore {
+    let (author, epoch) = draw_identity(random);
+    let mut store = MemoryStore::new(author, epoch);
+    store.open_dataset(DATASET).expect("memory does not fail");
+    store
+}
+
+fn draw_identity(random: &mut Random) -> (AuthorId, Epoch) {
     let mut author = [0; 16];
     author[..8].copy_from_slice(&random.next_u64().to_le_bytes());
     author[8..].copy_from_slice(&random.next_u64().to_le_bytes());
-    let mut store = MemoryStore::new(AuthorId(author), Epoch(random.next_u64()));
-    store.open_dataset(DATASET).expect("memory does not fail");
-    store
+    (AuthorId(author), Epoch(random.next_u64()))
 }
 
 /// The identity of a machine: nothing about its order says which machine came first.

@@ -28,8 +28,9 @@ pub(crate) fn upgrade(directory: &Path) -> Result<(), OpenError> {
         None => {}
         // Earlier formats get an arm each, with a function that makes the next format of it.
         Some(0) => return Err(OpenError::Damaged("format 0 was never written".to_owned())),
-        // Its rows are read as they are: the bytes that it did not count are none.
-        Some(1) => {}
+        // Their rows are read as they are: the bytes that format 1 did not count are none, and the tombstones that format 2
+        // did not index are indexed when the dataset is opened.
+        Some(1 | 2) => {}
         Some(found) => return Err(OpenError::NewerFormat { found, known: FORMAT }),
     }
     write(directory).map_err(|source| OpenError::Io { path, source })

@@ -148,16 +148,20 @@ fn rows_that_nothing_belongs_to_are_found() {
 fn what_is_counted_wrong_is_found() {
     let with = |change: fn(&mut ReplicaRow)| {
         damaged(|view, rows| {
-            let Summary { digest, head } = view.summary();
+            let Summary { digest, head, frontier } = view.summary();
             let (records, pending) = (view.record_count(), view.pending_count());
             let (head, pending_bytes) = (head.sequence, view.pending_bytes());
-            let mut row = ReplicaRow { digest, head, records, pending, pending_bytes };
+            let tombstones = Some(view.tombstones());
+            let mut row =
+                ReplicaRow { digest, head, records, pending, pending_bytes, tombstones, frontier };
             change(&mut row);
             rows.put(Table::Node, layout::replica_key(NUMBER), layout::encode_replica(&row));
         })
     };
     let dataset = DATASET;
     assert_eq!(with(|row| row.digest.sum += 1), [Finding::Digest { dataset }]);
+    let deleted = 0;
+    assert_eq!(with(|row| row.tombstones = None), [Finding::Tombstones { dataset, deleted }]);
     assert_eq!(
         with(|row| row.records = 5),
         [Finding::RecordCount { dataset, counted: 5, found: 1 }]

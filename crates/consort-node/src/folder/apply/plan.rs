@@ -58,7 +58,9 @@ impl Plan {
     /// Works out what is to be done about a key.
     pub(super) fn of(view: &DiskView, key: &Key, ignores: &Ignores) -> Result<Self, StoreError> {
         let held = view.siblings(key)?;
-        let newest = held.iter().map(|stored| stored.sequence).max().unwrap_or_default();
+        // A key of which nothing is left, not even a deletion, changed some time before now.
+        let newest = held.iter().map(|stored| stored.sequence).max();
+        let newest = newest.unwrap_or_else(|| view.summary().head.sequence);
         let siblings: Vec<Version> = held.into_iter().map(|stored| stored.version).collect();
         let winner = merge::winner(&siblings).filter(|winner| !winner.is_deleted());
         let mut plan = Self { newest, ..Self::default() };
