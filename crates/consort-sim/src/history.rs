@@ -102,10 +102,10 @@ impl History {
     /// replaced by one, directly or through others, and lies within.
     pub(crate) fn may_be_forgotten(&self, frontier: &Frontier, version: VersionIndex) -> bool {
         let known = self.known(version);
-        let replaces =
-            |other: &&VersionIndex| self.known(**other).deleted && self.covers(**other, version);
-        let is_over = || known.deleted || self.of_key(&known.key).iter().find(replaces).is_some();
-        frontier.contains(known.dot) && is_over()
+        let deletes =
+            |other: &VersionIndex| self.known(*other).deleted && self.covers(*other, version);
+        frontier.contains(known.dot)
+            && (known.deleted || self.of_key(&known.key).iter().any(deletes))
     }
 
     /// Whether somebody replaced a version, anywhere.

@@ -289,7 +289,11 @@ impl<'s, 't> World<'s, 't> {
                 })
                 .collect();
             let digest = view.summary().digest;
-            format!("{n} holds {} ({:032x}), idle {idle}, {links:?}", digest.count, digest.sum)
+            let mark = view.summary().frontier;
+            format!(
+                "{n} holds {} ({:032x}, {mark:?}), idle {idle}, {links:?}",
+                digest.count, digest.sum
+            )
         });
         let digests: Vec<String> = digests.collect();
         live::stuck(
@@ -304,7 +308,11 @@ impl<'s, 't> World<'s, 't> {
         loop {
             let registered = self.registered();
             let views = self.members().map(|n| (n, self.node(n).view()));
-            let Some(what) = forgotten::left(&registered, views)? else { break };
+            let left = forgotten::left(&registered, views)?;
+            if left.is_none() && self.all_done() {
+                break;
+            }
+            let what = left.unwrap_or_else(|| "not all have forgotten the same".to_owned());
             if deadline <= self.schedule.now() {
                 return live::stuck(forgotten::WITHIN, &what);
             }

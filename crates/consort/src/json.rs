@@ -189,6 +189,9 @@ pub(crate) struct PeerStatus {
 pub(crate) struct DatasetStatus {
     pub(crate) name: String,
     pub(crate) versions: u64,
+    /// Deletions among them, and the node that has to hear of them before they are forgotten.
+    pub(crate) tombstones: u64,
+    pub(crate) tombstones_wait_for: Option<String>,
     pub(crate) digest: String,
     pub(crate) dir: Option<String>,
     pub(crate) read_only: bool,
@@ -475,6 +478,8 @@ impl From<node::DatasetStatus> for DatasetStatus {
             indexed: dataset.indexed,
             to_index: dataset.to_index,
             conflicts: dataset.conflicts,
+            tombstones: dataset.tombstones,
+            tombstones_wait_for: dataset.tombstones_wait_for,
             problems: dataset.problems,
             rate_bytes: dataset.rate_bytes,
             links: dataset.links.into_iter().map(LinkStatus::from).collect(),

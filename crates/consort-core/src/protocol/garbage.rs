@@ -18,7 +18,7 @@ use crate::model::hlc::Timestamp;
 use crate::model::id::{AuthorId, NodeId};
 use crate::protocol::event::Now;
 use crate::random::Random;
-use crate::store::{Lesson, StoreError, View};
+use crate::store::{Lesson, StoreError, Tombstones, View};
 use crate::time::Instant;
 
 /// How long after a deletion its replicas begin to find out whether it can be forgotten: at least, and how much is
@@ -153,10 +153,12 @@ impl Garbage {
         if self.promise_at.is_none_or(|at| now.instant < at) {
             return Ok((None, false));
         }
-        self.promise_at = None;
         let (author, reading) = view.own()?;
         let writes = self.registered.get(&author).is_some_and(|writes| *writes);
-        let needed = writes && reading < view.tombstones().latest;
+        let Tombstones { count, latest } = view.tombstones();
+        let needed = writes && count != 0 && reading < latest;
+        // A clock does not follow one that is far ahead, so once may not be enough.
+        self.promise_at = needed.then(|| now.instant + BEGIN_AFTER);
         Ok((needed.then(|| Lesson { promise: Some(now.wall), ..Lesson::default() }), true))
     }
 
@@ -171,17 +173,22 @@ impl Garbage {
         if !self.is_on() {
             return Ok((None, false));
         }
-        let known = account(view)?;
         let (author, _) = view.own()?;
+        let has_tombstones = view.tombstones().count != 0;
+        let said = self.table.get(&author).copied();
+        if !has_tombstones
+            && said.is_some_and(|said| (said.set, said.node) == (self.set, self.node))
+        {
+            return Ok((self.lesson(view)?, false));
+        }
+        let known = account(view)?;
         let writers = || self.registered.iter().filter(|(_, writes)| **writes).map(|(a, _)| *a);
         let upto = writers().map(|author| known.of(author)).min().unwrap_or_default();
         let others: Frontier =
             known.times().filter(|(author, _)| !self.registered.contains_key(author)).collect();
         let mark = others.mark();
-        let said = self.table.get(&author).copied();
         let says = |said: Published| {
-            (said.set, said.node) == (self.set, self.node)
-                && (view.tombstones().count == 0 || (said.known, said.others) == (upto, mark))
+            (said.set, said.node, said.known, said.others) == (self.set, self.node, upto, mark)
         };
         let publishes = !said.is_some_and(says);
         if publishes {
@@ -191,7 +198,7 @@ impl Garbage {
             let own = Published { author, node, serial, set, known: upto, others: mark };
             Arc::make_mut(&mut self.table).insert(author, own);
         }
-        if forms && view.tombstones().count != 0 {
+        if forms && has_tombstones {
             let said: Option<Vec<&Published>> = self
                 .registered
                 .keys()

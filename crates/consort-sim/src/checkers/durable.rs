@@ -52,11 +52,11 @@ pub(crate) fn waited(
     for (key, _) in promised.scan("", None, usize::MAX).map_err(damaged)? {
         let (here, there) = (held(history, view, &key)?, held(history, peer, &key)?);
         let promised = held(history, promised, &key)?;
-        let frontier = &view.knowledge().map_err(damaged)?.frontier;
+        let knowledge = view.knowledge().map_err(damaged)?;
         let mut current = promised.iter().filter(|version| there.contains(version));
         let is_lost = |version: &&VersionIndex| {
             !history.accounts_for(&here, **version)
-                && !history.may_be_forgotten(frontier, **version)
+                && !history.may_be_forgotten(&knowledge.frontier, **version)
         };
         if let Some(lost) = current.find(is_lost) {
             let dot = history.known(*lost).dot;

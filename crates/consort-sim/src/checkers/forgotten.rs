@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use consort_core::Key;
 use consort_core::protocol::garbage::Registered;
 use consort_core::store::memory::MemoryView;
 use consort_core::store::{StoreError, View};
@@ -12,7 +11,7 @@ use super::{Checked, Checker};
 use crate::node::NodeIndex;
 
 /// How long that may take once all are the same and everybody is there.
-pub(crate) const WITHIN: Duration = Duration::from_secs(600);
+pub(crate) const WITHIN: Duration = Duration::from_secs(1_800);
 
 /// A tombstone that is left, if there is one.
 pub(crate) fn left(
@@ -23,7 +22,7 @@ pub(crate) fn left(
     let is_registered = |author| registered.iter().any(|replica| replica.author == author);
     for (node, view) in views {
         for (dot, key) in view.tombstones_after(None, usize::MAX).map_err(damaged)? {
-            let held = view.siblings(&Key::clone(&key)).map_err(damaged)?;
+            let held = view.siblings(&key).map_err(damaged)?;
             let version = held.iter().map(|stored| &stored.version).find(|held| held.dot == dot);
             let Some(version) = version else {
                 let what = format!("{node} indexes a tombstone of {key} that it does not hold");

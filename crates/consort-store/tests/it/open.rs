@@ -44,7 +44,7 @@ fn a_store_is_opened_once_at_a_time() {
 fn a_newer_format_is_refused_and_left_alone() {
     let (directory, store) = store();
     drop(store);
-    for (text, newer) in [("consort store 3\n", true), ("consort store\n", false)] {
+    for (text, newer) in [("consort store 4\n", true), ("consort store\n", false)] {
         fs::write(directory.path().join("FORMAT"), text).expect("writes");
         match DiskStore::open(directory.path()) {
             Err(OpenError::NewerFormat { found: 3, known: 2 }) => assert!(newer),
