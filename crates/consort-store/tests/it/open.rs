@@ -47,7 +47,7 @@ fn a_newer_format_is_refused_and_left_alone() {
     for (text, newer) in [("consort store 4\n", true), ("consort store\n", false)] {
         fs::write(directory.path().join("FORMAT"), text).expect("writes");
         match DiskStore::open(directory.path()) {
-            Err(OpenError::NewerFormat { found: 3, known: 2 }) => assert!(newer),
+            Err(OpenError::NewerFormat { found: 4, known: 3 }) => assert!(newer),
             Err(OpenError::Damaged(_)) => assert!(!newer),
             other => panic!("{other:?}"),
         }
