@@ -174,7 +174,8 @@ impl History {
         let Entry { key, version } = entry;
         // An author is taken to have seen what it wrote to the key before, also what was deleted and forgotten since.
         for other in self.of_key(key) {
-            if version.seen.contains(self.known(*other).dot) && self.is_replaced(*other) {
+            let is_over = self.known(*other).deleted || self.is_replaced(*other);
+            if version.seen.contains(self.known(*other).dot) && is_over {
                 past.insert(self.known(*other).place);
             }
         }

@@ -12,7 +12,7 @@ use consort_core::protocol::event::Access;
 use consort_core::protocol::garbage::Registered;
 use consort_core::random::Random;
 use consort_core::store::memory::MemoryView;
-use consort_core::store::{LocalWrite, View};
+use consort_core::store::{LocalWrite, Store, View};
 use consort_core::{Content, Instant, Key};
 
 use crate::checkers::cursors::Cursors;
@@ -122,7 +122,7 @@ impl<'s, 't> World<'s, 't> {
         let converged_after = self.converge()?;
         let links = self.topology.edges().len() as u64;
         let lower_limit = self.history.bytes() * (self.nodes.len() as u64 - 1);
-        self.forget()?;
+        self.forget_what_was_deleted()?;
         let Traffic { messages, bytes } = self.traffic;
         minimal::check(self.scenario, bytes, lower_limit, links)?;
         self.rest(links)?;
@@ -303,7 +303,7 @@ impl<'s, 't> World<'s, 't> {
     }
 
     /// Waits until what was deleted is forgotten everywhere.
-    fn forget(&mut self) -> Checked {
+    fn forget_what_was_deleted(&mut self) -> Checked {
         let deadline = self.schedule.now() + forgotten::WITHIN;
         loop {
             let registered = self.registered();

@@ -146,6 +146,10 @@ fn who_was_evicted_and_returns_brings_nothing_back_and_keeps_what_it_wrote() {
     for name in ["deleted", "deleted-too", "edited-there"] {
         fs::write(cluster.nodes[0].path(name), name).expect("a new file");
     }
+    // Enough that deleting three is nothing to ask about.
+    for n in 0..9 {
+        fs::write(cluster.nodes[0].path(&format!("kept-{n}")), "kept").expect("a new file");
+    }
     cluster.settle();
     cluster.nodes[2].stop();
     for name in ["deleted", "deleted-too", "edited-there"] {
