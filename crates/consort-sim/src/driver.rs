@@ -11,6 +11,7 @@ use consort_core::store::{LocalWrite, Store, View};
 use consort_core::{Key, NodeId};
 
 use crate::checkers::{Checked, Checker, Violation, bounded, causal, durable};
+use crate::history::VersionIndex;
 use crate::network::{Frame, Pair, Side};
 use crate::node::{DATASET, Job, NodeIndex, Process, Wait, index_of};
 use crate::schedule::Happening;
@@ -263,8 +264,10 @@ impl World<'_, '_> {
         let (keys, before, applied, from) = match job {
             Job::Learn { peer, lesson } => {
                 for (key, dot) in &lesson.dead {
-                    let version =
-                        history.find(*dot).filter(|version| history.is_replaced(*version));
+                    let is_over = |version: &VersionIndex| {
+                        history.known(*version).deleted || history.is_replaced(*version)
+                    };
+                    let version = history.find(*dot).filter(is_over);
                     if version.is_none() {
                         let what = format!("{n} drops {key} {dot:?}, which nobody replaced");
                         return Err(Checker::Durable.finds(what));
