@@ -2,7 +2,7 @@
 //! touches many rows goes in steps of bounded size, so that commits in between need not wait long; the dataset's state
 //! tells a store that is opened after a crash to go on.
 
-use consort_core::store::{DatasetParameters, StoreError};
+use consort_core::store::{DatasetParameters, StoreError, Tombstones};
 use consort_core::{DatasetId, Key};
 
 use crate::chunks::Chunks;
@@ -26,6 +26,10 @@ pub(crate) enum Edit {
     Enter { dataset: DatasetId, state: State },
     /// Marks the next keys of a dataset pending.
     Mark { number: Number, from: Option<Vec<u8>> },
+    /// Indexes the tombstones among the next keys of a dataset.
+    IndexTombstones { number: Number, from: Option<Vec<u8>> },
+    /// Counts the tombstones that were indexed.
+    CountTombstones { number: Number },
     /// Removes the next rows of a dataset from a table.
     Clear { number: Number, table: Table, from: Option<Vec<u8>> },
     /// Removes what is left of a dataset whose other rows are gone.
@@ -61,6 +65,21 @@ impl Edit {
             Self::Open(parameters) => return open(parameters, moment, rows),
             Self::Enter { dataset, state } => return enter(dataset, state, moment, rows),
             Self::Mark { number, from } => return mark(number, from, moment, rows),
+            Self::IndexTombstones { number, from } => {
+                let prefix = layout::prefix(number);
+                return step(Table::Versions, &prefix, from, moment, |row, value| {
+                    let wrong = |error| damaged(Table::Versions, error);
+                    let key: Key = layout::name_of(row).map_err(wrong)?;
+                    for stored in layout::decode_siblings(value).map_err(wrong)? {
+                        if stored.version.is_deleted() {
+                            let row = layout::tombstone_key(number, stored.version.dot);
+                            rows.put(Table::Tombstones, row, key.as_bytes());
+                        }
+                    }
+                    Ok(())
+                });
+            }
+            Self::CountTombstones { number } => count_tombstones(number, moment, rows)?,
             Self::Clear { number, table: Table::Chunks, from } => {
                 // Chunks are ordered by hash, so those of one dataset have to be looked for.
                 return step(Table::Chunks, &[], from, moment, |row, value| {
@@ -73,6 +92,7 @@ impl Edit {
             Self::Forget { dataset } => {
                 let number = dataset_row(dataset, moment)?.number;
                 rows.remove(Table::Node, layout::replica_key(number));
+                rows.remove(Table::Node, layout::knowledge_key(number));
                 rows.remove(Table::Node, layout::dataset_key(dataset));
                 return Ok(Outcome { dataset: Some((dataset, None)), next: None });
             }
@@ -110,7 +130,8 @@ fn open(
     rows.put(Table::Node, layout::dataset_key(id), layout::encode_dataset(&row));
     let next = layout::encode_varint(u64::from(number.0) + 1);
     rows.put(Table::Node, layout::NEXT_NUMBER, next);
-    put_replica(number, &ReplicaRow::default(), rows);
+    let tombstones = Some(Tombstones::default());
+    put_replica(number, &ReplicaRow { tombstones, ..ReplicaRow::default() }, rows);
     Ok(Outcome { dataset: Some((id, Some(row))), next: None })
 }
 
@@ -156,6 +177,19 @@ fn mark(
     })?;
     put_replica(number, &replica, rows);
     Ok(outcome)
+}
+
+fn count_tombstones(number: Number, moment: &Moment, rows: &mut Rows) -> Result<(), StoreError> {
+    let prefix = layout::prefix(number);
+    let mut tombstones = Tombstones::default();
+    for row in moment.rows(Table::Tombstones, &prefix, prefix.to_vec()) {
+        let dot = layout::tombstone_of(&row?.0).map_err(|e| damaged(Table::Tombstones, e))?;
+        tombstones.count += 1;
+        tombstones.latest = tombstones.latest.max(dot.time);
+    }
+    let replica = replica_row(moment, number)?;
+    put_replica(number, &ReplicaRow { tombstones: Some(tombstones), ..replica }, rows);
+    Ok(())
 }
 
 fn clear(

@@ -17,7 +17,7 @@ use std::{fmt, fs, io};
 use consort_core::limits::MAX_CHUNK_BYTES;
 use consort_core::model::{Clock, Commit};
 use consort_core::store::{
-    Applied, Cursor, DatasetParameters, Epoch, LocalWrite, Sealer, Store, StoreError,
+    Applied, Cursor, DatasetParameters, Epoch, Lesson, LocalWrite, Sealer, Store, StoreError,
 };
 use consort_core::{AuthorId, ChunkHash, DatasetId, NodeId, WallTime};
 
@@ -32,7 +32,7 @@ use crate::packs::{Packed, Packs, ReadError, sync_directory};
 use crate::queue::Queue;
 use crate::transaction::{Body, Place, Transaction};
 use crate::upgrade;
-use crate::view::DiskView;
+use crate::view::{DiskView, replica_row};
 
 pub use opening::{DAMAGED_HINT, OpenError};
 use opening::{Found, lock, stamp, unreadable};
@@ -106,6 +106,8 @@ impl DiskStore {
                 let begins = node.map(|node| half(node.0));
                 let identity = draw_identity(stamp, begins).map_err(unreadable)?;
                 rows.put(Table::Node, layout::IDENTITY, layout::encode_identity(&identity));
+                committer::begin_anew(&tables.moment(), found.datasets.values(), &mut rows)
+                    .map_err(unreadable)?;
                 identity
             }
         };
@@ -193,8 +195,8 @@ impl DiskStore {
     /// The dataset as it is now.
     pub fn view(&self, dataset: DatasetId) -> Result<DiskView, StoreError> {
         let number = self.dataset(dataset)?.number;
-        let (epoch, known) = (self.epoch(), self.shared().indexes.known());
-        DiskView::new(self.shared().tables.moment(), number, epoch, &known)
+        let (identity, known) = (self.shared().identity(), self.shared().indexes.known());
+        DiskView::new(self.shared().tables.moment(), number, &identity, &known)
     }
 
     /// Commits a transaction, together with others that wait. `done` is called on the committer's thread when all of
@@ -310,6 +312,11 @@ impl DiskStore {
     fn finish_interrupted(&self) -> Result<(), StoreError> {
         let datasets = self.shared().datasets().clone();
         for (dataset, row) in datasets {
+            let replica = replica_row(&self.shared().tables.moment(), row.number)?;
+            if replica.tombstones.is_none() && row.state != State::Dropping {
+                self.in_steps(|from| Edit::IndexTombstones { number: row.number, from })?;
+                self.edit(Edit::CountTombstones { number: row.number })?;
+            }
             match row.state {
                 State::Plain | State::Linked => {}
                 State::Linking => self.finish_linking(dataset, row)?,
@@ -398,6 +405,10 @@ impl Store for DiskStore {
         cursor: Option<Cursor>,
     ) -> Result<Applied, StoreError> {
         self.commit(Transaction::new(dataset, Body::Remote { peer, commit, cursor }))
+    }
+
+    fn learn(&mut self, dataset: DatasetId, lesson: Lesson) -> Result<Applied, StoreError> {
+        self.commit(Transaction::new(dataset, Body::Learn(lesson)))
     }
 
     fn apply_sealed(

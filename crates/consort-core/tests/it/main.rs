@@ -6,6 +6,7 @@
 //! - `convergence`: whatever happens, all replicas end up the same and nothing is lost.
 //! - `conversation`: what a link says in the common cases, and how little it is.
 //! - `fuzz_bodies`: what the fuzz targets do, with a bounded number of random inputs.
+//! - `forgetting`: deletions are forgotten in the end, and nothing comes back for that.
 //! - `hostile`: a peer that says anything at all.
 //! - `progress`: no link waits for ever, and what has to wait is not lost.
 //! - `recorded`: the bytes of a conversation, which never change unnoticed.
@@ -15,6 +16,7 @@ mod checking;
 mod comparing;
 mod convergence;
 mod conversation;
+mod forgetting;
 mod fuzz_bodies;
 mod hostile;
 mod progress;
