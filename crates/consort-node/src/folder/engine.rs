@@ -123,6 +123,8 @@ impl<'c> Engine<'c> {
         let (store, dataset) = (&context.store, context.dataset);
         let indexer = Indexer::start(&root, store, dataset, context.workers)?;
         let commits = Commits::start(&root, store)?;
+        // If the store cannot be read, the first scan says so.
+        let records = store.view(dataset).map_or(0, |view| view.record_count());
         let stager = Stager::start(
             dataset,
             context.on_conflict,
@@ -149,7 +151,7 @@ impl<'c> Engine<'c> {
             round: 1,
             indexing: HashMap::new(),
             refused: Refused::default(),
-            deletions: Deletions::new(),
+            deletions: Deletions::new(records),
             scans: vec![None],
             scanning: false,
             listed,
@@ -238,6 +240,10 @@ impl<'c> Engine<'c> {
             busy |= self.submit();
             busy |= self.believe_deletions()?;
             busy |= self.record_refreshed(self.dirty.is_empty() && self.indexing.is_empty());
+            if self.is_at_rest() && self.deletions.len() == 0 {
+                let records = self.view()?.record_count();
+                self.deletions.on_rest(records);
+            }
             self.answer_flushes();
         } else {
             self.record_refreshed(false);
@@ -397,14 +403,18 @@ impl<'c> Engine<'c> {
         self.flushes.iter().any(|flush| flush.cookie.is_none())
     }
 
-    fn answer_flushes(&mut self) {
-        let at_rest = self.scans.is_empty()
+    /// Whether all that was found so far is in the store.
+    fn is_at_rest(&self) -> bool {
+        self.scans.is_empty()
             && !self.scanning
             && self.indexing.is_empty()
             && self.commits.are_done()
             && self.dirty.values().all(|dirty| dirty.is_known(self.round))
-            && self.deletions.are_settled();
-        if !at_rest {
+            && self.deletions.are_settled()
+    }
+
+    fn answer_flushes(&mut self) {
+        if !self.is_at_rest() {
             return;
         }
         let (answered, waiting) =

@@ -3,8 +3,11 @@
 //! Before a mass deletion is passed on, somebody is asked, so it has to be seen as what it is before much of it is
 //! believed. One deletion tells nothing of what follows it. So only a part of the directory that is small by any
 //! measure is believed at once; what exceeds that waits until no more comes, and is then judged as a whole. Whoever
-//! deletes everything by mistake loses that small part elsewhere before the question comes, and whoever deletes single
-//! files among many never waits.
+//! deletes everything at one go by mistake loses that small part elsewhere before the question comes, and whoever
+//! deletes single files among many never waits.
+//!
+//! What goes so slowly that it settles in between is believed piece by piece, until half of what was there a few minutes
+//! before is gone: then it is asked, too. What is emptied over hours is never asked about.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,12 +28,17 @@ const FEW_DELETIONS: u64 = 16;
 const FEW_OF: u64 = 100;
 /// But never more than so many: in a directory of millions, a hundredth is a lot to get back.
 const MANY_DELETIONS: u64 = 256;
-/// More deletions than few are believed when no other was seen for so long.
-const DELETIONS_SETTLE: Duration = Duration::from_millis(100);
-/// Deletions belong together if no more than this lies between two of them.
+/// More deletions than few are believed when no other was seen for so long, whoever waits for them: longer than a
+/// program pauses that deletes a lot.
+const DELETIONS_SETTLE: Duration = Duration::from_millis(1500);
+/// The same once it was asked: that more goes then changes the numbers only.
+const ASKED_SETTLE: Duration = Duration::from_millis(100);
+/// Few deletions are few within so long.
 const TOGETHER: Duration = Duration::from_secs(5);
-/// Deleting more than half of a directory of at least so many entries asks first.
+/// Deleting at least so many entries, and more than half of the directory, asks first.
 const MASS_DELETE_FROM: u64 = 32;
+/// Half of what was there at some time within so long, and at least half so long, before.
+const WINDOW: Duration = Duration::from_secs(5 * 60);
 
 const _: () = assert!(2 * FEW_DELETIONS <= MASS_DELETE_FROM && FEW_DELETIONS < MANY_DELETIONS);
 
@@ -39,8 +47,13 @@ const _: () = assert!(2 * FEW_DELETIONS <= MASS_DELETE_FROM && FEW_DELETIONS < M
 pub(super) struct Deletions {
     gone: BTreeSet<Key>,
     last: Instant,
-    /// How many records there were before the first of those that belong together.
-    before: u64,
+    /// How many records there were when the first half of the [`WINDOW`] began, and when the second did.
+    records: [u64; 2],
+    /// When the second half began. Nothing was seen yet, if it did not.
+    half: Option<Instant>,
+    /// How many records there are, as far as is known: those of the last time when nothing was left to take in, since
+    /// what is being moved is counted twice meanwhile; and no more than are left since.
+    at_rest: u64,
     /// How many were believed since `lately`, which is renewed when [`TOGETHER`] has passed: deletions that trickle in
     /// for hours are few at any time.
     believed: u64,
@@ -52,10 +65,13 @@ pub(super) struct Deletions {
 }
 
 impl Deletions {
-    pub(super) fn new() -> Self {
+    /// None, in a directory of so many records.
+    pub(super) fn new(records: u64) -> Self {
         let now = Instant::now();
         let (gone, allowed, asked) = (BTreeSet::new(), false, None);
-        Self { gone, last: now, before: 0, believed: 0, lately: now, allowed, asked }
+        let (at_rest, records, half) = (records, [records; 2], None);
+        let (last, believed, lately) = (now, 0, now);
+        Self { gone, last, records, half, at_rest, believed, lately, allowed, asked }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -83,12 +99,25 @@ impl Deletions {
 
     /// When they have settled.
     pub(super) fn due(&self) -> Option<Instant> {
-        (!self.are_settled()).then(|| self.last + DELETIONS_SETTLE)
+        (!self.are_settled()).then(|| self.last + self.settle_time())
     }
 
-    fn add(&mut self, path: Key, records: u64, now: Instant) {
-        if self.gone.is_empty() && (self.before == 0 || TOGETHER <= now.duration_since(self.last)) {
-            self.before = records;
+    /// The directory is at rest, with so many records.
+    pub(super) fn on_rest(&mut self, records: u64) {
+        self.at_rest = records;
+        self.records[1] = self.records[1].max(records);
+    }
+
+    fn add(&mut self, path: Key, now: Instant) {
+        // What waits is judged by what there was before it.
+        if self.gone.is_empty() {
+            match self.half.map(|half| now.duration_since(half)) {
+                Some(passed) if passed < WINDOW / 2 => {}
+                Some(passed) if passed < WINDOW => {
+                    (self.records, self.half) = ([self.records[1], self.at_rest], Some(now));
+                }
+                _ => (self.records, self.half) = ([self.at_rest; 2], Some(now)),
+            }
         }
         if self.gone.insert(path) {
             self.last = now;
@@ -100,8 +129,39 @@ impl Deletions {
         if TOGETHER <= now.duration_since(self.lately) {
             (self.lately, self.believed) = (now, 0);
         }
-        let few = (self.before / FEW_OF).clamp(FEW_DELETIONS, MANY_DELETIONS);
+        let few = (self.before() / FEW_OF).clamp(FEW_DELETIONS, MANY_DELETIONS);
         self.believed + self.gone.len() as u64 <= few
+    }
+
+    /// How long it takes them to settle.
+    fn settle_time(&self) -> Duration {
+        if self.asked.is_some() { ASKED_SETTLE } else { DELETIONS_SETTLE }
+    }
+
+    /// How many records there were at most when a half of the window began.
+    fn before(&self) -> u64 {
+        self.records[0].max(self.records[1])
+    }
+
+    /// How many are gone of how many, if that is too much to be believed unasked. `records` are those of now.
+    fn mass(&self, records: u64) -> Option<(u64, u64)> {
+        let (gone, before) = (self.gone.len() as u64, self.before());
+        let after = records.saturating_sub(gone);
+        let count = before.saturating_sub(after);
+        (gone != 0 && MASS_DELETE_FROM <= count && 2 * after < before).then_some((count, before))
+    }
+
+    /// They are believed. `records` are those of now, among them these.
+    fn believe(&mut self, records: u64) -> BTreeSet<Key> {
+        let gone = std::mem::take(&mut self.gone);
+        self.believed += gone.len() as u64;
+        self.at_rest = self.at_rest.min(records.saturating_sub(gone.len() as u64));
+        if std::mem::take(&mut self.allowed) {
+            // Whoever allowed that is not asked about the same again.
+            self.records = [self.at_rest; 2];
+        }
+        self.asked = None;
+        gone
     }
 }
 
@@ -117,7 +177,7 @@ impl Engine<'_> {
         } else if self.is_refused(&path, None) {
             self.progress.set_problem(&path, Some("its deletion cannot be written".to_owned()));
         } else {
-            self.deletions.add(path, view.record_count(), Instant::now());
+            self.deletions.add(path, Instant::now());
         }
         Ok(())
     }
@@ -163,8 +223,7 @@ impl Engine<'_> {
             return Ok(false);
         }
         let settled = self.deletions.are_few(Instant::now())
-            || self.is_flushing()
-            || DELETIONS_SETTLE <= self.deletions.last.elapsed();
+            || self.deletions.settle_time() <= self.deletions.last.elapsed();
         if !settled || self.deletions.are_settled() {
             return Ok(false);
         }
@@ -183,11 +242,9 @@ impl Engine<'_> {
             return Ok(false);
         }
         self.progress.set_trouble("deletions", None);
-        (self.deletions.allowed, self.deletions.asked) = (false, None);
-        self.deletions.believed += self.deletions.gone.len() as u64;
         let view = self.view()?;
         let mut parents: BTreeSet<Key> = BTreeSet::new();
-        for path in std::mem::take(&mut self.deletions.gone) {
+        for path in self.deletions.believe(view.record_count()) {
             let Some(record) = view.record(&path)? else { continue };
             parents.extend(path.parent().and_then(|parent| Key::new(parent).ok()));
             self.gather_for(&path)?;
@@ -213,13 +270,8 @@ impl Engine<'_> {
 
     /// Asks if too much is gone at a time. Whether it did.
     fn ask_about_deletions(&mut self) -> Result<bool, StoreError> {
-        let gone = self.deletions.gone.len();
-        let before = self.deletions.before;
-        let after = self.view()?.record_count().saturating_sub(gone as u64);
-        let count = before.saturating_sub(after);
-        if count < MASS_DELETE_FROM || before <= 2 * after || gone == 0 {
-            return Ok(false);
-        }
+        let records = self.view()?.record_count();
+        let Some((count, before)) = self.deletions.mass(records) else { return Ok(false) };
         let text = format!(
             "{count} of {before} entries were deleted here; to delete them everywhere, run `consort link {} {} \
              --allow-mass-delete`; to get them back, unlink the directory and link it again",
@@ -227,7 +279,7 @@ impl Engine<'_> {
             self.context.dir.display()
         );
         self.progress.set_trouble("deletions", Some(Trouble::Paused(text)));
-        self.deletions.asked = Some(gone);
+        self.deletions.asked = Some(self.deletions.gone.len());
         Ok(true)
     }
 
@@ -251,24 +303,42 @@ impl Engine<'_> {
 mod tests {
     use super::*;
 
-    /// How many of `count` deletions that come one at a time, a millisecond apart, are believed at once in a directory
-    /// of `records` entries.
-    fn believed_at_once(records: u64, count: u64) -> u64 {
-        let mut deletions = Deletions::new();
-        let start = deletions.lately;
-        for number in 0..count {
-            let now = start + Duration::from_millis(number);
-            deletions.add(key(number), records - deletions.believed, now);
-            if deletions.are_few(now) {
-                deletions.believed += deletions.gone.len() as u64;
-                deletions.gone.clear();
-            }
-        }
-        deletions.believed
+    /// A directory from which one file after the other is deleted.
+    struct Emptied {
+        deletions: Deletions,
+        now: Instant,
+        records: u64,
+        deleted: u64,
     }
 
-    fn key(number: u64) -> Key {
-        Key::new(format!("file-{number}")).expect("a key")
+    impl Emptied {
+        fn of(records: u64) -> Self {
+            let deletions = Deletions::new(records);
+            Self { now: deletions.lately, deletions, records, deleted: 0 }
+        }
+
+        /// Time passes, and what settles in it is believed. False if it is asked.
+        fn pass(&mut self, time: Duration) -> bool {
+            self.now += time;
+            let settled = DELETIONS_SETTLE <= self.now.duration_since(self.deletions.last);
+            !settled || self.judge()
+        }
+
+        /// Deletes a file. False if it is asked.
+        fn delete(&mut self) -> bool {
+            let path = Key::new(format!("file-{}", self.deleted)).expect("a key");
+            self.deleted += 1;
+            self.deletions.add(path, self.now);
+            !self.deletions.are_few(self.now) || self.judge()
+        }
+
+        fn judge(&mut self) -> bool {
+            let may_go = self.deletions.allowed || self.deletions.mass(self.records).is_none();
+            if may_go {
+                self.records -= self.deletions.believe(self.records).len() as u64;
+            }
+            may_go
+        }
     }
 
     #[test]
@@ -276,21 +346,70 @@ mod tests {
         for (records, believed) in
             [(32, 16), (60, 16), (1600, 16), (5000, 50), (25_600, 256), (1_000_000, 256)]
         {
-            let all = records.min(4000);
-            assert_eq!(believed_at_once(records, all), believed, "of {records}");
+            // A pause of almost as long as it takes to settle changes nothing.
+            for pause in [1, 40] {
+                let mut emptied = Emptied::of(records);
+                let ms = Duration::from_millis(pause);
+                for _ in 0..records.min(4000) {
+                    if TOGETHER <= ms * u32::try_from(emptied.deleted + 1).unwrap() {
+                        break;
+                    }
+                    assert!(emptied.pass(ms) && emptied.delete());
+                }
+                let few = believed.min(emptied.deleted);
+                assert_eq!(records - emptied.records, few, "of {records}, {pause} ms apart");
+            }
         }
     }
 
     #[test]
-    fn deletions_that_trickle_in_never_wait() {
-        let mut deletions = Deletions::new();
-        let mut now = deletions.lately;
+    fn single_deletions_among_many_never_wait() {
+        let mut emptied = Emptied::of(100_000);
         for number in 0..1000 {
-            now += TOGETHER / 15;
-            deletions.add(key(number), 2000 - number, now);
-            assert!(deletions.are_few(now), "deletion {number}");
-            deletions.believed += 1;
-            deletions.gone.clear();
+            assert!(emptied.pass(TOGETHER / 15) && emptied.delete());
+            assert!(emptied.deletions.gone.is_empty(), "deletion {number} waits");
+        }
+    }
+
+    #[test]
+    fn what_empties_a_directory_in_minutes_is_asked_about_when_half_is_gone() {
+        for (records, pause) in [(100, 1600), (100, 2000), (150, 1600)] {
+            let pause = Duration::from_millis(pause);
+            let mut emptied = Emptied::of(records);
+            while emptied.pass(pause) && emptied.delete() {
+                assert!(emptied.deleted < records, "{records} are gone, {pause:?} apart");
+            }
+            assert!(records / 2 <= emptied.records, "{} are left of {records}", emptied.records);
+            // Whoever allows that is not asked about the next one.
+            emptied.deletions.allow();
+            assert!(emptied.pass(pause) && emptied.delete());
+            assert!(emptied.deletions.gone.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_moved_is_not_counted_twice() {
+        let mut emptied = Emptied::of(100);
+        assert!(emptied.delete());
+        // Everything gets another name, and is found there first.
+        emptied.pass(WINDOW);
+        emptied.records += 99;
+        for _ in 0..99 {
+            assert!(emptied.delete());
+        }
+        assert!(emptied.pass(DELETIONS_SETTLE));
+        assert_eq!(emptied.records, 99);
+        emptied.deletions.on_rest(99);
+        assert!(emptied.pass(TOGETHER) && emptied.delete());
+        assert_eq!(emptied.records, 98);
+    }
+
+    #[test]
+    fn what_empties_a_directory_in_hours_is_never_asked_about() {
+        let mut emptied = Emptied::of(1000);
+        for number in 0..900 {
+            let pause = WINDOW / 40;
+            assert!(emptied.pass(pause) && emptied.delete(), "asked at {number}");
         }
     }
 }
