@@ -207,6 +207,14 @@ impl World<'_, '_> {
         self.event(n, Event::Disconnected { peer })
     }
 
+    /// Whether a process has a connection whose other end is gone without a word.
+    pub(crate) fn somebody_is_silent(&self) -> bool {
+        self.members().any(|n| {
+            let connections = self.node(n).process.iter().flat_map(|process| &process.connections);
+            connections.into_iter().any(|(peer, number)| self.connection(*peer, n) != Some(*number))
+        })
+    }
+
     fn connection(&self, n: NodeIndex, peer: NodeIndex) -> Option<u32> {
         self.node(n).process.as_ref()?.connections.get(&peer).copied()
     }

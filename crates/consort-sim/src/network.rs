@@ -16,7 +16,7 @@ use crate::node::NodeIndex;
 use crate::schedule::{Happening, Schedule};
 
 /// How long an end waits for a sign of life. These are the real network's times.
-const SILENCE_LIMIT: Duration = Duration::from_secs(15);
+pub(crate) const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LAST_BACKOFF: Duration = Duration::from_secs(15);
 /// A lost packet is sent again after this and a round trip.

@@ -19,7 +19,7 @@ use crate::checkers::{Checked, bounded, causal, converged, durable, live, minima
 use crate::faults;
 use crate::history::{History, VersionIndex};
 use crate::meter::Meter;
-use crate::network::{Network, Pair};
+use crate::network::{Network, Pair, SILENCE_LIMIT};
 use crate::node::{DATASET, Job, Node, NodeIndex};
 use crate::scenario::Scenario;
 use crate::schedule::{Happening, Schedule};
@@ -311,6 +311,11 @@ impl<'s, 't> World<'s, 't> {
     fn rest(&mut self, links: u64) -> Checked {
         let members: Vec<NodeIndex> = self.members().collect();
         members.iter().try_for_each(|n| self.wait(*n))?;
+        // Whoever lost power is asked until it is given up, which takes a time of its own.
+        let given_up = self.schedule.now() + SILENCE_LIMIT;
+        while self.somebody_is_silent() && self.schedule.now() < given_up {
+            self.run_until(self.schedule.now() + COMPARE_EVERY)?;
+        }
         self.run_until(self.schedule.now() + live::CALMING)?;
         let before = self.traffic.messages;
         self.run_until(self.schedule.now() + live::REST)?;

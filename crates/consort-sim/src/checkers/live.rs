@@ -11,8 +11,8 @@ use crate::node::NodeIndex;
 
 /// How long the links are listened to when all is done.
 pub(crate) const REST: Duration = Duration::from_secs(60);
-/// How long before that they may still say something: until one that lost power is given up, those who wait ask it again.
-pub(crate) const CALMING: Duration = Duration::from_secs(20);
+/// How long before that they may still say something.
+pub(crate) const CALMING: Duration = Duration::from_secs(5);
 /// Messages of one link in that time: each end checks every 15 to 45 seconds.
 const MESSAGES_AT_REST: u64 = 10;
 

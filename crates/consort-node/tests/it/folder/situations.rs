@@ -3,14 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use consort_core::limits::MAX_VECTOR_AUTHORS;
 use consort_core::{Attributes, AuthorId, Content, Dot, Kind, Timestamp, Version, VersionVector};
 use consort_node::folder::Trouble;
 use crossbeam_channel::bounded;
 
-use super::{Site, Stands, content_of, file_attributes, noise};
+use super::{Site, Stands, content_of, file_attributes, key, noise};
 
 fn is_paused(site: &Site) -> bool {
     matches!(site.folder().progress().trouble(), Some(Trouble::Paused(_)))
@@ -162,6 +162,35 @@ fn directories_that_were_made_for_what_is_in_them_go_with_it() {
     site.remote_deletion("a/b/d");
     site.settle();
     assert!(!site.at("a/b").exists() && site.at("a").is_dir());
+    site.check();
+}
+
+#[test]
+fn a_file_from_the_future_is_taken_in_and_replaced_like_any_other() {
+    let mut site = Site::new();
+    site.write("f", "mine");
+    let future = SystemTime::now() + Duration::from_secs(3600);
+    fs::File::options().write(true).open(site.at("f")).unwrap().set_modified(future).unwrap();
+    site.settle();
+    site.remote("f", Stands::After, b"theirs");
+    site.settle();
+    assert_eq!(site.read("f").as_deref(), Some("theirs"));
+    site.check();
+}
+
+#[test]
+fn a_file_whose_time_was_put_right_is_read_once_more() {
+    let mut site = Site::new();
+    site.write("f", "same");
+    site.settle();
+    let mut version = site.winner("f").unwrap();
+    version.attributes.modified_ns -= 5_000_000_000;
+    site.remote_version("f", Stands::After, version.content, version.attributes);
+    site.settle();
+    site.until("it is read again", |site| {
+        site.view().record(&key("f")).unwrap().is_some_and(|record| !record.racy)
+    });
+    assert_eq!(site.read("f").as_deref(), Some("same"));
     site.check();
 }
 
