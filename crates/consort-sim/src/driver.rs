@@ -111,8 +111,8 @@ impl World<'_, '_> {
     pub(crate) fn on_connected(&mut self, pair: Pair, number: u32, side: Side) -> Checked {
         let (n, peer) = (pair.node(side), pair.node(side.other()));
         let peer_runs = self.node(peer).process.is_some();
-        let stands = self.network.stands(pair, number);
-        let Some(process) = self.node_mut(n).process.as_mut().filter(|_| peer_runs && stands)
+        let is_good = self.network.can_be_taken(pair, number);
+        let Some(process) = self.node_mut(n).process.as_mut().filter(|_| peer_runs && is_good)
         else {
             // It came to nothing; but the one before it is gone as well.
             let before = self.connection(n, peer);

@@ -113,6 +113,8 @@ struct Connection {
     number: u32,
     /// To the low side, and to the high one.
     pipes: [Pipe; 2],
+    /// A process at one of its ends is gone: one that starts there does not get it.
+    orphaned: bool,
 }
 
 #[derive(Debug, Default)]
@@ -188,7 +190,7 @@ impl Network {
         }
         self.connections += 1;
         let number = self.connections;
-        way.connection = Some(Connection { number, pipes: Default::default() });
+        way.connection = Some(Connection { number, pipes: Default::default(), orphaned: false });
         // A handshake takes a round trip and a half; the one who is dialed is done last.
         let (first, second) = if self.random.below(2) == 0 {
             (Side::Low, Side::High)
@@ -203,6 +205,12 @@ impl Network {
     pub(crate) fn stands(&self, pair: Pair, number: u32) -> bool {
         let connection = self.ways.get(&pair).and_then(|way| way.connection.as_ref());
         connection.is_some_and(|connection| connection.number == number)
+    }
+
+    /// Whether an end of this connection may still take it.
+    pub(crate) fn can_be_taken(&self, pair: Pair, number: u32) -> bool {
+        let connection = self.ways.get(&pair).and_then(|way| way.connection.as_ref());
+        connection.is_some_and(|c| c.number == number && !c.orphaned)
     }
 
     /// A connection came to nothing.
@@ -292,6 +300,11 @@ impl Network {
         for (pair, number) in pairs {
             let to = pair.side(node).other();
             self.lose_tail(pair, number, to);
+            if let Some(connection) =
+                self.ways.get_mut(&pair).and_then(|way| way.connection.as_mut())
+            {
+                connection.orphaned = true;
+            }
             if machine_runs {
                 self.send(node, pair.node(to), number, Frame::End, schedule);
             } else {

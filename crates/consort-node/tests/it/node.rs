@@ -329,7 +329,8 @@ async fn a_revoked_node_is_cut_off_is_told_so_and_does_not_come_back() {
         findings.iter().any(|finding| finding.what.contains("revoked"))
     })
     .await;
-    b.write("late", "value").await;
+    let late = b.put("photos", "late", "value".as_bytes(), PutOptions::default()).await;
+    assert_eq!(late.expect_err("it could reach nobody").kind, ErrorKind::NotAllowed);
     assert!(a.status().await.expect("a status").peers.is_empty());
     assert!(a.stat("photos", "late").await.is_err());
     // Its ticket is good for its key, and yet does not let it in again.
