@@ -123,6 +123,8 @@ impl<'c> Engine<'c> {
         let (store, dataset) = (&context.store, context.dataset);
         let indexer = Indexer::start(&root, store, dataset, context.workers)?;
         let commits = Commits::start(&root, store)?;
+        // If the store cannot be read, the first scan says so.
+        let records = store.view(dataset).map_or(0, |view| view.record_count());
         let stager = Stager::start(
             dataset,
             context.on_conflict,
@@ -149,7 +151,7 @@ impl<'c> Engine<'c> {
             round: 1,
             indexing: HashMap::new(),
             refused: Refused::default(),
-            deletions: Deletions::new(),
+            deletions: Deletions::new(records),
             scans: vec![None],
             scanning: false,
             listed,
@@ -238,7 +240,11 @@ impl<'c> Engine<'c> {
             busy |= self.submit();
             busy |= self.believe_deletions()?;
             busy |= self.record_refreshed(self.dirty.is_empty() && self.indexing.is_empty());
-            self.answer_flushes();
+            if self.is_at_rest() {
+                let records = self.view()?.record_count();
+                self.deletions.on_rest(records, Instant::now());
+                self.answer_flushes();
+            }
         } else {
             self.record_refreshed(false);
         }
@@ -397,16 +403,17 @@ impl<'c> Engine<'c> {
         self.flushes.iter().any(|flush| flush.cookie.is_none())
     }
 
-    fn answer_flushes(&mut self) {
-        let at_rest = self.scans.is_empty()
+    /// Whether everything that was found is taken in, up to what somebody is asked about.
+    fn is_at_rest(&self) -> bool {
+        self.scans.is_empty()
             && !self.scanning
             && self.indexing.is_empty()
             && self.commits.are_done()
             && self.dirty.values().all(|dirty| dirty.is_known(self.round))
-            && self.deletions.are_settled();
-        if !at_rest {
-            return;
-        }
+            && self.deletions.are_settled()
+    }
+
+    fn answer_flushes(&mut self) {
         let (answered, waiting) =
             std::mem::take(&mut self.flushes).into_iter().partition(|flush| flush.cookie.is_none());
         self.flushes = waiting;

@@ -529,7 +529,10 @@ impl Engine<'_> {
                 }
             }
         }
-        self.context.store.commit(transaction).map(drop)
+        let before = self.view()?.record_count();
+        self.context.store.commit(transaction)?;
+        self.count_put_in_place(before, self.view()?.record_count());
+        Ok(())
     }
 }
 

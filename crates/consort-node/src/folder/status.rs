@@ -41,8 +41,16 @@ struct Texts {
     /// By what caused it, so that each cause can be taken back.
     troubles: BTreeMap<&'static str, Trouble>,
     /// By path.
-    problems: BTreeMap<String, String>,
+    problems: BTreeMap<String, Problem>,
     rate: Rate,
+}
+
+/// What is to be said of an entry.
+#[derive(Debug)]
+struct Problem {
+    text: String,
+    /// The directory and the dataset are not the same because of it.
+    differs: bool,
 }
 
 /// Bytes per second, over the last [`RATE_SECONDS`] that are over.
@@ -225,15 +233,21 @@ impl Progress {
 
     /// An entry that cannot be shown, or not be taken in, and why; `None` takes it back.
     pub fn set_problem(&self, path: &str, problem: Option<String>) {
-        let mut texts = self.texts();
         match problem {
-            Some(problem) if texts.problems.len() < MAX_PROBLEMS => {
-                texts.problems.insert(path.to_owned(), problem);
-            }
-            Some(_) => {}
-            None => {
-                texts.problems.remove(path);
-            }
+            Some(text) => self.add_problem(path, Problem { text, differs: true }),
+            None => drop(self.texts().problems.remove(path)),
+        }
+    }
+
+    /// Something is left alone, and nothing is missing anywhere because of that.
+    pub fn set_note(&self, path: &str, text: String) {
+        self.add_problem(path, Problem { text, differs: false });
+    }
+
+    fn add_problem(&self, path: &str, problem: Problem) {
+        let problems = &mut self.texts().problems;
+        if problems.len() < MAX_PROBLEMS || problems.contains_key(path) {
+            problems.insert(path.to_owned(), problem);
         }
     }
 
@@ -242,14 +256,29 @@ impl Progress {
         self.texts().problems.clear();
     }
 
-    /// The problems, each as `path: what it is`.
+    /// The problems and notes, each as `path: what it is`.
     pub fn problems(&self) -> Vec<String> {
-        self.texts().problems.iter().map(|(path, problem)| format!("{path}: {problem}")).collect()
+        self.texts().problems.iter().map(described).collect()
+    }
+
+    /// What keeps the directory from being what the dataset is, though nothing more is to come; in words.
+    pub fn difference(&self) -> Option<String> {
+        let texts = self.texts();
+        let mut differing = texts.problems.iter().filter(|(_, problem)| problem.differs);
+        let first = described(differing.next()?);
+        Some(match differing.count() {
+            0 => first,
+            others => format!("{first} (and {others} more)"),
+        })
     }
 
     fn texts(&self) -> MutexGuard<'_, Texts> {
         self.texts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn described((path, problem): (&String, &Problem)) -> String {
+    format!("{path}: {}", problem.text)
 }
 
 impl Default for Rate {

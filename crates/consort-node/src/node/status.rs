@@ -135,7 +135,10 @@ impl Node {
                 (DatasetState::Waiting, Some(reason))
             }
             None if busy => (DatasetState::Syncing, None),
-            None => (DatasetState::InSync, None),
+            None => match progress.and_then(|progress| progress.difference()) {
+                Some(difference) => (DatasetState::Degraded, Some(difference)),
+                None => (DatasetState::InSync, None),
+            },
         };
         Ok(DatasetStatus {
             name: fact.name.clone(),

@@ -151,9 +151,17 @@ impl Node {
         }
         // Nothing is to come, but what is there is not what this node holds, and nobody works on it.
         let folder = self.shared.folder(dataset);
-        if let Some(Trouble::Paused(reason)) = folder.and_then(|f| f.progress().trouble()) {
+        let progress = folder.as_ref().map(|folder| folder.progress());
+        if let Some(Trouble::Paused(reason)) = progress.and_then(|progress| progress.trouble()) {
             let error = NodeError::failed(format!("the directory of {name} is paused: {reason}"));
             return Err(error.hint("`consort status` says when it goes on"));
+        }
+        if let Some(difference) = progress.and_then(|progress| progress.difference()) {
+            let error = format!("the directory of {name} is not what the dataset is: {difference}");
+            let hint = format!(
+                "`consort status {name}` shows all of them; mend, move away or ignore them (.consortignore)"
+            );
+            return Err(NodeError::failed(error).hint(hint));
         }
         match self.shared.broken_link(dataset) {
             Some(reason) => {

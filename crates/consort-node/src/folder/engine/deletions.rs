@@ -5,6 +5,9 @@
 //! measure is believed at once; what exceeds that waits until no more comes, and is then judged as a whole. Whoever
 //! deletes everything by mistake loses that small part elsewhere before the question comes, and whoever deletes single
 //! files among many never waits.
+//!
+//! What goes so slowly that it settles in between is believed piece by piece, until half of what was there minutes ago is
+//! gone: then it is asked, too. What is emptied over hours is never asked about.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,17 +23,19 @@ use crate::folder::status::Trouble;
 
 /// So many deletions within [`TOGETHER`] are believed at once, however small the directory is: half of what makes a
 /// mass deletion.
-const FEW_DELETIONS: u64 = 16;
+const FEW_DELETIONS: u64 = 5;
 /// In a larger directory, this part of it is believed at once, too: the hundredth part.
 const FEW_OF: u64 = 100;
 /// But never more than so many: in a directory of millions, a hundredth is a lot to get back.
 const MANY_DELETIONS: u64 = 256;
-/// More deletions than few are believed when no other was seen for so long.
-const DELETIONS_SETTLE: Duration = Duration::from_millis(100);
-/// Deletions belong together if no more than this lies between two of them.
+/// Few deletions are few within so long.
 const TOGETHER: Duration = Duration::from_secs(5);
-/// Deleting more than half of a directory of at least so many entries asks first.
-const MASS_DELETE_FROM: u64 = 32;
+/// More deletions than few are believed when no other was seen for so long, whoever waits for them.
+const DELETIONS_SETTLE: Duration = Duration::from_millis(250);
+/// Deleting at least so many entries, and more than half of the directory, asks first.
+const MASS_DELETE_FROM: u64 = 10;
+/// Half of what was there at any time in so long: in this half of the window, and in the one before it.
+const HALF_WINDOW: Duration = Duration::from_secs(150);
 
 const _: () = assert!(2 * FEW_DELETIONS <= MASS_DELETE_FROM && FEW_DELETIONS < MANY_DELETIONS);
 
@@ -39,8 +44,13 @@ const _: () = assert!(2 * FEW_DELETIONS <= MASS_DELETE_FROM && FEW_DELETIONS < M
 pub(super) struct Deletions {
     gone: BTreeSet<Key>,
     last: Instant,
-    /// How many records there were before the first of those that belong together.
-    before: u64,
+    /// How many records there were the last time when nothing was left to take in: while something is moved, it is
+    /// counted twice.
+    at_rest: u64,
+    /// The most that this was in the half of the window before, and in the one that is on.
+    most: [u64; 2],
+    /// When the half began that is on.
+    half: Instant,
     /// How many were believed since `lately`, which is renewed when [`TOGETHER`] has passed: deletions that trickle in
     /// for hours are few at any time.
     believed: u64,
@@ -52,10 +62,20 @@ pub(super) struct Deletions {
 }
 
 impl Deletions {
-    pub(super) fn new() -> Self {
+    /// None, in a directory of so many records.
+    pub(super) fn new(records: u64) -> Self {
         let now = Instant::now();
-        let (gone, allowed, asked) = (BTreeSet::new(), false, None);
-        Self { gone, last: now, before: 0, believed: 0, lately: now, allowed, asked }
+        Self {
+            gone: BTreeSet::new(),
+            last: now,
+            at_rest: records,
+            most: [records; 2],
+            half: now,
+            believed: 0,
+            lately: now,
+            allowed: false,
+            asked: None,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -86,9 +106,35 @@ impl Deletions {
         (!self.are_settled()).then(|| self.last + DELETIONS_SETTLE)
     }
 
-    fn add(&mut self, path: Key, records: u64, now: Instant) {
-        if self.gone.is_empty() && (self.before == 0 || TOGETHER <= now.duration_since(self.last)) {
-            self.before = records;
+    /// Everything is taken in, and there are so many records.
+    pub(super) fn on_rest(&mut self, records: u64, now: Instant) {
+        if self.gone.is_empty() {
+            self.turn(now);
+            self.at_rest = records;
+            self.most[1] = self.most[1].max(records);
+        }
+    }
+
+    /// So many records are there, or not, because of what others did: nothing that was done here is judged by that.
+    fn on_put_in_place(&mut self, before: u64, after: u64) {
+        for records in self.most.iter_mut().chain([&mut self.at_rest]) {
+            *records = (*records + after).saturating_sub(before);
+        }
+    }
+
+    /// Begins another half of the window, if it is time.
+    fn turn(&mut self, now: Instant) {
+        let passed = now.duration_since(self.half);
+        if HALF_WINDOW <= passed {
+            let before = if passed < 2 * HALF_WINDOW { self.most[1] } else { self.at_rest };
+            (self.most, self.half) = ([before, self.at_rest], now);
+        }
+    }
+
+    fn add(&mut self, path: Key, now: Instant) {
+        // What waits is judged by what there was before it.
+        if self.gone.is_empty() {
+            self.turn(now);
         }
         if self.gone.insert(path) {
             self.last = now;
@@ -100,12 +146,45 @@ impl Deletions {
         if TOGETHER <= now.duration_since(self.lately) {
             (self.lately, self.believed) = (now, 0);
         }
-        let few = (self.before / FEW_OF).clamp(FEW_DELETIONS, MANY_DELETIONS);
+        let few = (self.before() / FEW_OF).clamp(FEW_DELETIONS, MANY_DELETIONS);
         self.believed + self.gone.len() as u64 <= few
+    }
+
+    /// How many records there were at most.
+    fn before(&self) -> u64 {
+        self.most[0].max(self.most[1])
+    }
+
+    /// How many are gone of how many, if that is too much to be believed unasked. `records` are those of now.
+    fn mass(&self, records: u64) -> Option<(u64, u64)> {
+        let before = self.before();
+        let after = records.saturating_sub(self.gone.len() as u64);
+        let count = before.saturating_sub(after);
+        let is_mass = MASS_DELETE_FROM <= count && 2 * after < before;
+        (is_mass && !self.allowed && !self.gone.is_empty()).then_some((count, before))
+    }
+
+    /// They are believed. `records` are those of now, among them these.
+    fn believe(&mut self, records: u64) -> BTreeSet<Key> {
+        let gone = std::mem::take(&mut self.gone);
+        self.believed += gone.len() as u64;
+        // What appeared meanwhile counts once all is at rest: some of it may be what goes, moved.
+        self.at_rest = self.at_rest.min(records.saturating_sub(gone.len() as u64));
+        if std::mem::take(&mut self.allowed) {
+            // Whoever allowed that is not asked about the same again.
+            self.most = [self.at_rest; 2];
+        }
+        self.asked = None;
+        gone
     }
 }
 
 impl Engine<'_> {
+    /// What others did was put in place. There were so many records before it, and are after it.
+    pub(in crate::folder) fn count_put_in_place(&mut self, before: u64, after: u64) {
+        self.deletions.on_put_in_place(before, after);
+    }
+
     /// Nothing stands at a path.
     pub(super) fn on_missing(&mut self, path: Key) -> Result<(), StoreError> {
         self.progress.set_problem(&path, None);
@@ -117,7 +196,7 @@ impl Engine<'_> {
         } else if self.is_refused(&path, None) {
             self.progress.set_problem(&path, Some("its deletion cannot be written".to_owned()));
         } else {
-            self.deletions.add(path, view.record_count(), Instant::now());
+            self.deletions.add(path, Instant::now());
         }
         Ok(())
     }
@@ -163,7 +242,6 @@ impl Engine<'_> {
             return Ok(false);
         }
         let settled = self.deletions.are_few(Instant::now())
-            || self.is_flushing()
             || DELETIONS_SETTLE <= self.deletions.last.elapsed();
         if !settled || self.deletions.are_settled() {
             return Ok(false);
@@ -174,20 +252,23 @@ impl Engine<'_> {
             self.end(Exit::RootGone);
             return Ok(true);
         }
-        let root = Arc::clone(&self.root);
-        self.deletions.gone.retain(|path| matches!(root.stat(path), Ok(None)));
+        let (root, view) = (Arc::clone(&self.root), self.view()?);
+        for path in std::mem::take(&mut self.deletions.gone) {
+            // Others may have deleted it, too.
+            if matches!(root.stat(&path), Ok(None)) && view.record(&path)?.is_some() {
+                self.deletions.gone.insert(path);
+            }
+        }
         if self.context.read_only {
             return self.restore_deleted();
         }
-        if !self.deletions.allowed && self.ask_about_deletions()? {
+        if let Some((count, before)) = self.deletions.mass(view.record_count()) {
+            self.ask_about_deletions(count, before);
             return Ok(false);
         }
         self.progress.set_trouble("deletions", None);
-        (self.deletions.allowed, self.deletions.asked) = (false, None);
-        self.deletions.believed += self.deletions.gone.len() as u64;
-        let view = self.view()?;
         let mut parents: BTreeSet<Key> = BTreeSet::new();
-        for path in std::mem::take(&mut self.deletions.gone) {
+        for path in self.deletions.believe(view.record_count()) {
             let Some(record) = view.record(&path)? else { continue };
             parents.extend(path.parent().and_then(|parent| Key::new(parent).ok()));
             self.gather_for(&path)?;
@@ -211,15 +292,7 @@ impl Engine<'_> {
         Ok(true)
     }
 
-    /// Asks if too much is gone at a time. Whether it did.
-    fn ask_about_deletions(&mut self) -> Result<bool, StoreError> {
-        let gone = self.deletions.gone.len();
-        let before = self.deletions.before;
-        let after = self.view()?.record_count().saturating_sub(gone as u64);
-        let count = before.saturating_sub(after);
-        if count < MASS_DELETE_FROM || before <= 2 * after || gone == 0 {
-            return Ok(false);
-        }
+    fn ask_about_deletions(&mut self, count: u64, before: u64) {
         let text = format!(
             "{count} of {before} entries were deleted here; to delete them everywhere, run `consort link {} {} \
              --allow-mass-delete`; to get them back, unlink the directory and link it again",
@@ -227,8 +300,7 @@ impl Engine<'_> {
             self.context.dir.display()
         );
         self.progress.set_trouble("deletions", Some(Trouble::Paused(text)));
-        self.deletions.asked = Some(gone);
-        Ok(true)
+        self.deletions.asked = Some(self.deletions.gone.len());
     }
 
     /// What was deleted in a read-only directory comes back: nothing is overwritten by that.
@@ -251,46 +323,124 @@ impl Engine<'_> {
 mod tests {
     use super::*;
 
-    /// How many of `count` deletions that come one at a time, a millisecond apart, are believed at once in a directory
-    /// of `records` entries.
-    fn believed_at_once(records: u64, count: u64) -> u64 {
-        let mut deletions = Deletions::new();
-        let start = deletions.lately;
-        for number in 0..count {
-            let now = start + Duration::from_millis(number);
-            deletions.add(key(number), records - deletions.believed, now);
-            if deletions.are_few(now) {
-                deletions.believed += deletions.gone.len() as u64;
-                deletions.gone.clear();
-            }
-        }
-        deletions.believed
+    /// A directory in which files are deleted.
+    struct Directory {
+        deletions: Deletions,
+        now: Instant,
+        records: u64,
+        deleted: u64,
     }
 
-    fn key(number: u64) -> Key {
-        Key::new(format!("file-{number}")).expect("a key")
+    impl Directory {
+        fn of(records: u64) -> Self {
+            let deletions = Deletions::new(records);
+            Self { now: deletions.lately, deletions, records, deleted: 0 }
+        }
+
+        /// Time passes, and what settles in it is believed. False if it is asked.
+        fn pass(&mut self, time: Duration) -> bool {
+            self.now += time;
+            let settled = DELETIONS_SETTLE <= self.now.duration_since(self.deletions.last);
+            let may_go = !settled || self.judge();
+            self.deletions.on_rest(self.records, self.now);
+            may_go
+        }
+
+        /// Deletes a file. False if it is asked.
+        fn delete(&mut self) -> bool {
+            let path = Key::new(format!("file-{}", self.deleted)).expect("a key");
+            self.deleted += 1;
+            self.deletions.add(path, self.now);
+            !self.deletions.are_few(self.now) || self.judge()
+        }
+
+        fn judge(&mut self) -> bool {
+            let may_go = self.deletions.mass(self.records).is_none();
+            if may_go {
+                self.records -= self.deletions.believe(self.records).len() as u64;
+            }
+            may_go
+        }
     }
+
+    const MS: Duration = Duration::from_millis(1);
 
     #[test]
     fn of_a_mass_deletion_no_more_than_a_small_part_is_believed_before_it_is_seen() {
         for (records, believed) in
-            [(32, 16), (60, 16), (1600, 16), (5000, 50), (25_600, 256), (1_000_000, 256)]
+            [(10, 5), (60, 5), (500, 5), (5000, 50), (25_600, 256), (1_000_000, 256)]
         {
-            let all = records.min(4000);
-            assert_eq!(believed_at_once(records, all), believed, "of {records}");
+            let mut directory = Directory::of(records);
+            for _ in 0..records.min(4000) {
+                assert!(directory.pass(MS) && directory.delete());
+            }
+            assert_eq!(records - directory.records, believed, "of {records}");
         }
     }
 
     #[test]
-    fn deletions_that_trickle_in_never_wait() {
-        let mut deletions = Deletions::new();
-        let mut now = deletions.lately;
+    fn single_deletions_among_many_never_wait() {
+        let mut directory = Directory::of(100_000);
         for number in 0..1000 {
-            now += TOGETHER / 15;
-            deletions.add(key(number), 2000 - number, now);
-            assert!(deletions.are_few(now), "deletion {number}");
-            deletions.believed += 1;
-            deletions.gone.clear();
+            assert!(directory.pass(TOGETHER / 5) && directory.delete());
+            assert!(directory.deletions.gone.is_empty(), "deletion {number} waits");
         }
+    }
+
+    #[test]
+    fn what_empties_a_directory_in_minutes_is_asked_about_when_half_is_gone() {
+        for (records, pause) in [(20, 1000), (20, 300), (100, 300), (150, 1600)] {
+            let mut directory = Directory::of(records);
+            while directory.pass(pause * MS) && directory.delete() {
+                assert!(directory.deleted < records, "{records} are gone, {pause} ms apart");
+            }
+            assert!(records / 2 <= directory.records, "{} of {records}", directory.records);
+            // Whoever allows that is not asked about the next one.
+            directory.deletions.allow();
+            assert!(directory.pass(pause * MS) && directory.delete());
+            assert!(directory.pass(DELETIONS_SETTLE) && directory.deletions.gone.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_came_to_rest_just_before_is_asked_about_as_well() {
+        let mut directory = Directory::of(0);
+        directory.records = 100;
+        assert!(directory.pass(MS));
+        (0..100).for_each(|_| assert!(directory.delete()));
+        assert!(!directory.pass(DELETIONS_SETTLE));
+    }
+
+    #[test]
+    fn what_is_moved_is_not_counted_twice() {
+        let mut directory = Directory::of(100);
+        assert!(directory.delete() && directory.pass(MS));
+        for _ in 0..10 {
+            // Everything gets another name, and is found there before it is missed.
+            directory.records += 99;
+            (0..99).for_each(|_| assert!(directory.delete()));
+            assert!(directory.pass(DELETIONS_SETTLE));
+            assert_eq!(directory.records, 99);
+        }
+    }
+
+    #[test]
+    fn what_others_deleted_was_not_deleted_here() {
+        let mut directory = Directory::of(100);
+        directory.records = 40;
+        directory.deletions.on_put_in_place(100, 40);
+        assert!(directory.pass(MS));
+        (0..10).for_each(|_| assert!(directory.delete()));
+        assert!(directory.pass(DELETIONS_SETTLE));
+        assert_eq!(directory.records, 30);
+    }
+
+    #[test]
+    fn what_empties_a_directory_in_hours_is_never_asked_about() {
+        let mut directory = Directory::of(1000);
+        for number in 0..900 {
+            assert!(directory.pass(HALF_WINDOW / 20) && directory.delete(), "asked at {number}");
+        }
+        assert_eq!(directory.records, 100);
     }
 }

@@ -189,8 +189,7 @@ impl Engine<'_> {
             }
         }
         if self.context.read_only && record.is_none() {
-            self.report_foreign(&path);
-            return Ok(());
+            return self.report_foreign(&path);
         }
         if self.is_refused(&path, Some(&meta)) {
             return Ok(());
@@ -198,7 +197,10 @@ impl Engine<'_> {
         match meta.kind {
             EntryKind::Other => {
                 let text = "it is not a file, directory or symlink; it is left alone";
-                self.progress.set_problem(&path, Some(text.to_owned()));
+                match record {
+                    Some(_) => self.progress.set_problem(&path, Some(text.to_owned())),
+                    None => self.progress.set_note(&path, text.to_owned()),
+                }
                 Ok(())
             }
             EntryKind::Directory => {
@@ -322,8 +324,7 @@ impl Engine<'_> {
             return Ok(());
         }
         if self.context.read_only {
-            self.report_foreign(&path);
-            return Ok(());
+            return self.report_foreign(&path);
         }
         let attributes = Attributes {
             kind: found.kind,
@@ -373,10 +374,17 @@ impl Engine<'_> {
     }
 
     /// What is found in a read-only directory and was not put there.
-    fn report_foreign(&self, path: &Key) {
-        let text = "it is not what was received, and the link is read-only: it is neither sent nor replaced; \
-                    move it away, and what was received takes its place";
-        self.progress.set_problem(path, Some(text.to_owned()));
+    fn report_foreign(&self, path: &Key) -> Result<(), StoreError> {
+        let siblings = self.view()?.siblings(path)?;
+        if siblings.iter().all(|stored| stored.version.content == Content::Deleted) {
+            let text = "nothing was received for it, and the link is read-only: it is left alone, and not sent";
+            self.progress.set_note(path, text.to_owned());
+        } else {
+            let text = "it is not what was received, and the link is read-only: it is neither sent nor replaced; \
+                        move it away, and what was received takes its place";
+            self.progress.set_problem(path, Some(text.to_owned()));
+        }
+        Ok(())
     }
 
     /// Whether the bytes of the version that a path is recorded to show are still to be had, although something else

@@ -33,7 +33,7 @@ impl Engine<'_> {
                 // Not under the path itself: as an entry, the file is all right.
                 let line = format!("{IGNORE_FILE}, line {}", problem.line);
                 let text = format!("it is not a pattern: {}", problem.message);
-                self.progress.set_problem(&line, Some(text));
+                self.progress.set_note(&line, text);
             }
         }
         let (root, ignores) = (Arc::clone(&self.root), self.ignores.clone());

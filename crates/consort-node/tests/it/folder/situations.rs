@@ -204,7 +204,8 @@ fn deleting_most_of_a_directory_asks_first_however_slowly_it_goes() {
     site.settle();
     for number in 0..files {
         fs::remove_file(site.at(&format!("f{number:03}"))).unwrap();
-        if number % 10 == 0 {
+        // Whoever waits for the directory does not make it forget what went before.
+        if number % 40 == 0 {
             site.flush();
         }
     }
@@ -226,6 +227,41 @@ fn deleting_most_of_a_directory_asks_first_however_slowly_it_goes() {
     site.until("they are deleted", |site| left(site) == 0);
     site.settle();
     assert!(!is_paused(&site));
+}
+
+#[test]
+fn a_small_directory_that_was_filled_just_now_is_protected_as_well() {
+    let site = Site::new();
+    for number in 0..12 {
+        site.write(&format!("f{number}"), format!("{number}"));
+    }
+    site.settle();
+    for number in 0..12 {
+        fs::remove_file(site.at(&format!("f{number}"))).unwrap();
+    }
+    site.flush();
+    assert!(is_paused(&site));
+    let left = (0..12).filter(|number| site.winner(&format!("f{number}")).is_some()).count();
+    assert!(6 <= left, "{left} are left");
+}
+
+#[test]
+fn a_directory_that_is_renamed_again_and_again_is_not_asked_about() {
+    let site = Site::new();
+    for number in 0..100 {
+        site.write(&format!("dir0/f{number}"), format!("{number}"));
+    }
+    site.settle();
+    for round in 0..5 {
+        fs::rename(site.at(&format!("dir{round}")), site.at(&format!("dir{}", round + 1))).unwrap();
+        site.settle();
+        assert!(!is_paused(&site));
+        assert!(
+            (0..100)
+                .all(|number| { site.winner(&format!("dir{}/f{number}", round + 1)).is_some() })
+        );
+    }
+    site.check();
 }
 
 #[test]
@@ -338,6 +374,8 @@ fn a_read_only_link_reports_and_restores_and_never_sends() {
     site.until("what was deleted is back", |site| site.at("deleted").exists());
     assert_eq!(site.read("changed").as_deref(), Some("mine"));
     assert_eq!(site.folder().progress().problems().len(), 2);
+    let difference = site.folder().progress().difference().expect("it is not what was received");
+    assert!(difference.starts_with("changed: ") && !difference.contains("more"), "{difference}");
     site.remote("changed", Stands::After, b"newer");
     site.remote("new", Stands::After, b"theirs");
     site.flush();
@@ -348,6 +386,7 @@ fn a_read_only_link_reports_and_restores_and_never_sends() {
     site.settle();
     assert_eq!(site.read("changed").as_deref(), Some("newer"));
     assert_eq!(site.read("new").as_deref(), Some("theirs"));
+    assert_eq!(site.folder().progress().difference(), None);
     assert_eq!(site.siblings("changed").len(), 1);
     site.check();
 }
