@@ -48,6 +48,11 @@ pub use watch::{CookieName, WatchError, WatchEvent, Watcher};
 /// depth: a linked directory that was copied into another must not bring its identity along.
 pub const PRIVATE_DIR: &str = ".consort";
 
+/// Whether a directory can never show a key, since a component of it is the name of [`PRIVATE_DIR`].
+pub(crate) fn is_private(key: &str) -> bool {
+    key.split('/').any(|name| name == PRIVATE_DIR)
+}
+
 /// Removes our own directory from a directory that is linked no more, unless something was rescued into it. If it is
 /// known which directory that was, another one that is there by now stays as it is.
 pub fn remove_private_area(dir: &Path, id: Option<RootId>) {

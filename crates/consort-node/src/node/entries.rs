@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::content::Contents;
 use crate::error::{ErrorKind, NodeError};
+use crate::folder::{PRIVATE_DIR, is_private};
 use crate::net::Role;
 use crate::report::{Change, Entry, FeedCursor, Put, PutOptions};
 use crate::runtime::wall_time;
@@ -52,6 +53,12 @@ impl Node {
         self.require_store()?;
         let fact = self.fact(name).await?;
         let key = parse_key(key)?;
+        if is_private(&key) {
+            let message = format!("{PRIVATE_DIR} is reserved, and cannot be part of a key");
+            return Err(NodeError::usage(message).hint(
+                "choose another key: no linked directory could show this one, as Consort keeps its own files there",
+            ));
+        }
         let attributes = attributes(options)?;
         let content = self.take_in(body).await?;
         let size = content.size();

@@ -276,6 +276,21 @@ async fn a_reader_reads_and_cannot_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_no_directory_could_show_is_refused() {
+    let a = Machine::first().await;
+    a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
+    for key in [".consort", ".consort/id", "2026/.consort/x"] {
+        let body = std::io::Cursor::new(b"text".to_vec());
+        let put = a.put("photos", key, body, PutOptions::default()).await;
+        let error = put.expect_err("it is reserved");
+        assert_eq!(error.kind, ErrorKind::Usage, "{key}");
+        assert!(error.message.contains(".consort") && error.hint.is_some(), "{error:?}");
+    }
+    a.write(".consorted/x", "another name").await;
+    assert_eq!(a.list("photos", "", None, 10).await.expect("a list").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_relay_passes_on_what_others_wrote_and_writes_nothing() {
     let a = Machine::first().await;
     a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");

@@ -5,9 +5,9 @@ use consort_core::store::{Sequence, StoreError, View};
 use consort_core::{Key, Kind, OnConflict, Version};
 use consort_store::{DiskView, Record};
 
-use crate::folder::Ignores;
 use crate::folder::ignores::{IGNORE_FILE, MAX_IGNORE_FILE_BYTES};
 use crate::folder::project::{conflict_prefix, project};
+use crate::folder::{Ignores, PRIVATE_DIR, is_private};
 
 /// Keys and records that are read from the store at once.
 const PAGE: usize = 256;
@@ -66,6 +66,13 @@ impl Plan {
         let siblings: Vec<Version> = held.into_iter().map(|stored| stored.version).collect();
         let winner = policy.winner(&siblings).filter(|winner| !winner.is_deleted());
         let mut plan = Self { newest, ..Self::default() };
+        if is_private(key) {
+            let reason = format!(
+                "{PRIVATE_DIR} is reserved, and no directory shows what has that name; remove the entry with `consort rm`"
+            );
+            plan.impossible = winner.map(|_| (key.clone(), reason));
+            return Ok(plan);
+        }
         let is_dir = winner.is_some_and(|w| w.attributes.kind == Kind::Directory);
         if ignores.is_ignored(key, is_dir) {
             return Ok(plan);

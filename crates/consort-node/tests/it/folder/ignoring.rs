@@ -124,3 +124,30 @@ fn what_is_changed_while_it_is_ignored_is_kept_beside_what_it_was() {
     site.settle();
     site.check();
 }
+
+#[test]
+fn what_a_peer_calls_like_our_own_directory_is_told_of_and_touches_nothing() {
+    let mut site = Site::new();
+    site.flush();
+    let own = site.read(".consort/id");
+    for key in [".consort/id", "dir/.consort", "dir/.consort/x"] {
+        site.remote(key, Stands::After, b"theirs");
+    }
+    site.remote("dir/f", Stands::After, b"f");
+    let told = |site: &Site, key: &str| {
+        let problems = site.folder().progress().problems();
+        problems.iter().any(|problem| problem.starts_with(key) && problem.contains("consort rm"))
+    };
+    for key in [".consort/id: ", "dir/.consort: ", "dir/.consort/x: "] {
+        site.until("it is told", |site| told(site, key));
+    }
+    site.until("the rest goes on", |site| site.read("dir/f").is_some());
+    assert!(site.is_pending(".consort/id"), "what nothing shows is not in sync");
+    assert_eq!(site.read(".consort/id"), own);
+    assert!(!site.at("dir/.consort").exists());
+    for key in [".consort/id", "dir/.consort", "dir/.consort/x"] {
+        site.remote_deletion(key);
+    }
+    site.settle();
+    assert_eq!(site.folder().progress().problems(), Vec::<String>::new());
+}
