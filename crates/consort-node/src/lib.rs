@@ -21,6 +21,7 @@ mod node;
 mod report;
 mod runtime;
 mod shared;
+mod words;
 
 pub use consort_core::{DatasetId, Dot, Key, Kind, NodeId, OnConflict, Origin};
 pub use error::{ErrorKind, NodeError};

@@ -19,11 +19,15 @@ use crate::report::{
     Status,
 };
 use crate::runtime::{Cause, MemberView, short_digest, short_id};
+use crate::words::counted;
 
 use super::{Node, REVOKED, blocking};
 
 /// The shortest time between two calls of a status that is watched.
 const STATUS_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// Why a dataset waits, when there is nobody to hear from.
+const NOBODY: &str = "no other node can be reached";
 
 /// Datagrams that were sent in vain before something is wrong.
 const SENT_ENOUGH: u64 = 100;
@@ -115,8 +119,7 @@ impl Node {
             Some(Trouble::Degraded(reason)) => (DatasetState::Degraded, Some(reason)),
             None if scan.is_some() => (DatasetState::Scanning, None),
             None if links.is_empty() && has_others => {
-                let reason = "no other node can be reached; `consort doctor` says more";
-                (DatasetState::Waiting, Some(reason.to_owned()))
+                (DatasetState::Waiting, Some(format!("{NOBODY}; `consort doctor` says more")))
             }
             None if held_back => {
                 let reason = "content is missing that no reachable node has";
@@ -240,6 +243,9 @@ impl Node {
             });
         }
         findings.extend(self.datagram_finding(&status));
+        // What the node as a whole suffers from is a finding of its own, and what to do is not said again of each dataset.
+        let failure = self.shared.failure();
+        let is_of_node = |reason: &String| reason == REVOKED || failure.as_ref() == Some(reason);
         for dataset in &status.datasets {
             let name = &dataset.name;
             let severity = match dataset.state {
@@ -247,8 +253,12 @@ impl Node {
                 DatasetState::Degraded | DatasetState::Waiting => Severity::Warning,
                 _ => Severity::Ok,
             };
-            let what = format!("{name} is {}", dataset.state);
-            findings.push(Finding { severity, what, todo: dataset.reason.clone() });
+            let (why, todo) = match dataset.reason.clone() {
+                Some(reason) if reason.starts_with(NOBODY) => (format!(": {NOBODY}"), None),
+                reason => (String::new(), reason.filter(|reason| !is_of_node(reason))),
+            };
+            let what = format!("{name} is {}{why}", dataset.state);
+            findings.push(Finding { severity, what, todo });
             findings.extend(conflicts(dataset));
             findings.extend(dataset.problems.iter().map(|problem| Finding {
                 severity: Severity::Warning,
@@ -267,7 +277,7 @@ impl Node {
             });
         }
         findings.extend(self.rescued().await?);
-        if let Some(failure) = self.shared.failure() {
+        if let Some(failure) = failure {
             let todo = Some("mend the cause, and start the node again".to_owned());
             findings.push(Finding { severity: Severity::Problem, what: failure, todo });
         }
@@ -327,14 +337,13 @@ fn conflicts(dataset: &DatasetStatus) -> Option<Finding> {
     if *conflicts == 0 {
         return None;
     }
-    let mut what = format!("{name}: conflicts that nobody has dealt with: {conflicts}");
+    let number = counted(*conflicts, "conflict", "conflicts");
+    let mut what = format!("{name} has {number} that nobody has dealt with");
     let not_shown = conflicts.saturating_sub(*conflict_copies);
     if dir.is_some() && *pending == 0 && not_shown != 0 {
-        what.push_str(&format!(", {not_shown} of them without a copy in the directory"));
+        what.push_str(&format!(", {not_shown} without a copy in the directory"));
     }
-    let todo = format!(
-        "`consort conflicts {name}` lists them; choose with `consort conflicts resolve {name} KEY --keep VERSION`"
-    );
+    let todo = format!("`consort conflicts {name}` shows what to choose from");
     Some(Finding { severity: Severity::Warning, what, todo: Some(todo) })
 }
 

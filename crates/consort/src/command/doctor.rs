@@ -57,7 +57,7 @@ fn not_running(answer: Result<Vec<Finding>, Error>) -> Finding {
 
 fn render(findings: &[json::Finding], style: Style) -> String {
     let mut text = String::new();
-    for Finding { severity, what, todo } in findings {
+    for (number, Finding { severity, what, todo }) in findings.iter().enumerate() {
         let tone = match severity {
             Severity::Ok => Tone::Good,
             Severity::Warning => Tone::Notice,
@@ -65,9 +65,41 @@ fn render(findings: &[json::Finding], style: Style) -> String {
         };
         let sign = style.paint(tone, format_args!("{:<8}", severity.as_str()));
         text.push_str(&format!("{sign} {}\n", plain(what)));
-        if let Some(todo) = todo {
+        // What has to be done about several in a row is said once, after the last.
+        let next = findings.get(number + 1).and_then(|next| next.todo.as_ref());
+        if let Some(todo) = todo.as_ref().filter(|todo| next != Some(todo)) {
             text.push_str(&format!("         to do: {}\n", plain(todo)));
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_do_about_several_findings_is_said_once() {
+        let finding = |what: &str, todo: Option<&str>| Finding {
+            severity: Severity::Warning,
+            what: what.to_owned(),
+            todo: todo.map(str::to_owned),
+        };
+        let findings = [
+            finding("one", Some("mend it")),
+            finding("two", Some("mend it")),
+            finding("three", None),
+            finding("four", Some("mend it")),
+        ];
+        let text = render(&findings, Style::Plain);
+        let expected = "\
+warning  one
+warning  two
+         to do: mend it
+warning  three
+warning  four
+         to do: mend it
+";
+        assert_eq!(text, expected);
+    }
 }

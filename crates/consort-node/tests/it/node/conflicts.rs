@@ -1,6 +1,6 @@
 //! Writers who do not know of each other, and somebody who chooses.
 
-use consort_node::{Conflict, Dot, OnConflict, Origin};
+use consort_node::{Conflict, DatasetState, Dot, Finding, OnConflict, Origin};
 
 use super::*;
 
@@ -141,4 +141,25 @@ async fn a_real_one_wins_over_a_later_synthetic_one_where_that_is_preferred() {
     in_sync(&a, &b).await;
     assert_eq!(b.text("key").await.expect("it is there"), "made on purpose");
     assert_eq!(b.dataset("photos").await.expect("it is there").versions, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_names_what_is_to_be_chosen_and_sends_nobody_to_the_doctor() {
+    let (a, mut b) = apart(OnConflict::KeepBoth, Origin::Real, Origin::Real).await;
+    b.stop().await;
+    until("a to be alone", async || {
+        let status = a.status().await.expect("a status");
+        status.datasets[0].state == DatasetState::Waiting
+    })
+    .await;
+    let findings = a.doctor().await.expect("findings");
+    let told = |what: &str, todo: &str| {
+        let says = |f: &Finding| f.what.contains(what) && f.todo.iter().any(|t| t.contains(todo));
+        findings.iter().any(says)
+    };
+    assert!(told("photos has 1 conflict ", "`consort conflicts photos`"), "{findings:#?}");
+    let todos: Vec<&String> = findings.iter().filter_map(|f| f.todo.as_ref()).collect();
+    assert!(todos.iter().all(|todo| !todo.contains("consort doctor")), "{findings:#?}");
+    let different: HashSet<&&String> = todos.iter().collect();
+    assert_eq!(different.len(), todos.len(), "something is said twice: {findings:#?}");
 }
