@@ -140,7 +140,7 @@ fn summary(verified: &json::DevVerified, style: Style) -> String {
         bytes(verified.sent_bytes)
     );
     if verified.equal {
-        let equal = "equal: every name, byte, mode, modification time and link target";
+        let equal = "equal: every name, byte, mode and link target, and the modification time of every file";
         text.push_str(&(style.paint(Tone::Good, equal) + "\n"));
     }
     if verified.not_compared != 0 {

@@ -1,5 +1,5 @@
-//! Whether directories are the same, found out by reading them: names, kinds, bytes, modes, modification times and
-//! link targets. Nothing here asks a node.
+//! Whether directories are the same, found out by reading them: names, kinds, bytes, modes, link targets, and the
+//! modification times of files, not of directories, which nobody promises. Nothing here asks a node.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
