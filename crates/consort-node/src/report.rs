@@ -65,7 +65,7 @@ pub struct Member {
     pub role: Role,
     /// It is a member no more.
     pub revoked: bool,
-    /// Where it can be reached, as far as is known.
+    /// Where it can be reached, as far as is known, the likeliest first.
     pub addresses: Vec<SocketAddr>,
     /// It is connected with this node.
     pub connected: bool,
@@ -309,7 +309,7 @@ pub struct PeerStatus {
     pub name: String,
     /// What it may do.
     pub role: Role,
-    /// Where it is connected, or was last.
+    /// Where it listens, as far as is known; of one that cannot be reached, where it was dialed last.
     pub addr: Option<SocketAddr>,
     /// Whether it is connected.
     pub connected: bool,

@@ -321,7 +321,7 @@ impl Runtime {
                 tracing::info!(peer = peer.name, %addr, "connected");
                 let role = peer.role;
                 self.connections.insert(node, Connection { number: connection, role, open: false });
-                let state = PeerState { addr: Some(addr), connected: true, reason: None };
+                let state = PeerState { connected: true, ..PeerState::default() };
                 self.shared.set_peer(node, state);
                 self.connect(self.shared.cluster.id, node, role, false);
                 self.on_member_connected(&peer, dialed);
@@ -344,7 +344,7 @@ impl Runtime {
             NetEvent::Disconnected { peer, connection, reason } => {
                 if self.connections.get(&peer).is_some_and(|known| known.number == connection) {
                     tracing::info!(peer = %peer.short(), reason, "disconnected");
-                    let state = PeerState { addr: None, connected: false, reason: Some(reason) };
+                    let state = PeerState { reason: Some(reason), ..PeerState::default() };
                     self.shared.set_peer(peer, state);
                     self.forget(peer);
                 }
@@ -356,7 +356,9 @@ impl Runtime {
                     self.set_members(&self.shared.facts());
                 }
             }
-            NetEvent::Unreachable { peer, addr, reason } => self.not_connected(peer, addr, reason),
+            NetEvent::Unreachable { peer, addr, reason } => {
+                self.not_connected(peer, Some(addr), reason);
+            }
             NetEvent::Refused { addr, peer, dialed, reason } => {
                 if dialed.is_some() && reason == Refusal::Revoked && self.shared.set_revoked() {
                     tracing::error!(%addr, "{}", crate::node::REVOKED);
@@ -366,7 +368,8 @@ impl Runtime {
                 if let Some(node) = peer.map(|peer| peer.node).or(dialed)
                     && reason != Refusal::Duplicate
                 {
-                    self.not_connected(node, addr, reason.to_string());
+                    // Who came by itself did so from a port that means nothing.
+                    self.not_connected(node, dialed.map(|_| addr), reason.to_string());
                 }
             }
         }
@@ -395,9 +398,9 @@ impl Runtime {
         self.event(dataset, Event::Received { peer, message });
     }
 
-    fn not_connected(&mut self, peer: NodeId, addr: SocketAddr, reason: String) {
+    fn not_connected(&mut self, peer: NodeId, dialed: Option<SocketAddr>, reason: String) {
         if !self.connections.contains_key(&peer) {
-            let state = PeerState { addr: Some(addr), connected: false, reason: Some(reason) };
+            let state = PeerState { dialed, connected: false, reason: Some(reason) };
             self.shared.set_peer(peer, state);
             self.membership(membership::Event::Unreachable { peer });
         }
@@ -541,7 +544,7 @@ impl Runtime {
 
     fn disconnect(&mut self, peer: NodeId, reason: &str) {
         tracing::warn!(peer = %peer.short(), reason, "a peer is disconnected");
-        let state = PeerState { addr: None, connected: false, reason: Some(reason.to_owned()) };
+        let state = PeerState { reason: Some(reason.to_owned()), ..PeerState::default() };
         self.shared.set_peer(peer, state);
         self.members.rest(peer);
         self.shared.network.forget(peer);
@@ -581,7 +584,7 @@ impl Runtime {
             self.forget(peer);
             self.shared.network.forget(peer);
             let reason = Some("this node's store failed".to_owned());
-            self.shared.set_peer(peer, PeerState { addr: None, connected: false, reason });
+            self.shared.set_peer(peer, PeerState { reason, ..PeerState::default() });
         }
         // Of a store that cannot be read, they would ask for ever.
         self.replicas.clear();

@@ -39,7 +39,8 @@ const MAX_PATH_BYTES: usize = 4096;
 /// How a peer stands, for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PeerState {
-    pub(crate) addr: Option<SocketAddr>,
+    /// Where it was dialed in vain.
+    pub(crate) dialed: Option<SocketAddr>,
     pub(crate) connected: bool,
     pub(crate) reason: Option<String>,
 }

@@ -1,5 +1,6 @@
 //! Members: inviting, listing, revoking.
 
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::cluster::{MemberFact, encode_revocation, revocation_key};
@@ -7,8 +8,9 @@ use crate::error::NodeError;
 use crate::net::Role;
 use crate::net::invites::CreateInviteError;
 use crate::report::Member;
+use crate::runtime::Cause;
 
-use super::{Node, blocking, new_gossip_key, reachable};
+use super::{Node, blocking, likeliest, new_gossip_key, reachable};
 
 use consort_core::OnConflict;
 use consort_core::store::LocalWrite;
@@ -54,18 +56,25 @@ impl Node {
     pub async fn members(&self) -> Result<Vec<Member>, NodeError> {
         let peers = self.shared.peers();
         let learned = self.shared.learned();
+        let views = self.ask(|reply| Cause::Members { reply }).await?;
         let own = self.shared.identity.node;
         let describe = |fact: &MemberFact| {
-            let mut addresses = fact.addresses.clone();
-            let heard = learned.get(&fact.node).into_iter().flatten().copied();
-            addresses.extend(heard.filter(|addr| !fact.addresses.contains(addr)));
+            let connected = peers.get(&fact.node).is_some_and(|peer| peer.connected);
+            let addresses = if fact.node == own {
+                likeliest(self.listen_addr()).into_iter().collect()
+            } else {
+                let learned = learned.get(&fact.node).map_or(&[][..], Vec::as_slice);
+                let view = views.iter().find(|view| view.node == fact.node);
+                let told = view.and_then(|view| view.news.as_ref()?.1.address);
+                whereabouts(fact, connected, learned, told)
+            };
             Member {
                 node: fact.node,
                 name: fact.name.clone(),
                 role: fact.role,
                 revoked: fact.revoked,
                 addresses,
-                connected: peers.get(&fact.node).is_some_and(|peer| peer.connected),
+                connected,
                 this_node: fact.node == own,
             }
         };
@@ -103,5 +112,56 @@ impl Node {
             changed.changed().await.map_err(|_| NodeError::ending())?;
         }
         Ok(())
+    }
+}
+
+/// Where a member listens, as far as is known, the likeliest first. What it `told` since this node started, to everybody
+/// or to this node itself, holds: what was known of another port before is old. `learned` begins with what a connected
+/// member said of itself.
+pub(super) fn whereabouts(
+    fact: &MemberFact,
+    connected: bool,
+    learned: &[SocketAddr],
+    told: Option<SocketAddr>,
+) -> Vec<SocketAddr> {
+    let said = learned.first().copied().filter(|_| connected);
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for addr in said.into_iter().chain(told).chain(learned.iter().chain(&fact.addresses).copied()) {
+        if !addresses.contains(&addr) {
+            addresses.push(addr);
+        }
+    }
+    if let Some(current) = said.or(told) {
+        addresses.retain(|addr| addr.port() == current.port());
+    }
+    addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use consort_core::NodeId;
+
+    use super::*;
+
+    #[test]
+    fn what_a_member_says_of_itself_replaces_what_was_known_of_another_port() {
+        let at = |text: &str| -> SocketAddr { text.parse().expect("an address") };
+        let (joined, moved) = (at("10.0.0.1:7440"), at("10.0.0.1:7441"));
+        let fact = MemberFact {
+            node: NodeId([1; 16]),
+            name: "b".to_owned(),
+            role: Role::Writer,
+            revoked: false,
+            addresses: vec![joined],
+        };
+        assert_eq!(whereabouts(&fact, false, &[], None), [joined]);
+        assert_eq!(whereabouts(&fact, true, &[moved], None), [moved]);
+        assert_eq!(whereabouts(&fact, false, &[], Some(moved)), [moved]);
+        // It is away, and may be back at either.
+        assert_eq!(whereabouts(&fact, false, &[moved], None), [moved, joined]);
+        // It takes another of its machine's addresses for the likeliest.
+        let other = at("192.168.0.1:7440");
+        assert_eq!(whereabouts(&fact, false, &[], Some(other)), [other, joined]);
+        assert_eq!(whereabouts(&fact, true, &[joined], Some(other)), [joined, other]);
     }
 }

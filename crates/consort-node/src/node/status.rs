@@ -21,6 +21,7 @@ use crate::report::{
 use crate::runtime::{Cause, MemberView, short_digest, short_id};
 use crate::words::counted;
 
+use super::members::whereabouts;
 use super::{Node, REVOKED, blocking};
 
 /// The shortest time between two calls of a status that is watched.
@@ -60,6 +61,7 @@ impl Node {
         let views: BTreeMap<NodeId, MemberView> =
             views.into_iter().map(|view| (view.node, view)).collect();
         let (facts, states) = (self.shared.facts(), self.shared.peers());
+        let learned = self.shared.learned();
         let own = self.shared.identity.node;
         let others = facts.members.iter().filter(|member| member.node != own && !member.revoked);
         let describe = |member: &MemberFact| {
@@ -73,11 +75,13 @@ impl Node {
                 Liveness::Gone => Presence::Gone,
                 Liveness::Unheard => Presence::Unheard,
             };
+            let learned = learned.get(&member.node).map_or(&[][..], Vec::as_slice);
+            let listens = whereabouts(member, state.connected, learned, told).first().copied();
             PeerStatus {
                 node: member.node,
                 name: member.name.clone(),
                 role: member.role,
-                addr: state.addr.or(member.addresses.first().copied()).or(told),
+                addr: state.dialed.or(listens),
                 connected: state.connected,
                 reason: state.reason.filter(|_| !state.connected),
                 presence,

@@ -218,6 +218,30 @@ async fn a_node_that_moved_to_another_port_is_found_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_is_shown_where_it_listens_whoever_dialed_and_wherever_it_was_before() {
+    let (mut a, mut b) = pair().await;
+    b.stop().await;
+    b.start_with(any_port()).await;
+    connected(&a, &b).await;
+    a.stop().await;
+    a.start_with(any_port()).await;
+    connected(&a, &b).await;
+    for (one, other) in [(&a, &b), (&b, &a)] {
+        let (id, listens) = (other.identity().node, other.listen_addr());
+        until("its address to be shown", async || {
+            let status = one.status().await.expect("a status");
+            status.peers.iter().any(|peer| peer.node == id && peer.addr == Some(listens))
+        })
+        .await;
+        let members = one.members().await.expect("a list");
+        for member in members {
+            let node = if member.this_node { one } else { other };
+            assert_eq!(member.addresses, [node.listen_addr()], "{}", member.name);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_restart_and_find_each_other() {
     let (mut a, mut b) = pair().await;
     a.write("key", "value").await;
