@@ -32,7 +32,7 @@ pub enum DecodeError {
         what: &'static str,
     },
     /// Bytes follow after the last field.
-    #[error("{count} bytes follow after the end")]
+    #[error("something follows after the end: {count} B")]
     Trailing {
         /// How many.
         count: usize,

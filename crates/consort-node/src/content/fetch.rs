@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 
 use crate::content::ChunkBytes;
 use crate::net::{Network, NodeId};
+use crate::words::counted;
 
 /// How long [`Fetcher::fetch_all`] waits before it tries again to enter its wants, when others have
 /// entered as many as there may be.
@@ -41,7 +42,7 @@ pub enum Unavailable {
     #[error("no peer can be asked for it")]
     NobodyThere,
     /// Those that can be asked do not have it.
-    #[error("{peers} peers were asked for it, and none has it now")]
+    #[error("{} asked for it, and none has it now", counted(*peers as u64, "peer was", "peers were"))]
     Lacking {
         /// How many were asked.
         peers: usize,

@@ -354,7 +354,7 @@ impl<'c> Engine<'c> {
             }
             WatchEvent::Exhausted { watched, reason } => {
                 let text = format!(
-                    "only {watched} directories can be watched: {reason}; scanning every {} s meanwhile",
+                    "not all directories can be watched, only {watched}: {reason}; scanning every {} s meanwhile",
                     RESCAN_EVERY.as_secs()
                 );
                 self.progress.set_trouble("watch", Some(Trouble::Degraded(text)));

@@ -226,10 +226,10 @@ impl Node {
             });
         }
         let is_there = |peer: &&PeerStatus| peer.presence == Presence::Alive && !peer.connected;
-        match status.peers.iter().filter(is_there).count() {
-            0 => {}
-            1 => findings.push(ok("1 member is there and no neighbour of this node".to_owned())),
-            n => findings.push(ok(format!("{n} members are there and no neighbours of this node"))),
+        let there = status.peers.iter().filter(is_there).count() as u64;
+        if there != 0 {
+            let members = counted(there, "member is", "members are");
+            findings.push(ok(format!("{members} there and not connected with this node")));
         }
         for peer in status.peers.iter().filter(|peer| !is_there(peer)) {
             findings.push(if peer.connected {
@@ -316,9 +316,10 @@ impl Node {
                 let names = root.rescued().unwrap_or_default();
                 if !names.is_empty() {
                     let area = link.dir.join(".consort/rescued");
+                    let files = counted(names.len() as u64, "file was", "files were");
                     findings.push(Finding {
                         severity: Severity::Warning,
-                        what: format!("{} files were rescued into {}", names.len(), area.display()),
+                        what: format!("{files} rescued into {}", area.display()),
                         todo: Some(
                             "look at them, move what you need, and remove the rest".to_owned(),
                         ),

@@ -14,6 +14,7 @@ use crate::error::{ErrorKind, NodeError};
 use crate::folder::Trouble;
 use crate::report::Waited;
 use crate::runtime::{Answer, Cause};
+use crate::words::counted;
 
 use super::{Node, blocking};
 
@@ -140,7 +141,8 @@ impl Node {
                 first = key.map(|(key, _)| key);
                 name_again = Instant::now() + NAME_AGAIN;
             }
-            *missing = format!("{pending} changes are not in the directory yet");
+            let number = counted(pending, "change is", "changes are");
+            *missing = format!("{number} not in the directory yet");
             if let Some(key) = &first {
                 missing.push_str(&format!(", among them that of {key}"));
             }

@@ -67,7 +67,9 @@ pub enum Finding {
         what: &'static str,
     },
     /// Two tables that must agree one to one do not.
-    #[error("{dataset} has {versions} versions, but {rows} rows in `{table}`")]
+    #[error(
+        "in {dataset}, `{table}` has another number of rows ({rows}) than there are versions ({versions})"
+    )]
     Unequal {
         /// The dataset.
         dataset: DatasetId,
@@ -119,7 +121,7 @@ pub enum Finding {
         what: &'static str,
     },
     /// The stored count of records is wrong.
-    #[error("{dataset} has {found} records, but counts {counted}")]
+    #[error("the number of records in {dataset} is {found}, but {counted} is stored")]
     RecordCount {
         /// The dataset.
         dataset: DatasetId,
@@ -129,7 +131,7 @@ pub enum Finding {
         found: u64,
     },
     /// The stored count of the bytes of pending keys is wrong.
-    #[error("{dataset} has {found} bytes of pending keys, but counts {counted}")]
+    #[error("the bytes of pending keys in {dataset} are {found}, but {counted} is stored")]
     PendingBytes {
         /// The dataset.
         dataset: DatasetId,
@@ -139,7 +141,7 @@ pub enum Finding {
         found: u64,
     },
     /// The stored count of pending keys is wrong.
-    #[error("{dataset} has {found} pending keys, but counts {counted}")]
+    #[error("the number of pending keys in {dataset} is {found}, but {counted} is stored")]
     PendingCount {
         /// The dataset.
         dataset: DatasetId,

@@ -151,8 +151,8 @@ impl Plan {
     fn about(&self) -> String {
         let of_a_hundred = |ppm: u64| ppm as f64 / 10_000.0;
         format!(
-            "{} writers, {} writes/s of {} for {}; {}bit/s, {} ± 50 %; {} % lost, {} % of nodes fail",
-            count(self.writers.into()),
+            "{}, {} writes/s of {} for {}; {}bit/s, {} ± 50 %; {} % lost, {} % of nodes fail",
+            counted(self.writers.into(), "writer", "writers"),
             self.writes_per_second,
             bytes(self.size.into()),
             duration(self.duration),
@@ -213,7 +213,7 @@ fn show(about: &str, forecasts: &[Forecast], style: Style) -> String {
 fn conclusion(forecast: &Forecast) -> String {
     let versions = counted(forecast.versions, "write", "writes");
     let mut text = format!(
-        "{} nodes: all have all {versions} ({}) {} after the last one",
+        "{} nodes: all have the {versions} ({}) {} after the last one",
         count(forecast.nodes.into()),
         bytes(forecast.version_bytes),
         duration(forecast.settled_after),

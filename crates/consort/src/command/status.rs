@@ -85,9 +85,10 @@ fn peers(text: &mut String, peers: &[json::PeerStatus], style: Style) {
         return;
     }
     let there = peers.iter().filter(|peer| peer.presence == "alive").count();
-    let neighbours = peers.iter().filter(|peer| peer.neighbour).count();
-    let _ =
-        writeln!(text, "members  {there} of {} others alive, {neighbours} neighbours", peers.len());
+    let neighbours = peers.iter().filter(|peer| peer.neighbour).count() as u64;
+    let others = counted(peers.len() as u64, "other", "others");
+    let neighbours = counted(neighbours, "neighbour", "neighbours");
+    let _ = writeln!(text, "members  {there} of {others} alive, {neighbours}");
     let mut table = Table::default();
     for peer in peers {
         table.row([
@@ -177,7 +178,10 @@ fn render_dataset(text: &mut String, dataset: &json::DatasetStatus, style: Style
     }
     row("versions", format!("{}, digest {}", count(dataset.versions), plain(&dataset.digest)));
     if let Some(total) = dataset.to_index {
-        row("scan", format!("{} of {} files", count(dataset.indexed), count(total)));
+        row(
+            "scan",
+            format!("{} of {}", count(dataset.indexed), counted(total, "entry", "entries")),
+        );
     }
     if dataset.pending != 0 {
         let pending = counted(dataset.pending, "entry", "entries");
@@ -240,5 +244,29 @@ fn rate_and_time(dataset: &json::DatasetStatus) -> String {
             let time = std::time::Duration::from_secs(seconds);
             format!("{}, {rate}/s, about {} left", bytes(left), crate::text::duration(time))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_neighbour_is_told_as_one() {
+        let peer = serde_json::json!({
+            "node": "5f3a90c2d1e84b7796a0c3de12f48b60", "name": "b", "role": "writer",
+            "address": "127.0.0.1:7440", "connected": true, "reason": null, "presence": "alive",
+            "for_seconds": 1, "neighbour": true, "told_seconds_ago": 1, "neighbours": 1,
+            "rate_bytes": 0, "datasets": [],
+        });
+        let told = |number: usize| {
+            let peer = || serde_json::from_value(peer.clone()).expect("a peer");
+            let all: Vec<json::PeerStatus> = (0..number).map(|_| peer()).collect();
+            let mut text = String::new();
+            peers(&mut text, &all, Style::Plain);
+            text.lines().next().map(str::to_owned)
+        };
+        assert_eq!(told(1).as_deref(), Some("members  1 of 1 other alive, 1 neighbour"));
+        assert_eq!(told(2).as_deref(), Some("members  2 of 2 others alive, 2 neighbours"));
     }
 }

@@ -17,8 +17,8 @@ fn a_plan_is_a_table_a_document_and_a_picture() {
     assert!(output.status.success(), "{}", stderr(&output));
     let text = stdout(&output);
     // How many writes there are depends on which node fails.
-    assert!(text.contains("4 nodes: all have all 40 writes"), "{text}");
-    assert!(text.contains("12 nodes: all have all "), "{text}");
+    assert!(text.contains("4 nodes: all have the 40 writes"), "{text}");
+    assert!(text.contains("12 nodes: all have the "), "{text}");
 
     let picture = fs::read_to_string(svg).expect("it was drawn");
     assert!(picture.starts_with("<svg ") && picture.trim_end().ends_with("</svg>"));

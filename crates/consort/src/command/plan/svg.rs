@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use consort_sim::plan::Forecast;
 
-use crate::text::{count, duration};
+use crate::text::{count, counted, duration};
 
 /// The picture, and one of its three parts, in pixels.
 const WIDTH: f64 = 1200.0;
@@ -80,7 +80,7 @@ fn arrivals(svg: &mut String, forecasts: &[Forecast]) {
     let least = all.iter().copied().fold(f64::INFINITY, f64::min);
     let most = all.iter().copied().fold(1e-3, f64::max);
     let line = |forecast: &Forecast| Line {
-        name: format!("{} nodes", count(forecast.nodes.into())),
+        name: counted(forecast.nodes.into(), "node", "nodes"),
         points: seconds(forecast).into_iter().zip((0..=100).map(f64::from)).collect(),
         dots: false,
     };
