@@ -1,9 +1,10 @@
-//! `consort dev`: a cluster on this machine. [`cluster`] starts and ends the nodes, [`compare`] looks at the
-//! directories with eyes of its own, [`live`] shows what happens.
+//! `consort dev`: a cluster on this machine. [`cluster`] starts and ends the nodes in a [`place`] of their own,
+//! [`compare`] looks at the directories with eyes of its own, [`live`] shows what happens.
 
 mod cluster;
 mod compare;
 mod live;
+mod place;
 mod sample;
 
 use std::path::{Path, PathBuf};
@@ -62,6 +63,13 @@ impl Dev {
         let dir = self.dir.as_deref().map(existing).transpose()?;
         let parent =
             if context.home_is_chosen { context.home.clone() } else { std::env::temp_dir() };
+        let left = parent.clone();
+        for root in blocking(move || Ok(place::remove_abandoned(&left))).await? {
+            let root = plain(&root.display().to_string());
+            context.ui.say(format_args!(
+                "Removed {root}, which a `consort dev` that was killed had left."
+            ));
+        }
         let mut cluster = Cluster::new(&parent, dir)?;
         let worked = tokio::select! {
             worked = self.work(&mut cluster, context) => worked,

@@ -4,7 +4,6 @@
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::BufReader;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use crate::command::dev::place::Place;
 use crate::command::dev::sample;
 use crate::command::path_text;
 use crate::control::wire::{self, Request};
@@ -40,7 +40,7 @@ const LOG_TAIL_BYTES: usize = 2000;
 /// The cluster, running or not yet.
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    root: PathBuf,
+    place: Place,
     /// Made for us; to be removed too if it is empty in the end.
     made_parent: Option<PathBuf>,
     dataset: String,
@@ -87,13 +87,13 @@ impl Cluster {
             Some(dir) => dataset_name(&dir.file_name().unwrap_or_default().to_string_lossy()),
             None => "example".to_string(),
         };
-        let root = make_root(&parent)?;
-        Ok(Self { root, made_parent, dataset, dir, nodes: Vec::new() })
+        let place = Place::make(&parent)?;
+        Ok(Self { place, made_parent, dataset, dir, nodes: Vec::new() })
     }
 
     /// Where everything is that will be removed.
     pub(crate) fn root(&self) -> &Path {
-        &self.root
+        self.place.root()
     }
 
     /// The dataset's name.
@@ -109,7 +109,10 @@ impl Cluster {
     /// Starts so many nodes, as one cluster with one dataset.
     pub(crate) async fn start(&mut self, number: u32, ui: &Ui) -> Result<(), Error> {
         let nodes = counted(number.into(), "node", "nodes");
-        ui.say(format_args!("Starting {nodes} under {}", plain(&self.root.display().to_string())));
+        ui.say(format_args!(
+            "Starting {nodes} under {}",
+            plain(&self.root().display().to_string())
+        ));
         if let Some(dir) = &self.dir {
             ui.say(format_args!(
                 "node-1 works on {} itself, not on a copy: what changes in any node's directory changes there.",
@@ -194,12 +197,13 @@ impl Cluster {
                 tracing::warn!(node = node.name, "killed, as it did not stop in time");
                 node.child.kill().await.map_err(|error| {
                     Error::failed(format!("cannot end {}: {error}", node.name))
-                        .hint(format!("end it, then remove {}", self.root.display()))
+                        .hint(format!("end it, then remove {}", self.place.root().display()))
                 })?;
             }
         }
         self.nodes.clear();
-        fs::remove_dir_all(&self.root).map_err(|error| Error::io("remove", &self.root, &error))?;
+        let root = self.root();
+        fs::remove_dir_all(root).map_err(|error| Error::io("remove", root, &error))?;
         if let Some(parent) = &self.made_parent {
             // Somebody else may have begun to use it.
             let _ = fs::remove_dir(parent);
@@ -209,7 +213,7 @@ impl Cluster {
 
     async fn start_node(&mut self, number: u32, ticket: Option<&str>) -> Result<(), Error> {
         let name = format!("node-{number}");
-        let place = self.root.join(&name);
+        let place = self.root().join(&name);
         let home = place.join("home");
         let dir = match &self.dir {
             Some(dir) if number == 1 => dir.clone(),
@@ -346,19 +350,6 @@ impl Running {
         if let Some(pid) = pid {
             // It may have ended by itself, which is as good.
             let _ = kill_process(pid, Signal::TERM);
-        }
-    }
-}
-
-/// A directory that is new and ours alone.
-fn make_root(parent: &Path) -> Result<PathBuf, Error> {
-    let mut number = 0;
-    loop {
-        let root = parent.join(format!("consort-dev-{}-{number}", std::process::id()));
-        match fs::DirBuilder::new().mode(0o700).create(&root) {
-            Ok(()) => return Ok(root),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
-            Err(error) => return Err(Error::io("make", &root, &error)),
         }
     }
 }
