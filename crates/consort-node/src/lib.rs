@@ -18,6 +18,7 @@ mod error;
 pub mod folder;
 pub mod net;
 mod node;
+mod release;
 mod report;
 mod runtime;
 mod shared;

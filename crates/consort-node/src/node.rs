@@ -16,7 +16,7 @@ use std::time::Duration;
 use consort_core::model::merge::Saw;
 use consort_core::store::{Applied, LocalWrite, Sealer, StoreError};
 use consort_core::{Attributes, Content, DatasetId, Key, OnConflict};
-use consort_store::{Body, DiskStore, Transaction};
+use consort_store::{Body, DiskStore, OpenError, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::seals::{self, Seals};
@@ -30,6 +30,7 @@ use crate::net::{
     self, GossipKey, Identity, IdentityError, Invites, JoinDesk, JoinRefusal, Joiner, Network,
     NetworkConfig, Role, Ticket,
 };
+use crate::release::when_released;
 use crate::report::{Config, Initialized, Joined, NodeIdentity};
 use crate::runtime::{Cause, Runtime, wall_time};
 pub use entries::GetBody;
@@ -126,7 +127,9 @@ impl Node {
     pub async fn start(home: &Path, config: Config) -> Result<Self, NodeError> {
         let identity = Arc::new(Identity::load(&home.join("identity"))?);
         let (directory, node) = (home.join("store"), identity.node());
-        let store = blocking(move || Ok(DiskStore::open_for(&directory, Some(node))?)).await?;
+        let open = move || DiskStore::open_for(&directory, Some(node));
+        let is_held = |error: &OpenError| matches!(error, OpenError::Locked(_));
+        let store = blocking(move || Ok(when_released(open, is_held)?)).await?;
         let cluster = cluster_dataset(&identity.authority_fingerprint());
         store.open_dataset(cluster)?;
         let sealer = seals::sealer(cluster.id, &identity);

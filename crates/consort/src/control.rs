@@ -172,9 +172,9 @@ mod tests {
         let place = tempfile::tempdir().expect("a temporary directory");
         let path = socket_path(place.path());
         drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
-        assert!(!Socket::is_served(&path).await);
+        assert!(!Client::new(place.path()).is_up().await);
         let socket = Socket::bind(&path).expect("the stale one is replaced");
-        assert!(Socket::is_served(&path).await);
+        assert!(Client::new(place.path()).is_up().await);
         let mode = std::fs::metadata(&path).expect("it is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         drop(socket);

@@ -20,6 +20,8 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsStream;
 
+use crate::release::Release;
+
 use super::connection::{NobodyListens, kind};
 use super::datagram::{DatagramCounts, Datagrams, GossipKey, MAX_SEALED_BYTES};
 use super::frame::{FrameReader, FrameWriter, MAX_CONTENT_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES};
@@ -493,15 +495,32 @@ impl Drop for Network {
 /// datagrams.
 const PORT_ATTEMPTS: usize = 16;
 
-/// Both sockets on one port. A port on which only connections can be had has to do.
+/// Both sockets on one port. A port on which only connections can be had has to do, but not because a process that was
+/// killed just now still holds the other half.
 async fn bind(addr: SocketAddr) -> io::Result<(TcpListener, Option<UdpSocket>)> {
-    let mut attempt = 1;
+    let (mut attempt, release) = (1, Release::begin());
+    let rest = |error: &io::Error| {
+        release.rest().filter(|_| addr.port() != 0 && error.kind() == io::ErrorKind::AddrInUse)
+    };
     loop {
-        let listener = TcpListener::bind(addr).await?;
+        let listener = match TcpListener::bind(addr).await {
+            Ok(listener) => listener,
+            Err(error) => match rest(&error) {
+                Some(rest) => {
+                    tokio::time::sleep(rest).await;
+                    continue;
+                }
+                None => return Err(error),
+            },
+        };
         let bound = SocketAddr::new(addr.ip(), listener.local_addr()?.port());
         match UdpSocket::bind(bound).await {
             Ok(socket) => return Ok((listener, Some(socket))),
             Err(_) if addr.port() == 0 && attempt < PORT_ATTEMPTS => attempt += 1,
+            Err(error) if rest(&error).is_some() => {
+                drop(listener);
+                tokio::time::sleep(rest(&error).unwrap_or_default()).await;
+            }
             Err(error) => {
                 tracing::warn!(%bound, %error, "there will be no datagrams, only connections");
                 return Ok((listener, None));

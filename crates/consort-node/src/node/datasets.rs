@@ -11,6 +11,7 @@ use consort_core::{Attributes, DatasetId, FingerprintKey, OnConflict};
 use crate::cluster::{DatasetFact, dataset_key, encode_dataset, valid_dataset_name};
 use crate::error::{ErrorKind, NodeError};
 use crate::net::{self, Role};
+use crate::release::when_released;
 use crate::report::{Dataset, DatasetOptions, FeedCursor, Link, LinkOptions, Linked, Mode};
 use crate::runtime::wall_time;
 use crate::shared::LinkSetting;
@@ -217,7 +218,8 @@ impl Node {
                 shared.store.set_linked(link.dataset, true)?;
                 let (name, policy) = (fact.name.clone(), fact.on_conflict);
                 let known = link.root.is_some();
-                match shared.start_folder(name, policy, link) {
+                let start = || shared.start_folder(name.clone(), policy, link.clone());
+                match when_released(start, |error| error.kind == ErrorKind::Conflict) {
                     Ok(_) => learned |= !known,
                     Err(error) => {
                         tracing::error!(dataset = fact.name, %error, "a directory cannot be linked");

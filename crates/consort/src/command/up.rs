@@ -1,20 +1,26 @@
 //! `consort up`
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use consort_node::{Config, Node};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::command::interrupt::Interrupt;
 use crate::command::{Context, path_text};
 use crate::control::server::Socket;
 use crate::control::service::NodeService;
 use crate::control::socket_path;
+use crate::control::wire::Request;
 use crate::error::Error;
 use crate::json;
 use crate::text::plain;
+
+/// How long a running node may take to say that it runs.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
 
 /// Run the node in the foreground until SIGTERM or Ctrl-C.
 ///
@@ -38,7 +44,7 @@ pub(crate) struct Up {
 impl Up {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Error> {
         let socket = socket_path(&context.home);
-        if Socket::is_served(&socket).await {
+        if is_up(context).await {
             let home = plain(&context.home.display().to_string());
             return Err(Error::failed(format!("a node runs already with the home {home}"))
                 .hint("stop that one first, or name another home with --home"));
@@ -86,6 +92,17 @@ impl Up {
         }
         announced
     }
+}
+
+/// Whether a node runs with this home. One that was killed just now may take a connection yet, but it answers nothing.
+async fn is_up(context: &Context) -> bool {
+    let node = context.node();
+    if !node.is_up().await {
+        return false;
+    }
+    let answers = node.all::<json::Dataset>(Request::Datasets);
+    // One that takes longer is busy, not gone.
+    timeout(ANSWER_TIME, answers).await.map_or(true, |answered| answered.is_ok())
 }
 
 fn announce(node: &Node, context: &Context) -> Result<(), Error> {

@@ -105,11 +105,6 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Whether a node listens at `path`.
-    pub(crate) async fn is_served(path: &Path) -> bool {
-        UnixStream::connect(path).await.is_ok()
-    }
-
     /// Listens at `path`, in place of a socket that a crash left there. The caller holds the node's store, so that
     /// no other node can listen there.
     pub(crate) fn bind(path: &Path) -> io::Result<Self> {

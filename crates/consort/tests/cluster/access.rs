@@ -156,6 +156,16 @@ fn a_home_in_use_by_a_running_node_is_refused() {
 }
 
 #[test]
+fn a_node_starts_right_after_it_was_killed() {
+    let mut cluster = Cluster::linked(2);
+    for number in 0..5 {
+        fs::write(cluster.nodes[1].path(&format!("file-{number}")), vec![7; 1 << 20]).expect("new");
+        cluster.nodes[0].kill_and_start();
+        cluster.settle();
+    }
+}
+
+#[test]
 fn a_store_of_a_newer_format_is_left_alone() {
     let mut cluster = Cluster::linked(1);
     cluster.nodes[0].stop();

@@ -318,6 +318,14 @@ impl Node {
         }
     }
 
+    /// Kills the node and starts it again before the system may have put away what the killed process had.
+    pub(crate) fn kill_and_start(&mut self) {
+        let mut killed = self.process.take().expect("it runs");
+        killed.kill().expect("it can be killed");
+        self.start();
+        killed.wait().expect("it can be waited for");
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         self.process.is_some()
     }
