@@ -18,7 +18,8 @@ use crate::shared::LinkSetting;
 
 use super::{Node, blocking, removal};
 
-/// How long a node that has not heard from its cluster is given to hear of a dataset.
+/// How long a node is given to hear of a dataset that it does not know: from its cluster at all, if it has not yet, and
+/// otherwise of what was done on other nodes just now.
 const HEAR_GRACE: Duration = Duration::from_secs(5);
 
 impl Node {
@@ -234,10 +235,19 @@ impl Node {
         .await
     }
 
-    /// A dataset by its name. A node that has not heard from its cluster since it started gets a moment for it.
+    /// A dataset by its name. One that was made before the call on a node that can be reached is found, too.
     pub(super) async fn fact(&self, name: &str) -> Result<DatasetFact, NodeError> {
         if let Some(fact) = self.look_up(name).await {
             return Ok(fact);
+        }
+        if self.shared.has_heard() {
+            let mut missing = String::new();
+            let news = self.await_changes(self.shared.cluster.id, &mut missing);
+            // What has not come by then may come at any time, or never.
+            let _ = tokio::time::timeout(HEAR_GRACE, news).await;
+            if let Some(fact) = self.shared.facts().dataset(name) {
+                return Ok(fact.clone());
+            }
         }
         let error = NodeError::failed(format!("there is no dataset {name}"));
         Err(if self.shared.has_heard() {

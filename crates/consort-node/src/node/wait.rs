@@ -50,15 +50,33 @@ impl Node {
         *missing = "peers that were seen before are not connected yet".to_owned();
         self.await_peers().await;
 
+        let reached = self.await_changes(dataset, missing).await?;
+        // A dataset that was dropped meanwhile has nothing to show.
+        self.fact(name).await?;
+        self.await_directory(name, dataset, missing).await?;
+        let versions = self.shared.store.view(dataset)?.summary().digest.count;
+        let metadata_only = self.shared.link_of(dataset).is_none();
+        Ok(Waited { versions, peers: reached, metadata_only })
+    }
+
+    /// Returns when everything that reachable peers hold of a dataset by now is here, and how many peers that were; or
+    /// when there is no such dataset any more.
+    pub(super) async fn await_changes(
+        &self,
+        dataset: DatasetId,
+        missing: &mut String,
+    ) -> Result<usize, NodeError> {
         let mut changed = self.shared.watch();
         let barrier = self.ask(|reply| Cause::Barrier { dataset, reply }).await?;
-        let guard = BarrierGuard { node: self, id: barrier };
+        let _guard = BarrierGuard { node: self, id: barrier };
         let mut peers = BTreeMap::new();
-        let reached = loop {
+        loop {
             changed.borrow_and_update();
             self.require_store()?;
             // A dataset that is dropped meanwhile has nobody to wait for.
-            self.fact(name).await?;
+            if !self.has_dataset(dataset) {
+                return Ok(peers.len());
+            }
             let answers = self.ask(|reply| Cause::BarrierState { id: barrier, reply }).await?;
             let now = Instant::now();
             for Answer { link, head } in answers {
@@ -67,16 +85,17 @@ impl Node {
             peers.retain(|_, seen| seen.is_reachable(now));
             let waiting: Vec<_> = peers.iter().filter(|(_, seen)| seen.is_missing()).collect();
             if waiting.is_empty() {
-                break peers.len();
+                return Ok(peers.len());
             }
             *missing = self.describe_waiting(&waiting, now);
             pause(&mut changed).await;
-        };
-        drop(guard);
-        self.await_directory(name, dataset, missing).await?;
-        let versions = self.shared.store.view(dataset)?.summary().digest.count;
-        let metadata_only = self.shared.link_of(dataset).is_none();
-        Ok(Waited { versions, peers: reached, metadata_only })
+        }
+    }
+
+    fn has_dataset(&self, dataset: DatasetId) -> bool {
+        let facts = self.shared.facts();
+        dataset == self.shared.cluster.id
+            || facts.datasets.iter().any(|fact| fact.parameters.id == dataset)
     }
 
     /// Takes in what was changed in this node's own directory.

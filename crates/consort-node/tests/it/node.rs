@@ -242,6 +242,31 @@ async fn a_member_is_shown_where_it_listens_whoever_dialed_and_wherever_it_was_b
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dataset_that_was_made_just_now_on_another_node_is_found() {
+    let (a, b) = pair().await;
+    for number in 0..10 {
+        // What is on its way before it takes its time to become durable.
+        let writes: Vec<_> = (0..50)
+            .map(|write| {
+                let (node, body) = ((*a).clone(), std::io::Cursor::new(vec![7; 10_000]));
+                let key = format!("{number}/{write}");
+                tokio::spawn(async move {
+                    node.put("photos", &key, body, PutOptions::default()).await.expect("it is put");
+                })
+            })
+            .collect();
+        let name = format!("photos-{number}");
+        a.create_dataset(&name, DatasetOptions::default()).await.expect("it is made");
+        b.dataset(&name).await.expect("it is found");
+        for write in writes {
+            write.await.expect("it ends");
+        }
+    }
+    let error = b.dataset("photoz").await.expect_err("nobody made it");
+    assert!(error.message.contains("no dataset photoz"), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_restart_and_find_each_other() {
     let (mut a, mut b) = pair().await;
     a.write("key", "value").await;
