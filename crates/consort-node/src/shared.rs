@@ -463,3 +463,25 @@ fn decode_links(bytes: &[u8]) -> Result<Vec<LinkSetting>, DecodeError> {
     from.finish()?;
     Ok(links)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// A store may have been damaged, or be of a later version.
+        #[test]
+        fn any_bytes_are_a_setting_or_refused(
+            bytes in prop::collection::vec(prop_oneof![0u8..8, any::<u8>()], 0..120),
+        ) {
+            if let Ok(learned) = decode_learned(&bytes) {
+                prop_assert_eq!(decode_learned(&encode_learned(&learned)), Ok(learned));
+            }
+            if let Ok(links) = decode_links(&bytes) {
+                prop_assert_eq!(decode_links(&encode_links(&links)), Ok(links));
+            }
+        }
+    }
+}

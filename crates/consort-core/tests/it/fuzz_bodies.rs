@@ -1,11 +1,13 @@
 //! What the fuzz targets in `fuzz/` do with their bytes. Here so that a test drives them with a bounded number of
 //! random inputs on every compiler; finding more than that is the fuzzer's work.
 
+use consort_core::content::exchange::{Request, Response};
 use consort_core::content::manifest;
 use consort_core::content::{ChunkRef, NodeRef};
 use consort_core::encoding::Reader;
 use consort_core::model::canonical;
 use consort_core::protocol::event::Access;
+use consort_core::protocol::membership::{self, MAX_DATAGRAM_BYTES, Member, Membership, Word};
 use consort_core::protocol::{Effect, Envelope, Event, Message, Now, Replica, codec};
 use consort_core::store::memory::MemoryStore;
 use consort_core::store::{DatasetParameters, Epoch, LocalWrite, Store};
@@ -38,6 +40,47 @@ pub(crate) fn manifest(bytes: &[u8]) {
     let chunk = ChunkRef::to(&node[..node.len().min(1024)]);
     let reference = NodeRef { chunk, span: u64::from(*span) };
     let _ = manifest::decode(node, 1 + level % 4, &reference);
+}
+
+/// What is a request for chunks has one encoding; of a response, nothing is longer than what it is in.
+pub(crate) fn exchange(bytes: &[u8]) {
+    if let Ok(request) = Request::decode(bytes) {
+        let mut again = Vec::new();
+        request.encode(&mut again);
+        assert_eq!(again, bytes);
+    }
+    if let Ok(response) = Response::decode(bytes) {
+        let length: usize = response.answers.into_iter().flatten().map(<[u8]>::len).sum();
+        assert!(length <= bytes.len());
+    }
+}
+
+/// A word has one encoding, and a member takes any datagram of another: it answers within the bounds of datagrams.
+pub(crate) fn datagram(bytes: &[u8]) {
+    if let Ok(word) = Word::decode(bytes) {
+        assert_eq!(&[word.encode()][..], bytes);
+    }
+    let member = |id| Member { node: NodeId([id; 16]), passes_on: true, dialable: true };
+    let mut now = Instant(0);
+    let mut own = Membership::new(member(0), 1, 0, now);
+    let members = (0..4).map(member).collect();
+    let received = membership::Event::Received { from: NodeId([1; 16]), datagram: bytes.to_vec() };
+    let events = [
+        membership::Event::Members { members },
+        received.clone(),
+        membership::Event::DeadlinePassed,
+        received,
+    ];
+    for event in events {
+        let mut effects = Vec::new();
+        own.handle(event, now, &mut effects);
+        for effect in effects {
+            if let membership::Effect::Send { datagram, .. } = effect {
+                assert!(datagram.len() <= MAX_DATAGRAM_BYTES);
+            }
+        }
+        now = own.deadline();
+    }
 }
 
 /// A link that is up takes any messages: it carries on or ends, and asks for nothing without bounds.
@@ -102,7 +145,20 @@ mod bounded {
             super::message(&bytes);
             super::entry(&bytes);
             super::manifest(&bytes);
+            super::exchange(&bytes);
+            super::datagram(&bytes);
             super::link(&bytes);
+        }
+
+        #[test]
+        fn what_almost_is_a_datagram_does_no_harm(
+            swim in prop::collection::vec(prop_oneof![0u8..4, any::<u8>()], 0..100),
+            news in prop::collection::vec(prop_oneof![0u8..4, any::<u8>()], 0..100),
+        ) {
+            // What a member looks into has to be cut well, and to say that it comes from where it does.
+            let swim = [&[1; 16], &swim[..]].concat();
+            let length = u16::try_from(swim.len()).expect("short").to_le_bytes();
+            super::datagram(&[&length[..], &swim, &news].concat());
         }
 
         #[test]

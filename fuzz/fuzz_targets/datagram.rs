@@ -1,0 +1,8 @@
+//! Arbitrary bytes as a word, and as a datagram of another member. The body is shared with a test that runs everywhere.
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../../crates/consort-core/tests/it/fuzz_bodies.rs"]
+mod fuzz_bodies;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz_bodies::datagram(bytes));
