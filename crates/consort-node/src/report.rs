@@ -360,7 +360,8 @@ impl fmt::Display for Presence {
 pub struct PeerDataset {
     /// Its name.
     pub name: String,
-    /// It held the same versions as this node does now, and its directory, if there is one, showed them.
+    /// It held the same versions as this node does now, and its directory, if there is one, showed them. Never so of one that is
+    /// not there: it may have gone on since.
     pub in_sync: bool,
     /// How many versions it held.
     pub versions: u64,

@@ -293,6 +293,7 @@ pub(crate) struct PeerStatus {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct PeerDataset {
     pub(crate) name: String,
+    /// It holds the same as this node, as far as it told. False if it is not there: then nobody knows.
     pub(crate) in_sync: bool,
     pub(crate) versions: u64,
     /// Versions that it has fewer than this node.

@@ -90,7 +90,10 @@ impl Node {
                 told_seconds_ago: news.map(|(ago, _)| ago.as_secs()),
                 neighbours: news.map_or(0, |(_, news)| news.links.into()),
                 rate_bytes: news.map_or(0, |(_, news)| news.rate),
-                datasets: news.map_or_else(Vec::new, |(_, news)| compare(&facts, here, news)),
+                datasets: news.map_or_else(Vec::new, |(_, news)| {
+                    let is_there = matches!(presence, Presence::Alive | Presence::Suspected);
+                    compare(&facts, here, news, is_there)
+                }),
             }
         };
         Ok(others.map(describe).collect())
@@ -381,8 +384,8 @@ pub fn check_store(home: &Path, mut progress: impl FnMut(u64)) -> Result<Vec<Fin
     Ok(findings)
 }
 
-/// How a member stood with the datasets that are known here.
-fn compare(facts: &Facts, here: &[DatasetStatus], news: &News) -> Vec<PeerDataset> {
+/// How a member stood with the datasets that are known here. What one that is not there holds by now, nobody knows.
+fn compare(facts: &Facts, here: &[DatasetStatus], news: &News, is_there: bool) -> Vec<PeerDataset> {
     let mut compared = Vec::new();
     for dataset in here {
         let Some(fact) = facts.dataset(&dataset.name) else { continue };
@@ -394,7 +397,7 @@ fn compare(facts: &Facts, here: &[DatasetStatus], news: &News) -> Vec<PeerDatase
         let is_same = there.digest == short_digest(sum) && there.versions == dataset.versions;
         compared.push(PeerDataset {
             name: dataset.name.clone(),
-            in_sync: is_same && (there.pending == 0 || !there.linked),
+            in_sync: is_there && is_same && (there.pending == 0 || !there.linked),
             versions: there.versions,
             behind: dataset.versions.saturating_sub(there.versions),
             pending: if there.linked { there.pending } else { 0 },

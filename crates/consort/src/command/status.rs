@@ -69,7 +69,7 @@ fn render(status: &json::Status, style: Style) -> String {
     }
     for dataset in &status.datasets {
         text.push('\n');
-        render_dataset(&mut text, dataset, style);
+        render_dataset(&mut text, dataset, &status.peers, style);
     }
     text
 }
@@ -122,11 +122,21 @@ fn standing(peer: &json::PeerStatus, style: Style) -> String {
     }
 }
 
+/// Whether a member was heard of, and nobody knows that it is gone.
+fn is_there(peer: &json::PeerStatus) -> bool {
+    matches!(peer.presence.as_str(), "alive" | "suspected")
+}
+
 /// Where a member differs from this node, and how old that news is, if it is old.
 fn datasets(peer: &json::PeerStatus, style: Style) -> String {
     let Some(ago) = peer.told_seconds_ago else {
         return "told nothing yet".to_string();
     };
+    // It may hold more by now.
+    if !is_there(peer) {
+        let ago = duration(Duration::from_secs(ago));
+        return style.paint(Tone::Notice, format_args!("heard last {ago} ago"));
+    }
     let describe = |dataset: &json::PeerDataset| {
         let name = plain(&dataset.name);
         let mut parts = Vec::new();
@@ -153,7 +163,12 @@ fn datasets(peer: &json::PeerStatus, style: Style) -> String {
     style.paint(tone, text)
 }
 
-fn render_dataset(text: &mut String, dataset: &json::DatasetStatus, style: Style) {
+fn render_dataset(
+    text: &mut String,
+    dataset: &json::DatasetStatus,
+    peers: &[json::PeerStatus],
+    style: Style,
+) {
     let tone = match dataset.state {
         DatasetState::InSync => Tone::Good,
         DatasetState::Syncing | DatasetState::Scanning | DatasetState::Waiting => Tone::Notice,
@@ -163,7 +178,7 @@ fn render_dataset(text: &mut String, dataset: &json::DatasetStatus, style: Style
         text,
         "{}  {}",
         style.paint(Tone::Strong, format_args!("dataset {}", plain(&dataset.name))),
-        style.paint(tone, state(dataset))
+        style.paint(tone, state(dataset, peers))
     );
     let mut table = Table::default();
     let mut row = |name: &str, value: String| table.row([format!("  {name}"), value]);
@@ -206,14 +221,19 @@ fn render_dataset(text: &mut String, dataset: &json::DatasetStatus, style: Style
     text.push_str(&table.to_string());
 }
 
-/// The state in words. What is in sync without a directory is so as far as metadata goes.
-fn state(dataset: &json::DatasetStatus) -> String {
-    let state = dataset.state.as_str().replace('-', " ");
-    if dataset.metadata_only && dataset.state == DatasetState::InSync {
-        state + " (not linked here: contents are fetched when read)"
-    } else {
-        state
+/// The state in words. What is in sync is so with those that are there; without a directory, as far as metadata goes.
+fn state(dataset: &json::DatasetStatus, peers: &[json::PeerStatus]) -> String {
+    let mut state = dataset.state.as_str().replace('-', " ");
+    if dataset.state == DatasetState::InSync {
+        let away = peers.iter().filter(|peer| !is_there(peer)).count();
+        if away != 0 {
+            let _ = write!(state, " with those that are there; {away} of {} are not", peers.len());
+        }
+        if dataset.metadata_only {
+            state.push_str(" (not linked here: contents are fetched when read)");
+        }
     }
+    state
 }
 
 /// How many versions wait for somebody to choose, where they are, and how to choose.

@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::network::{Network, Place};
 use crate::random::from_environment;
 use crate::tree;
 
@@ -51,6 +52,8 @@ pub(crate) struct Node {
     pub(crate) dir: PathBuf,
     /// Where others reach it: chosen at the first start, kept from then on.
     pub(crate) listen: SocketAddr,
+    /// Where it runs, if that is not simply on this machine.
+    place: Option<Place>,
     log: PathBuf,
     process: Option<Child>,
 }
@@ -67,9 +70,7 @@ pub(crate) struct Outcome {
 impl Cluster {
     /// A cluster of `count` running nodes, connected with each other, without a dataset.
     pub(crate) fn new(count: usize) -> Self {
-        let temp =
-            tempfile::Builder::new().prefix("consort-").tempdir().expect("a temporary place");
-        let mut cluster = Self { nodes: Vec::new(), temp };
+        let mut cluster = Self::empty();
         let first = cluster.add_node();
         first.run(["init", "--name", &first.name]).expect_done();
         first.start();
@@ -78,6 +79,33 @@ impl Cluster {
         }
         cluster.expect_connected();
         cluster
+    }
+
+    /// A cluster with a running node in each place of a network, without a dataset.
+    pub(crate) fn across(network: &Network) -> Self {
+        let mut cluster = Self::empty();
+        for place in &network.places {
+            let node = cluster.add_node();
+            node.listen = place.listen;
+            node.place = Some(place.clone());
+        }
+        let (first, others) = cluster.nodes.split_first_mut().expect("places");
+        first.run(["init", "--name", &first.name]).expect_done();
+        first.start();
+        let ticket = first.invite(&["--uses", &others.len().to_string()]);
+        for node in others {
+            let listen = node.listen.to_string();
+            node.run(["join", &ticket, "--name", &node.name, "--listen", &listen]).expect_done();
+            node.start();
+        }
+        cluster.expect_connected();
+        cluster
+    }
+
+    fn empty() -> Self {
+        let temp =
+            tempfile::Builder::new().prefix("consort-").tempdir().expect("a temporary place");
+        Self { nodes: Vec::new(), temp }
     }
 
     /// A cluster of `count` nodes whose directories are linked to [`DATASET`]; they are empty.
@@ -99,8 +127,7 @@ impl Cluster {
 
     /// Adds a node that has neither identity nor store yet.
     pub(crate) fn add_node(&mut self) -> &mut Node {
-        let name =
-            char::from(b'a' + u8::try_from(self.nodes.len()).expect("few nodes")).to_string();
+        let name = name_of(self.nodes.len());
         let place = self.temp.path().join(&name);
         let dir = place.join("dir");
         fs::create_dir_all(&dir).expect("a directory for the node");
@@ -110,6 +137,7 @@ impl Cluster {
             dir,
             name,
             listen: own_address(),
+            place: None,
             process: None,
         });
         self.nodes.last_mut().expect("just added")
@@ -398,7 +426,11 @@ impl Node {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_consort"));
+        let program = env!("CARGO_BIN_EXE_consort");
+        let mut command = match &self.place {
+            Some(place) => place.command(program),
+            None => Command::new(program),
+        };
         command.arg("--home").arg(&self.home).env_remove("CONSORT_HOME").env_remove("CONSORT_LOG");
         command
     }
@@ -504,6 +536,15 @@ fn differences_between(nodes: &[&Node]) -> Vec<String> {
             found.into_iter().map(|line| format!("{} and {}: {line}", first.name, node.name))
         })
         .collect()
+}
+
+/// `a` to `z`, then `aa` and so on.
+fn name_of(number: usize) -> String {
+    let letter = char::from(b'a' + u8::try_from(number % 26).expect("below 26"));
+    match number / 26 {
+        0 => letter.to_string(),
+        more => format!("{}{letter}", name_of(more - 1)),
+    }
 }
 
 /// A loopback address of this node's own, so that no connection of anybody else takes its port while it is down.

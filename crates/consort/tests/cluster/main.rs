@@ -4,6 +4,7 @@
 //! What the tests stand on:
 //!
 //! - [`cluster`]: nodes as child processes that always end, and waiting with a bound.
+//! - [`network`]: a network of the test's own, which can be split.
 //! - [`random`]: the one source of chance, so that a seed repeats a run.
 //! - [`tree`]: a directory that looks like a real one, and the comparison of directories.
 //! - [`operations`]: random changes of directories.
@@ -17,6 +18,7 @@
 //! - [`conflicts`]: concurrent writes under each policy, and choosing.
 //! - [`directories`]: what can happen to a linked directory: mass deletion, ignored and impossible names, a full disk.
 //! - [`neighbours`]: more nodes than can all be linked with each other.
+//! - [`thirty`]: a network that is split and heals, nodes that are killed, and what a node costs that has nothing to do.
 //! - [`access`]: tickets, members, ports and stores that are not in order.
 
 mod access;
@@ -26,8 +28,10 @@ mod conflicts;
 mod directories;
 mod ledger;
 mod neighbours;
+mod network;
 mod operations;
 mod random;
 mod storm;
 mod syncing;
+mod thirty;
 mod tree;
