@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use consort_core::encoding::{DecodeError, Reader, Writer};
 use consort_core::store::{DatasetParameters, StoreError, View};
 use consort_core::{
-    Content, DatasetId, Dot, FingerprintKey, Key, NodeId, OnConflict, Version, WallTime,
+    AuthorId, Content, DatasetId, Dot, FingerprintKey, Key, NodeId, OnConflict, Version, WallTime,
 };
 
 use crate::net::{GossipKey, Role};
@@ -172,6 +172,11 @@ impl Facts {
     /// The member with this identity.
     pub(crate) fn member(&self, node: NodeId) -> Option<&MemberFact> {
         self.members.iter().find(|member| member.node == node)
+    }
+
+    /// The member whose store an author is: it begins as the node's identity does.
+    pub(crate) fn writer(&self, author: AuthorId) -> Option<&MemberFact> {
+        self.members.iter().find(|member| member.node.0[..8] == author.0[..8])
     }
 }
 

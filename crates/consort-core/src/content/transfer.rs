@@ -277,6 +277,17 @@ impl Transfer {
         self.providers.get(&peer).is_some_and(|provider| !provider.requests.is_empty())
     }
 
+    /// Whether there are chunks that nobody has now.
+    pub fn is_lacking(&self) -> bool {
+        !self.retries.is_empty()
+    }
+
+    /// Whether there are such, and a provider has said of each of them that it does not have it.
+    pub fn is_lacked_by(&self, peer: NodeId) -> bool {
+        let lacks = |(_, chunk): &(Instant, ChunkRef)| self.wants[chunk].lacking.contains(&peer);
+        self.is_lacking() && self.retries.iter().all(lacks)
+    }
+
     /// When [`on_deadline`](Self::on_deadline) has something to do.
     pub fn deadline(&self) -> Option<Instant> {
         let providers = self.providers.values().filter_map(Provider::deadline);

@@ -117,7 +117,7 @@ impl Fetcher {
                 connections: BTreeMap::new(),
                 next_connection: 0,
                 alarm: None,
-                lacking: false,
+                reported: false,
                 status: FetchStatus::default(),
             }),
         });
@@ -142,9 +142,19 @@ impl Fetcher {
         });
     }
 
-    /// Whether there was a chunk that none of the peers has, since this was asked last: somebody else may.
-    pub fn take_lacking(&self) -> bool {
-        std::mem::take(&mut self.shared.lock().lacking)
+    /// Whether a chunk was found to be one that none of the peers has, since this was asked last.
+    pub fn take_reported(&self) -> bool {
+        std::mem::take(&mut self.shared.lock().reported)
+    }
+
+    /// Whether there is a chunk that is wanted and that none of the peers has.
+    pub fn is_lacking(&self) -> bool {
+        self.shared.lock().transfer.is_lacking()
+    }
+
+    /// Whether there are such, and this peer said so of each of them.
+    pub fn is_lacked_by(&self, peer: NodeId) -> bool {
+        self.shared.lock().transfer.is_lacked_by(peer)
     }
 
     /// Wants chunks; never blocks. Each arrives in `sink` once, in any order, as verified bytes;
@@ -254,7 +264,8 @@ struct State {
     /// What the timer waits for.
     alarm: Option<consort_core::Instant>,
     status: FetchStatus,
-    lacking: bool,
+    /// A chunk was found to be unavailable.
+    reported: bool,
 }
 
 /// A connection that exists or is being made; it ends when this is dropped.
@@ -344,7 +355,7 @@ impl State {
     }
 
     fn on_unavailable(&mut self, chunk: ChunkRef, lacking: usize) {
-        self.lacking = true;
+        self.reported = true;
         let reason = match lacking {
             0 => Unavailable::NobodyThere,
             peers => Unavailable::Lacking { peers },

@@ -163,10 +163,9 @@ fn path_of(view: &DiskView, key: &Key, dot: Dot) -> Result<Option<Key>, NodeErro
     Ok(None)
 }
 
-/// Whose store an author is: it begins as the node's identity does. Of a node that is not known, its beginning.
+/// Who an author is. Of a node that is not known, how it begins.
 fn author(facts: &Facts, author: AuthorId) -> (Option<consort_core::NodeId>, String) {
-    let begins = |id: &[u8; 16]| id[..8] == author.0[..8];
-    match facts.members.iter().find(|member| begins(&member.node.0)) {
+    match facts.writer(author) {
         Some(member) => (Some(member.node), member.name.clone()),
         None => (None, author.short().to_string()),
     }

@@ -259,7 +259,7 @@ impl Runtime {
     }
 
     /// The datasets that only neighbours have links for: all but the cluster's own.
-    fn linked_datasets(&self) -> Vec<DatasetId> {
+    pub(super) fn linked_datasets(&self) -> Vec<DatasetId> {
         let cluster = self.shared.cluster.id;
         self.replicas.keys().copied().filter(|dataset| *dataset != cluster).collect()
     }

@@ -6,6 +6,9 @@ use serde_json::Value;
 
 use crate::cluster::{Cluster, DATASET, Node, array, text, until};
 
+/// More than are kept in the version itself.
+const LARGE: usize = 100_000;
+
 /// More than are fully linked.
 const MANY: usize = 12;
 
@@ -88,4 +91,24 @@ fn a_dozen_nodes_have_few_neighbours_each_and_everything_reaches_everybody() {
     cluster.settle();
     assert!(cluster.nodes[7].path("after").exists());
     cluster.stop_and_check();
+}
+
+#[test]
+fn a_directory_gets_what_only_one_has_who_is_no_neighbour() {
+    let cluster = Cluster::new(MANY);
+    let (first, others) = cluster.nodes.split_first().expect("there are nodes");
+    first.run(["dataset", "create", DATASET]).expect_done();
+    first.link();
+    let content = |node: &Node| node.name.repeat(LARGE).into_bytes();
+    for node in others {
+        until(&format!("{} to know the dataset", node.name), || {
+            node.run(["dataset", "show", DATASET]).status.success()
+        });
+        node.put(&node.name, &content(node)).expect_done();
+    }
+    first.wait();
+    for node in others {
+        let there = fs::read(first.path(&node.name)).expect("it was waited for");
+        assert!(there == content(node), "what {} wrote", node.name);
+    }
 }

@@ -234,9 +234,12 @@ fn what_nobody_has_is_reported_once_a_round_and_asked_of_whoever_comes() {
     assert_eq!(world.unavailable.len(), 1);
     world.answer(node(0));
     assert_eq!(world.unavailable.len(), 2);
+    assert!(world.transfer.is_lacking() && world.transfer.is_lacked_by(node(0)));
     world.peers.insert(node(1), holder(1));
     world.set_up(node(1), true);
+    assert!(!world.transfer.is_lacked_by(node(1)), "it has not answered yet");
     world.answer(node(1));
+    assert!(!world.transfer.is_lacking());
     assert!(world.is_done() && world.transfer.deadline().is_none());
 }
 
