@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::io::{ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -230,18 +230,12 @@ async fn read_frames(
     peer: NodeId,
     connection: u64,
 ) -> Result<String, NobodyListens> {
-    let mut received = reader.received();
     loop {
-        let mut frame = match timeout(SILENCE_LIMIT, reader.read()).await {
-            Ok(Ok(Some(frame))) => frame,
-            Ok(Ok(None)) => return Ok("it closed the connection".to_owned()),
-            Ok(Err(error)) => return Ok(describe(&error)),
-            // A frame can be so long, and a connection so slow, that it takes this long to arrive.
-            Err(_) if reader.received() > received => {
-                received = reader.received();
-                continue;
-            }
-            Err(_) => return Ok(format!("nothing was heard from it for {SILENCE_LIMIT:?}")),
+        let mut frame = match unless_silent(reader, SILENCE_LIMIT).await {
+            Some(Ok(Some(frame))) => frame,
+            Some(Ok(None)) => return Ok("it closed the connection".to_owned()),
+            Some(Err(error)) => return Ok(describe(&error)),
+            None => return Ok(format!("nothing was heard from it for {SILENCE_LIMIT:?}")),
         };
         match frame.pop() {
             Some(kind::FRAME) => {
@@ -253,6 +247,23 @@ async fn read_frames(
                 shared.report(NetEvent::Word { peer, connection, bytes: frame }).await?;
             }
             _ => return Ok("it sent a frame of an unknown kind".to_owned()),
+        }
+    }
+}
+
+/// The next frame; `None` if nothing at all was heard for `limit`. A frame can be so long, and a connection so slow, that
+/// it takes longer to arrive.
+async fn unless_silent<R: AsyncRead + Unpin>(
+    reader: &mut FrameReader<R>,
+    limit: Duration,
+) -> Option<Result<Option<Vec<u8>>, FrameError>> {
+    loop {
+        let before = reader.received();
+        if let Ok(read) = timeout(limit, reader.read()).await {
+            return Some(read);
+        }
+        if reader.received() == before {
+            return None;
         }
     }
 }
@@ -300,4 +311,35 @@ fn describe(error: &FrameError) -> String {
 fn is_gone(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    #[test]
+    fn silence_counts_from_the_last_byte_whatever_was_heard_before_and_a_slow_frame_is_none() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let limit = Duration::from_secs(1);
+            let (mut peer, own) = tokio::io::duplex(64);
+            let mut reader = FrameReader::new(own, 64);
+            peer.write_all(b"\x05\0\0\0hello\x05\0\0\0wo").await.unwrap();
+            let frame = unless_silent(&mut reader, limit).await;
+            assert_eq!(frame.unwrap().unwrap().unwrap(), b"hello");
+            let rest = async {
+                tokio::time::sleep(limit + limit / 2).await;
+                peer.write_all(b"rld").await.unwrap();
+            };
+            let (frame, ()) = tokio::join!(unless_silent(&mut reader, limit), rest);
+            assert_eq!(frame.unwrap().unwrap().unwrap(), b"world");
+            let since = Instant::now();
+            assert!(unless_silent(&mut reader, limit).await.is_none());
+            assert!(since.elapsed() < 2 * limit, "{:?}", since.elapsed());
+        });
+    }
 }

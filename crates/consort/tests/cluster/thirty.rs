@@ -45,7 +45,7 @@ fn a_cluster_that_was_split_and_whose_nodes_were_killed_is_equal_again_and_keeps
     let all: Vec<usize> = (0..storm.cluster.nodes.len()).collect();
 
     storm.write_own(&all);
-    storm.until_right(&all, "all are equal after the first writes");
+    storm.until_equal_again(&all, "after the first writes");
 
     storm.split_and_heal();
     storm.check_conflicts();
@@ -67,6 +67,8 @@ struct Split {
     written: BTreeMap<String, Vec<u8>>,
     /// What was written on both sides of the cut.
     twice: BTreeMap<String, BTreeSet<Vec<u8>>>,
+    /// Who wrote something since all were equal last: perhaps nobody else has its content yet.
+    writers: BTreeSet<usize>,
     next: usize,
 }
 
@@ -90,6 +92,7 @@ impl Split {
             random: Random::new(seed),
             written: BTreeMap::new(),
             twice: BTreeMap::new(),
+            writers: BTreeSet::new(),
             next: 0,
         };
         for node in split.linked() {
@@ -201,6 +204,7 @@ impl Split {
 
     fn new_write(&mut self, node: usize, what: &str) -> Write {
         self.next += 1;
+        self.writers.insert(node);
         // Inline, or in a chunk that has to be fetched by whoever wants to read it.
         let length = if self.random.once_in(5) { 100_000 } else { 2_000 };
         let length = 1 + self.random.below(length);
@@ -277,13 +281,19 @@ impl Split {
         }
     }
 
-    /// In what a status differs from the truth, when these nodes are there and have had the time to find out.
+    /// In what a status differs from the truth, when these nodes are there and have had the time to find out. If one that
+    /// is away wrote last, a directory may lack what only that one has, and then says so.
     fn what_is_wrong(&self, status: &Value, there: &[usize]) -> Vec<String> {
+        let may_lack = self.writers.iter().any(|writer| !there.contains(writer));
         let there: BTreeSet<&str> =
             there.iter().map(|&number| self.cluster.nodes[number].name.as_str()).collect();
         let mut wrong = Vec::new();
         let state = dataset(status);
-        if state["state"] != "in-sync" {
+        let is_lacking = |pending: &Value| may_lack && *pending != 0;
+        let is_waiting = state["state"] == "waiting"
+            && is_lacking(&state["pending"])
+            && text(&state["reason"]).contains("content is missing");
+        if state["state"] != "in-sync" && !is_waiting {
             wrong.push(format!("the dataset is {}: {}", state["state"], state["links"]));
         }
         for link in array(state, "links") {
@@ -298,7 +308,10 @@ impl Split {
         for peer in peers {
             let told = array(peer, "datasets").iter().find(|d| d["name"] == DATASET);
             let is_right = if there.contains(text(&peer["name"])) {
-                peer["presence"] == "alive" && told.is_some_and(|told| told["in_sync"] == true)
+                let is_equal = |told: &Value| {
+                    told["in_sync"] == true || told["behind"] == 0 && is_lacking(&told["pending"])
+                };
+                peer["presence"] == "alive" && told.is_some_and(is_equal)
             } else {
                 peer["presence"] == "gone"
                     && peer["connected"] == false
@@ -330,7 +343,7 @@ impl Split {
     }
 
     /// Waits until all hold the same and show the same, and says how long that took from now on.
-    fn until_equal_again(&self, all: &[usize], what: &str) {
+    fn until_equal_again(&mut self, all: &[usize], what: &str) {
         let started = Instant::now();
         until(&format!("all nodes to hold the same {what}"), || {
             let statuses = self.statuses(all);
@@ -347,6 +360,7 @@ impl Split {
         let shown = started.elapsed().as_secs_f64();
         self.until_right(all, what);
         let told = started.elapsed().as_secs_f64();
+        self.writers.clear();
         println!(
             "{what}: all hold the same after {held:.1} s, all directories are equal after {shown:.1} s, all say so of all after {told:.1} s"
         );
