@@ -80,6 +80,10 @@ fn a_dozen_nodes_have_few_neighbours_each_and_everything_reaches_everybody() {
         until(&format!("{} to miss the one that was killed", node.name), || {
             peer(&node.status(), &killed)["presence"] == "gone"
         });
+        // It held the same when it was heard of last; nobody knows what it holds now.
+        let status = node.status();
+        let datasets = array(peer(&status, &killed), "datasets");
+        assert!(datasets.iter().all(|dataset| dataset["in_sync"] == false), "{status}");
         until(&format!("{} to have neighbours", node.name), || {
             let neighbours = neighbours(node);
             3 <= neighbours.len() && !neighbours.contains(&killed)
