@@ -40,6 +40,7 @@ pub use link::{Folder, LinkContext};
 pub use place::{Expected, Peek, PlaceError, Placed, RemovedDirectory, Staged, Staging};
 pub(crate) use project::conflict_path;
 pub use root::{OpenRootError, Root, RootId};
+pub(crate) use status::MAX_PROBLEMS;
 pub use status::{Progress, Scan, Trouble};
 pub use walk::{Walk, WalkEntry, WalkProblem, WalkProblemKind};
 pub use watch::{CookieName, WatchError, WatchEvent, Watcher};

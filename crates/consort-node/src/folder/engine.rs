@@ -52,7 +52,16 @@ pub(super) enum Exit {
 struct Flush {
     /// Comes back when all events of before have come.
     cookie: Option<CookieName>,
+    /// Everything that had changed before is taken in, and durable with the transactions before this.
+    upto: Option<u64>,
     done: OnFlushed,
+}
+
+impl Flush {
+    /// All that had changed before is known to have, and may not be on its way to the store yet.
+    fn is_to_submit(&self) -> bool {
+        self.cookie.is_none() && self.upto.is_none()
+    }
 }
 
 pub(super) struct Engine<'c> {
@@ -106,6 +115,8 @@ impl<'c> Engine<'c> {
                 (None, never())
             }
         };
+        // If there is something to ask about, it is found again.
+        progress.set_trouble("deletions", None);
         let listed = watcher.as_ref().map_or(0, Watcher::listed);
         let shared = root.shared_file_system();
         progress.set_trouble(
@@ -135,7 +146,8 @@ impl<'c> Engine<'c> {
             Arc::clone(&progress),
         )?;
         // The first scan is what those wait for who came while no engine ran.
-        let flushes = flushes.into_iter().map(|done| Flush { cookie: None, done }).collect();
+        let flushes =
+            flushes.into_iter().map(|done| Flush { cookie: None, upto: None, done }).collect();
         Ok(Self {
             context,
             root,
@@ -243,11 +255,14 @@ impl<'c> Engine<'c> {
             if self.is_at_rest() {
                 let records = self.view()?.record_count();
                 self.deletions.on_rest(records, Instant::now());
-                self.answer_flushes();
+                if self.progress.lost_sight() {
+                    self.rescan();
+                }
             }
         } else {
             self.record_refreshed(false);
         }
+        self.answer_flushes();
         self.progress.set_unsettled(self.unsettled());
         if wait && !busy && self.exit.is_none() && self.scans.is_empty() {
             self.wait()
@@ -265,7 +280,8 @@ impl<'c> Engine<'c> {
     fn wait(&mut self) -> Result<(), StoreError> {
         let now = Instant::now();
         let dirty = self.dirty.values().map(|dirty| dirty.due).min();
-        let others = [self.deletions.due(), self.commits.refresh_at(), self.rescan_at];
+        let deletions = self.deletions.due().filter(|_| self.indexing.is_empty());
+        let others = [deletions, self.commits.refresh_at(), self.rescan_at];
         let next = others.into_iter().flatten().chain(dirty).min();
         let timer = next.map_or(never(), |at| after(at.saturating_duration_since(now)));
         select! {
@@ -313,7 +329,7 @@ impl<'c> Engine<'c> {
                     self.round += 1;
                     self.rescan();
                 }
-                self.flushes.push(Flush { cookie, done });
+                self.flushes.push(Flush { cookie, upto: None, done });
             }
             Input::AllowMassDelete => {
                 self.deletions.allow();
@@ -409,13 +425,30 @@ impl<'c> Engine<'c> {
             && !self.scanning
             && self.indexing.is_empty()
             && self.commits.are_done()
-            && self.dirty.values().all(|dirty| dirty.is_known(self.round))
+            && self.dirty.values().all(Dirty::is_taken_in)
             && self.deletions.are_settled()
     }
 
+    /// Answers those who wait for what had changed before, whatever changes all the time since.
     fn answer_flushes(&mut self) {
-        let (answered, waiting) =
-            std::mem::take(&mut self.flushes).into_iter().partition(|flush| flush.cookie.is_none());
+        if !self.is_flushing() {
+            return;
+        }
+        let is_taken_in = self.scans.is_empty()
+            && !self.scanning
+            && self.dirty.values().all(|dirty| dirty.is_known(self.round))
+            && self.indexing.values().all(|indexing| indexing.is_known(self.round))
+            && self.deletions.are_settled();
+        if is_taken_in && self.flushes.iter().any(Flush::is_to_submit) {
+            self.submit();
+            let next = self.commits.next();
+            for flush in self.flushes.iter_mut().filter(|flush| flush.is_to_submit()) {
+                flush.upto = Some(next);
+            }
+        }
+        let (answered, waiting) = std::mem::take(&mut self.flushes)
+            .into_iter()
+            .partition(|flush| flush.upto.is_some_and(|upto| self.commits.are_done_before(upto)));
         self.flushes = waiting;
         let answered: Vec<Flush> = answered;
         for flush in answered {

@@ -100,6 +100,7 @@ impl Engine<'_> {
         }
         let looks = std::mem::take(&mut changes.looks);
         self.record(changes, settled)?;
+        self.count_put_in_place(view.record_count())?;
         looks.iter().for_each(|path| self.look_again(path));
         self.stager.done(outcome);
         (self.context.on_applied)();
@@ -125,6 +126,16 @@ impl Engine<'_> {
     ) -> Result<bool, Skipped> {
         let path = op.path().clone();
         let record = changes.record(view, &path)?;
+        let shows = record.as_ref().map(|record| record.key.as_ref().unwrap_or(&path) == key);
+        if matches!(op, Op::Remove { .. }) && shows == Some(true) && self.take_gone(&path) {
+            // It was deleted here as well.
+            if record.is_some_and(|record| record.key.is_some()) {
+                self.progress.count_conflict(false);
+            }
+            changes.remove(&path);
+            changes.synced.push(path.to_string());
+            return Ok(true);
+        }
         if matches!(op, Op::Look { .. }) || record.as_ref().is_some_and(|record| record.racy) {
             changes.looks.push(path);
             return Err(Skipped::Later);
@@ -132,7 +143,6 @@ impl Engine<'_> {
         if self.is_unsettled(&path) || !self.is_known_above(view, &path, changes)? {
             return Err(Skipped::Later);
         }
-        let shows = record.as_ref().map(|record| record.key.as_ref().unwrap_or(&path) == key);
         let outcome = match op {
             // Something of another key stands there by now.
             Op::Remove { .. } if shows != Some(true) => return Ok(false),
@@ -529,10 +539,7 @@ impl Engine<'_> {
                 }
             }
         }
-        let before = self.view()?.record_count();
-        self.context.store.commit(transaction)?;
-        self.count_put_in_place(before, self.view()?.record_count());
-        Ok(())
+        self.context.store.commit(transaction).map(drop)
     }
 }
 

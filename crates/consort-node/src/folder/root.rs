@@ -101,6 +101,9 @@ pub enum OpenRootError {
     /// Somebody edited our marker.
     #[error("{}/.consort/id is damaged", .0.display())]
     DamagedMarker(PathBuf),
+    /// A file system on which two keys would be one file.
+    #[error("{} is on a file system that takes names of different case for the same", .0.display())]
+    IgnoresCase(PathBuf),
     /// The kernel has no `openat2`.
     #[error("this kernel cannot confine file access to a directory")]
     Unsupported,
@@ -124,6 +127,9 @@ impl OpenRootError {
             Self::Another(_) => "mount the disk it is on, or move it back",
             Self::InUse(_) => "stop that node, or link another directory",
             Self::DamagedMarker(_) => "remove that file, and link the directory again",
+            Self::IgnoresCase(_) => {
+                "link a directory on a file system that tells them apart, such as ext4 or xfs"
+            }
             Self::Unsupported => "Linux 5.8 or newer is needed",
             Self::Io { .. } => "look at the disk and at the system's log",
         }
@@ -181,7 +187,11 @@ impl Root {
                 Err(error) => return Err(fail(error)),
             }
         }
-        Self::open_held(path, handle).map_err(fail)
+        let root = Self::open_held(path, handle).map_err(fail)?;
+        if root.ignores_case() {
+            return Err(OpenRootError::IgnoresCase(root.path));
+        }
+        Ok(root)
     }
 
     fn open_held(path: PathBuf, dir: OwnedFd) -> io::Result<Self> {
@@ -211,6 +221,13 @@ impl Root {
             meta,
             next_temp: AtomicU64::new(0),
         })
+    }
+
+    /// Whether names of different case are the same here: what belongs to one key would be taken for another's.
+    fn ignores_case(&self) -> bool {
+        let upper = PRIVATE_DIR.to_ascii_uppercase();
+        let inode = |name: &str| meta_at(&self.dir, name).map(|meta| meta.inode);
+        inode(&upper).is_ok_and(|found| inode(PRIVATE_DIR) == Ok(found))
     }
 
     /// Lets others link the directory from now on, though somebody still reads from it. Nothing is to be changed

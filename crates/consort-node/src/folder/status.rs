@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::PlaceError;
 
 /// Problems that are kept for showing.
-const MAX_PROBLEMS: usize = 100;
+pub(crate) const MAX_PROBLEMS: usize = 100;
 
 /// A rate is that of so many seconds: contents come in bursts, and the time that is left should not jump with each.
 const RATE_SECONDS: usize = 5;
@@ -42,6 +42,8 @@ struct Texts {
     troubles: BTreeMap<&'static str, Trouble>,
     /// By path.
     problems: BTreeMap<String, Problem>,
+    /// There were more problems than are kept: only a scan finds out which are left.
+    more: bool,
     rate: Rate,
 }
 
@@ -199,7 +201,8 @@ impl Progress {
         let known = texts.troubles.get(cause) == trouble.as_ref();
         if let Some(trouble) = trouble {
             if !known {
-                tracing::warn!(cause, ?trouble, "a linked directory is in trouble");
+                let (Trouble::Paused(reason) | Trouble::Degraded(reason)) = &trouble;
+                tracing::warn!(cause, reason, "a linked directory is in trouble");
             }
             texts.troubles.insert(cause, trouble);
         } else if texts.troubles.remove(cause).is_some() {
@@ -245,20 +248,50 @@ impl Progress {
     }
 
     fn add_problem(&self, path: &str, problem: Problem) {
-        let problems = &mut self.texts().problems;
-        if problems.len() < MAX_PROBLEMS || problems.contains_key(path) {
-            problems.insert(path.to_owned(), problem);
+        let Texts { problems, more, .. } = &mut *self.texts();
+        let is_full = MAX_PROBLEMS <= problems.len() && !problems.contains_key(path);
+        let note =
+            problems.iter().find(|(_, problem)| !problem.differs).map(|(path, _)| path.clone());
+        match note {
+            Some(note) if is_full && problem.differs => drop(problems.remove(&note)),
+            _ if is_full => {
+                *more |= problem.differs;
+                return;
+            }
+            _ => {}
         }
+        problems.insert(path.to_owned(), problem);
     }
 
     /// Forgets the problems: a scan will find those that are left.
     pub fn clear_problems(&self) {
-        self.texts().problems.clear();
+        let mut texts = self.texts();
+        (texts.more, texts.problems) = (false, BTreeMap::new());
+    }
+
+    /// The same for what is at and beneath a path.
+    pub fn clear_problems_beneath(&self, start: &str) {
+        let is_beneath = |path: &str| {
+            path.strip_prefix(start).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.texts().problems.retain(|path, _| !is_beneath(path));
+    }
+
+    /// Whether a scan has to find out what is left of more problems than are kept.
+    pub fn lost_sight(&self) -> bool {
+        let texts = self.texts();
+        texts.more && !texts.problems.values().any(|problem| problem.differs)
     }
 
     /// The problems and notes, each as `path: what it is`.
     pub fn problems(&self) -> Vec<String> {
         self.texts().problems.iter().map(described).collect()
+    }
+
+    /// Whether all these entries are problems.
+    pub fn are_problems<'k>(&self, mut paths: impl Iterator<Item = &'k str>) -> bool {
+        let texts = self.texts();
+        paths.all(|path| texts.problems.get(path).is_some_and(|problem| problem.differs))
     }
 
     /// What keeps the directory from being what the dataset is, though nothing more is to come; in words.
@@ -268,7 +301,10 @@ impl Progress {
         let first = described(differing.next()?);
         Some(match differing.count() {
             0 => first,
-            others => format!("{first} (and {others} more)"),
+            others => {
+                let than = if texts.more { "more than " } else { "" };
+                format!("{first} (and {than}{others} more)")
+            }
         })
     }
 
@@ -278,7 +314,16 @@ impl Progress {
 }
 
 fn described((path, problem): (&String, &Problem)) -> String {
-    format!("{path}: {}", problem.text)
+    // A name may hold anything.
+    let mut described = String::new();
+    for c in path.chars() {
+        if c.is_control() {
+            described.extend(c.escape_unicode());
+        } else {
+            described.push(c);
+        }
+    }
+    described + ": " + &problem.text
 }
 
 impl Default for Rate {

@@ -12,7 +12,7 @@ use consort_store::{DAMAGED_HINT, DiskStore};
 
 use crate::cluster::{DatasetFact, Facts, MemberFact};
 use crate::error::NodeError;
-use crate::folder::Trouble;
+use crate::folder::{MAX_PROBLEMS, Trouble};
 use crate::net::Identity;
 use crate::report::{
     DatasetState, DatasetStatus, Finding, LinkStatus, PeerDataset, PeerStatus, Presence, Severity,
@@ -114,6 +114,7 @@ impl Node {
         let scan = progress.and_then(|progress| progress.scan());
         let underway = progress.map_or(0, |progress| progress.underway());
         let unsettled = progress.map_or(0, |progress| progress.unsettled());
+        let blocked = if 0 < pending { self.blocked(dataset).await? } else { None };
         let busy = 0 < pending || 0 < unsettled || !links.iter().all(is_quiet);
         let trouble = self.shared.is_revoked().then(|| Trouble::Paused(REVOKED.to_owned()));
         let trouble = trouble.or_else(|| self.shared.broken_link(dataset).map(Trouble::Paused));
@@ -144,6 +145,7 @@ impl Node {
                 );
                 (DatasetState::Waiting, Some(reason))
             }
+            None if blocked.is_some() => (DatasetState::Degraded, blocked),
             None if busy => (DatasetState::Syncing, None),
             None => match progress.and_then(|progress| progress.difference()) {
                 Some(difference) => (DatasetState::Degraded, Some(difference)),
@@ -194,6 +196,18 @@ impl Node {
         let facts = self.shared.facts();
         let name = facts.member(peer).map(|member| member.name.clone());
         name.unwrap_or_else(|| peer.short().to_string())
+    }
+
+    /// Why nothing of what the directory does not show yet can be shown.
+    pub(super) async fn blocked(&self, dataset: DatasetId) -> Result<Option<String>, NodeError> {
+        let Some(folder) = self.shared.folder(dataset) else { return Ok(None) };
+        let Some(reason) = folder.progress().difference() else { return Ok(None) };
+        let store = self.shared.store.clone();
+        let pending =
+            blocking(move || Ok(store.view(dataset)?.pending(None, MAX_PROBLEMS + 1)?)).await?;
+        let are_problems =
+            folder.progress().are_problems(pending.iter().map(|(key, _)| key.as_str()));
+        Ok(Some(reason).filter(|_| are_problems))
     }
 
     /// What stands in the way of a dataset's directory, in words.
@@ -262,7 +276,14 @@ impl Node {
             };
             let (why, todo) = match dataset.reason.clone() {
                 Some(reason) if reason.starts_with(NOBODY) => (format!(": {NOBODY}"), None),
-                reason => (String::new(), reason.filter(|reason| !is_of_node(reason))),
+                // What is wrong with single entries follows.
+                reason => {
+                    let is_of_entry = |reason: &str| {
+                        dataset.problems.iter().any(|problem| reason.starts_with(problem.as_str()))
+                    };
+                    let is_new = |reason: &String| !is_of_node(reason) && !is_of_entry(reason);
+                    (String::new(), reason.filter(is_new))
+                }
             };
             let what = format!("{name} is {}{why}", dataset.state);
             findings.push(Finding { severity, what, todo });

@@ -27,10 +27,14 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// How often a wait looks which key it waits for. That costs more than counting them.
 const NAME_AGAIN: Duration = Duration::from_secs(2);
 
+/// What looks stuck for so long is.
+const STUCK_AFTER: Duration = Duration::from_secs(3);
+
 impl Node {
     /// Returns when this node holds everything that its reachable peers hold, and its directory shows it. Changes
-    /// that were made to any of their linked directories before the call are included. Fails if the directory is paused:
-    /// then it shows something else, and nobody is at work.
+    /// that were made to any of their linked directories before the call are included. Fails if the directory is paused,
+    /// or an entry of it is not what the dataset holds and nothing is to come: then it shows something else, and nobody is at
+    /// work.
     pub async fn wait(&self, name: &str, timeout: Duration) -> Result<Waited, NodeError> {
         let deadline = Instant::now() + timeout;
         let mut missing = format!("the directory of {name} on this node is still being looked at");
@@ -45,8 +49,12 @@ impl Node {
     }
 
     async fn wait_for_all(&self, name: &str, missing: &mut String) -> Result<Waited, NodeError> {
+        if self.shared.is_revoked() {
+            return Err(NodeError::not_allowed(super::REVOKED)
+                .hint("ask an admin for a new ticket, and join with a new --home"));
+        }
         let dataset = self.fact(name).await?.parameters.id;
-        self.flush_own(dataset, missing).await?;
+        self.flush_own(name, dataset, missing).await?;
         *missing = "peers that were seen before are not connected yet".to_owned();
         self.await_peers().await;
 
@@ -99,23 +107,46 @@ impl Node {
     }
 
     /// Takes in what was changed in this node's own directory.
-    async fn flush_own(&self, dataset: DatasetId, missing: &mut String) -> Result<(), NodeError> {
-        let mut changed = self.shared.watch();
+    async fn flush_own(
+        &self,
+        name: &str,
+        dataset: DatasetId,
+        missing: &mut String,
+    ) -> Result<(), NodeError> {
+        let (mut changed, mut stuck) = (self.shared.watch(), Stuck::default());
         while let Some(folder) = self.shared.folder(dataset) {
-            let (done, flushed) = oneshot::channel();
+            let (done, mut flushed) = oneshot::channel();
             folder.flush(move || {
                 let _ = done.send(());
             });
-            if flushed.await.is_ok() {
+            // While it is away, nobody can look into it.
+            let outcome = loop {
+                tokio::select! {
+                    outcome = &mut flushed => break outcome,
+                    () = pause(&mut changed) => stuck.look(self.paused(name, dataset))?,
+                }
+            };
+            if outcome.is_ok() {
                 break;
             }
-            // Nobody can look into the directory now: it is away, or is being unlinked.
+            // It is being unlinked.
             if let Some(reason) = self.trouble(dataset) {
                 *missing = reason;
             }
             pause(&mut changed).await;
         }
         Ok(())
+    }
+
+    /// Why nothing goes on in the directory before somebody does something.
+    fn paused(&self, name: &str, dataset: DatasetId) -> Option<NodeError> {
+        match self.shared.folder(dataset)?.progress().trouble() {
+            Some(Trouble::Paused(reason)) => {
+                let error = format!("the directory of {name} is paused: {reason}");
+                Some(NodeError::failed(error).hint("`consort status` says when it goes on"))
+            }
+            _ => None,
+        }
     }
 
     /// Gives known peers a moment to connect after a start.
@@ -142,7 +173,7 @@ impl Node {
         missing: &mut String,
     ) -> Result<(), NodeError> {
         let mut changed = self.shared.watch();
-        let (mut first, mut name_again) = (None, Instant::now());
+        let (mut first, mut name_again, mut stuck) = (None, Instant::now(), Stuck::default());
         while self.shared.folder(dataset).is_some() {
             changed.borrow_and_update();
             let store = self.shared.store.clone();
@@ -157,6 +188,8 @@ impl Node {
                 break;
             }
             if names {
+                let blocked = self.blocked(dataset).await?.map(|reason| differs(name, &reason));
+                stuck.look(blocked.or_else(|| self.paused(name, dataset)))?;
                 first = key.map(|(key, _)| key);
                 name_again = Instant::now() + NAME_AGAIN;
             }
@@ -172,17 +205,11 @@ impl Node {
         }
         // Nothing is to come, but what is there is not what this node holds, and nobody works on it.
         let folder = self.shared.folder(dataset);
-        let progress = folder.as_ref().map(|folder| folder.progress());
-        if let Some(Trouble::Paused(reason)) = progress.and_then(|progress| progress.trouble()) {
-            let error = NodeError::failed(format!("the directory of {name} is paused: {reason}"));
-            return Err(error.hint("`consort status` says when it goes on"));
+        if let Some(paused) = self.paused(name, dataset) {
+            return Err(paused);
         }
-        if let Some(difference) = progress.and_then(|progress| progress.difference()) {
-            let error = format!("the directory of {name} is not what the dataset is: {difference}");
-            let hint = format!(
-                "`consort status {name}` shows all of them; mend, move away or ignore them (.consortignore)"
-            );
-            return Err(NodeError::failed(error).hint(hint));
+        if let Some(reason) = folder.and_then(|folder| folder.progress().difference()) {
+            return Err(differs(name, &reason));
         }
         match self.shared.broken_link(dataset) {
             Some(reason) => {
@@ -211,6 +238,31 @@ impl Node {
             }
         });
         each.collect::<Vec<_>>().join("; ")
+    }
+}
+
+fn differs(name: &str, reason: &str) -> NodeError {
+    let error = format!("the directory of {name} is not what the dataset is: {reason}");
+    NodeError::failed(error).hint(format!(
+        "`consort status {name}` shows all of them; mend, move away or ignore them (.consortignore)"
+    ))
+}
+
+/// What does not go on by itself, and whether it has been so for long enough to say so: after a start, or while something is
+/// tried again, it may look so for a moment.
+#[derive(Default)]
+struct Stuck {
+    since: Option<Instant>,
+}
+
+impl Stuck {
+    fn look(&mut self, error: Option<NodeError>) -> Result<(), NodeError> {
+        let Some(error) = error else {
+            self.since = None;
+            return Ok(());
+        };
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if since.elapsed() < STUCK_AFTER { Ok(()) } else { Err(error) }
     }
 }
 

@@ -81,6 +81,16 @@ impl Commits {
         self.outstanding.is_empty() && self.gathered.paths.is_empty()
     }
 
+    /// The number that the next transaction gets.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Whether all transactions before the one of this number are durable.
+    pub(super) fn are_done_before(&self, number: u64) -> bool {
+        self.outstanding.keys().next().is_none_or(|oldest| number <= *oldest)
+    }
+
     /// What the store shows now, if nothing is on its way to it; for [`are_as_of`](Self::are_as_of).
     pub(super) fn as_of(&self) -> Option<u64> {
         self.are_done().then_some(self.next)
@@ -231,7 +241,11 @@ impl Engine<'_> {
                      disk and at the system's log"
                 );
                 self.progress.set_trouble("sync", Some(Trouble::Degraded(text)));
-                paths.iter().for_each(|path| self.mark(path, UNSYNCED_AGAIN_AFTER));
+                for path in &paths {
+                    let text = format!("it cannot be made durable ({error}), and is not sent yet");
+                    self.progress.set_problem(path, Some(text));
+                    self.mark(path, UNSYNCED_AGAIN_AFTER);
+                }
                 return Ok(());
             }
             Err(CommitError::Store(StoreError::Refused { key, reason })) => {

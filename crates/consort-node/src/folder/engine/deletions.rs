@@ -32,6 +32,8 @@ const MANY_DELETIONS: u64 = 256;
 const TOGETHER: Duration = Duration::from_secs(5);
 /// More deletions than few are believed when no other was seen for so long, whoever waits for them.
 const DELETIONS_SETTLE: Duration = Duration::from_millis(250);
+/// Or when they have not come to an end for so long: something is deleted in there all the time.
+const DELETIONS_SETTLE_AT_MOST: Duration = Duration::from_secs(20);
 /// Deleting at least so many entries, and more than half of the directory, asks first.
 const MASS_DELETE_FROM: u64 = 10;
 /// Half of what was there at any time in so long: in this half of the window, and in the one before it.
@@ -43,6 +45,8 @@ const _: () = assert!(2 * FEW_DELETIONS <= MASS_DELETE_FROM && FEW_DELETIONS < M
 #[derive(Debug)]
 pub(super) struct Deletions {
     gone: BTreeSet<Key>,
+    /// When the first of them was seen, and the last.
+    first: Instant,
     last: Instant,
     /// How many records there were the last time when nothing was left to take in: while something is moved, it is
     /// counted twice.
@@ -51,9 +55,9 @@ pub(super) struct Deletions {
     most: [u64; 2],
     /// When the half began that is on.
     half: Instant,
-    /// How many were believed since `lately`, which is renewed when [`TOGETHER`] has passed: deletions that trickle in
-    /// for hours are few at any time.
-    believed: u64,
+    /// How many records there were since `lately`, at the most; it is renewed when [`TOGETHER`] has passed, as deletions that
+    /// trickle in for hours are few at any time.
+    recent: u64,
     lately: Instant,
     /// All of these may go, however many they are.
     allowed: bool,
@@ -67,11 +71,12 @@ impl Deletions {
         let now = Instant::now();
         Self {
             gone: BTreeSet::new(),
+            first: now,
             last: now,
             at_rest: records,
             most: [records; 2],
             half: now,
-            believed: 0,
+            recent: records,
             lately: now,
             allowed: false,
             asked: None,
@@ -103,7 +108,8 @@ impl Deletions {
 
     /// When they have settled.
     pub(super) fn due(&self) -> Option<Instant> {
-        (!self.are_settled()).then(|| self.last + DELETIONS_SETTLE)
+        let due = (self.last + DELETIONS_SETTLE).min(self.first + DELETIONS_SETTLE_AT_MOST);
+        (!self.are_settled()).then_some(due)
     }
 
     /// Everything is taken in, and there are so many records.
@@ -112,12 +118,14 @@ impl Deletions {
             self.turn(now);
             self.at_rest = records;
             self.most[1] = self.most[1].max(records);
+            self.recent = self.recent.max(records);
         }
     }
 
-    /// So many records are there, or not, because of what others did: nothing that was done here is judged by that.
-    fn on_put_in_place(&mut self, before: u64, after: u64) {
-        for records in self.most.iter_mut().chain([&mut self.at_rest]) {
+    /// There are so many records more or less, and not because of what appeared or was deleted here: nothing that was is
+    /// judged by that.
+    fn on_records_changed(&mut self, before: u64, after: u64) {
+        for records in self.most.iter_mut().chain([&mut self.at_rest, &mut self.recent]) {
             *records = (*records + after).saturating_sub(before);
         }
     }
@@ -135,19 +143,21 @@ impl Deletions {
         // What waits is judged by what there was before it.
         if self.gone.is_empty() {
             self.turn(now);
+            self.first = now;
         }
         if self.gone.insert(path) {
             self.last = now;
         }
     }
 
-    /// Whether they are so few, with those that were believed lately, that they need not settle.
-    fn are_few(&mut self, now: Instant) -> bool {
+    /// Whether they are so few, with those that were believed lately, that they need not settle. What was moved, or made
+    /// room for something new, is not missing. `records` are those of now.
+    fn are_few(&mut self, records: u64, now: Instant) -> bool {
         if TOGETHER <= now.duration_since(self.lately) {
-            (self.lately, self.believed) = (now, 0);
+            (self.lately, self.recent) = (now, records);
         }
         let few = (self.before() / FEW_OF).clamp(FEW_DELETIONS, MANY_DELETIONS);
-        self.believed + self.gone.len() as u64 <= few
+        self.recent.saturating_sub(records.saturating_sub(self.gone.len() as u64)) <= few
     }
 
     /// How many records there were at most.
@@ -167,7 +177,6 @@ impl Deletions {
     /// They are believed. `records` are those of now, among them these.
     fn believe(&mut self, records: u64) -> BTreeSet<Key> {
         let gone = std::mem::take(&mut self.gone);
-        self.believed += gone.len() as u64;
         // What appeared meanwhile counts once all is at rest: some of it may be what goes, moved.
         self.at_rest = self.at_rest.min(records.saturating_sub(gone.len() as u64));
         if std::mem::take(&mut self.allowed) {
@@ -180,9 +189,20 @@ impl Deletions {
 }
 
 impl Engine<'_> {
-    /// What others did was put in place. There were so many records before it, and are after it.
-    pub(in crate::folder) fn count_put_in_place(&mut self, before: u64, after: u64) {
-        self.deletions.on_put_in_place(before, after);
+    /// What others did was put in place. There were so many records before it.
+    pub(in crate::folder) fn count_put_in_place(&mut self, before: u64) -> Result<(), StoreError> {
+        let after = self.view()?.record_count();
+        self.deletions.on_records_changed(before, after);
+        Ok(())
+    }
+
+    /// Whether a deletion waits that was seen here, and holds. It waits no more then: others deleted the same.
+    pub(in crate::folder) fn take_gone(&mut self, path: &Key) -> bool {
+        let is_gone = self.deletions.contains(path) && matches!(self.root.stat(path), Ok(None));
+        if is_gone {
+            self.deletions.forget(path);
+        }
+        is_gone
     }
 
     /// Nothing stands at a path.
@@ -205,6 +225,9 @@ impl Engine<'_> {
     /// when it changes, also if all that is found when it is ignored no more. What others have appears again then.
     pub(super) fn let_alone(&mut self, path: Key) -> Result<(), StoreError> {
         self.settle_path(&path)?;
+        if self.view()?.record(&path)?.is_some() {
+            self.deletions.on_records_changed(1, 0);
+        }
         self.gather_removal(path);
         self.submit_if_full();
         Ok(())
@@ -241,9 +264,15 @@ impl Engine<'_> {
             }
             return Ok(false);
         }
-        let settled = self.deletions.are_few(Instant::now())
-            || DELETIONS_SETTLE <= self.deletions.last.elapsed();
-        if !settled || self.deletions.are_settled() {
+        if self.deletions.are_settled() {
+            return Ok(false);
+        }
+        // While records are on their way to the store, it cannot be told how many are missing.
+        let now = Instant::now();
+        let settled = self.deletions.due().is_some_and(|due| due <= now)
+            || (self.commits.are_done()
+                && self.deletions.are_few(self.view()?.record_count(), now));
+        if !settled {
             return Ok(false);
         }
         // What appears is taken in before what goes: a moved file finds its bytes at its new place.
@@ -294,8 +323,10 @@ impl Engine<'_> {
 
     fn ask_about_deletions(&mut self, count: u64, before: u64) {
         let text = format!(
-            "{count} of {before} entries were deleted here; to delete them everywhere, run `consort link {} {} \
-             --allow-mass-delete`; to get them back, unlink the directory and link it again",
+            "{count} of {before} entries were deleted here within minutes, and {} of these deletions wait; to delete them \
+             everywhere, run `consort link {} {} --allow-mass-delete`; to get them back, unlink the directory and link it \
+             again",
+            self.deletions.gone.len(),
             self.context.name,
             self.context.dir.display()
         );
@@ -340,7 +371,7 @@ mod tests {
         /// Time passes, and what settles in it is believed. False if it is asked.
         fn pass(&mut self, time: Duration) -> bool {
             self.now += time;
-            let settled = DELETIONS_SETTLE <= self.now.duration_since(self.deletions.last);
+            let settled = self.deletions.due().is_some_and(|due| due <= self.now);
             let may_go = !settled || self.judge();
             self.deletions.on_rest(self.records, self.now);
             may_go
@@ -351,7 +382,7 @@ mod tests {
             let path = Key::new(format!("file-{}", self.deleted)).expect("a key");
             self.deleted += 1;
             self.deletions.add(path, self.now);
-            !self.deletions.are_few(self.now) || self.judge()
+            !self.deletions.are_few(self.records, self.now) || self.judge()
         }
 
         fn judge(&mut self) -> bool {
@@ -389,7 +420,7 @@ mod tests {
 
     #[test]
     fn what_empties_a_directory_in_minutes_is_asked_about_when_half_is_gone() {
-        for (records, pause) in [(20, 1000), (20, 300), (100, 300), (150, 1600)] {
+        for (records, pause) in [(20, 1000), (20, 300), (100, 300), (150, 200), (150, 1600)] {
             let mut directory = Directory::of(records);
             while directory.pass(pause * MS) && directory.delete() {
                 assert!(directory.deleted < records, "{records} are gone, {pause} ms apart");
@@ -399,6 +430,25 @@ mod tests {
             directory.deletions.allow();
             assert!(directory.pass(pause * MS) && directory.delete());
             assert!(directory.pass(DELETIONS_SETTLE) && directory.deletions.gone.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_never_ends_is_believed_piece_by_piece() {
+        let mut directory = Directory::of(1000);
+        while directory.deleted < 300 {
+            assert!(directory.pass(120 * MS) && directory.delete());
+        }
+        assert!(directory.deletions.gone.len() < 200, "{} wait", directory.deletions.gone.len());
+    }
+
+    #[test]
+    fn what_makes_room_for_something_new_never_waits() {
+        let mut directory = Directory::of(100);
+        for _ in 0..1000 {
+            directory.records += 1;
+            assert!(directory.pass(50 * MS) && directory.delete());
+            assert!(directory.deletions.gone.is_empty());
         }
     }
 
@@ -428,7 +478,7 @@ mod tests {
     fn what_others_deleted_was_not_deleted_here() {
         let mut directory = Directory::of(100);
         directory.records = 40;
-        directory.deletions.on_put_in_place(100, 40);
+        directory.deletions.on_records_changed(100, 40);
         assert!(directory.pass(MS));
         (0..10).for_each(|_| assert!(directory.delete()));
         assert!(directory.pass(DELETIONS_SETTLE));

@@ -7,10 +7,12 @@ use consort_core::model::merge::Saw;
 use consort_core::store::{LocalWrite, StoreError, View};
 use consort_core::{Attributes, ChunkHash, Content, Key, Kind};
 use consort_store::{Basis, DiskView, Place, Record};
+use crossbeam_channel::select;
 
 use super::recognize::{copy_of, has_copies, is_unrecorded, with_declared};
 use super::{Engine, deletion, record_of, recorded_meta};
 use crate::folder::index::{self, IndexError, Indexed, MAX_QUEUED_FILES, Reading};
+use crate::folder::link::Input;
 use crate::folder::project::conflict_path;
 use crate::folder::{EntryKind, Meta};
 
@@ -48,6 +50,11 @@ pub(super) struct Dirty {
 }
 
 impl Dirty {
+    /// Whether it was taken in, as far as its times show.
+    pub(super) fn is_taken_in(&self) -> bool {
+        self.again
+    }
+
     /// Whether those who wait for a flush in this round do not wait for it: it changed since, or does not come to rest.
     pub(super) fn is_known(&self, round: u64) -> bool {
         self.again || self.round == round || TRIES_BEFORE_REPORT <= self.tries
@@ -78,6 +85,13 @@ pub(super) struct Indexing {
     round: u64,
     /// It changed since.
     again: bool,
+}
+
+impl Indexing {
+    /// See [`Dirty::is_known`].
+    pub(super) fn is_known(&self, round: u64) -> bool {
+        self.round == round || TRIES_BEFORE_REPORT <= self.tries
+    }
 }
 
 /// Paths whose writes the store does not take.
@@ -189,7 +203,7 @@ impl Engine<'_> {
             }
         }
         if self.context.read_only && record.is_none() {
-            return self.report_foreign(&path);
+            return self.report_foreign(&path, false);
         }
         if self.is_refused(&path, Some(&meta)) {
             return Ok(());
@@ -221,8 +235,16 @@ impl Engine<'_> {
             }
             EntryKind::File | EntryKind::Symlink => {
                 while MAX_QUEUED_FILES <= self.indexing.len() {
-                    let Ok(indexed) = self.indexer.results().recv() else { return Ok(()) };
-                    self.on_indexed(indexed)?;
+                    select! {
+                        recv(self.indexer.results()) -> indexed => match indexed {
+                            Ok(indexed) => self.on_indexed(indexed)?,
+                            Err(_) => return Ok(()),
+                        },
+                        recv(self.inbox.receiver) -> input => self.on_input(input.unwrap_or(Input::Stop)),
+                    }
+                    if self.exit.is_some() {
+                        return Ok(());
+                    }
                 }
                 if let Some(indexing) = self.indexing.get_mut(&path) {
                     indexing.again |= !meta.same_file_state(&indexing.meta);
@@ -324,7 +346,7 @@ impl Engine<'_> {
             return Ok(());
         }
         if self.context.read_only {
-            return self.report_foreign(&path);
+            return self.report_foreign(&path, before.is_some());
         }
         let attributes = Attributes {
             kind: found.kind,
@@ -374,9 +396,9 @@ impl Engine<'_> {
     }
 
     /// What is found in a read-only directory and was not put there.
-    fn report_foreign(&self, path: &Key) -> Result<(), StoreError> {
+    fn report_foreign(&self, path: &Key, was_put: bool) -> Result<(), StoreError> {
         let siblings = self.view()?.siblings(path)?;
-        if siblings.iter().all(|stored| stored.version.content == Content::Deleted) {
+        if !was_put && siblings.iter().all(|stored| stored.version.is_deleted()) {
             let text = "nothing was received for it, and the link is read-only: it is left alone, and not sent";
             self.progress.set_note(path, text.to_owned());
         } else {

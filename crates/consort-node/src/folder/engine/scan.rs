@@ -36,6 +36,9 @@ impl Engine<'_> {
                 self.progress.set_note(&line, text);
             }
         }
+        if let Some(start) = start {
+            self.progress.clear_problems_beneath(start);
+        }
         let (root, ignores) = (Arc::clone(&self.root), self.ignores.clone());
         let mut records = Records::new(start);
         let mut unknown: Vec<String> = Vec::new();
@@ -51,8 +54,11 @@ impl Engine<'_> {
                         record = self.view()?.record(&key)?;
                     }
                     self.compare(key, meta, record, Look::SCAN)?;
+                    if self.exit.is_some() {
+                        break;
+                    }
                 }
-                Err(problem) => self.on_walk_problem(problem, &mut unknown),
+                Err(problem) => self.on_walk_problem(problem, &mut unknown)?,
             }
             walked += 1;
             if walked % SCAN_SLICE == 0 {
@@ -108,11 +114,23 @@ impl Engine<'_> {
         }
     }
 
-    fn on_walk_problem(&mut self, problem: WalkProblem, unknown: &mut Vec<String>) {
+    fn on_walk_problem(
+        &mut self,
+        problem: WalkProblem,
+        unknown: &mut Vec<String>,
+    ) -> Result<(), StoreError> {
         if matches!(problem.kind, WalkProblemKind::Unreadable(_) | WalkProblemKind::OtherDevice) {
             unknown.push(problem.path.clone());
         }
-        self.progress.set_problem(&problem.path, Some(problem.kind.to_string()));
+        let text = problem.kind.to_string();
+        let is_special = matches!(problem.kind, WalkProblemKind::SpecialFile);
+        match Key::new(problem.path.as_str()) {
+            Ok(key) if is_special && self.view()?.record(&key)?.is_none() => {
+                self.progress.set_note(&problem.path, text);
+            }
+            _ => self.progress.set_problem(&problem.path, Some(text)),
+        }
+        Ok(())
     }
 }
 

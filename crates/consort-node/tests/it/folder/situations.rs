@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use consort_core::limits::MAX_VECTOR_AUTHORS;
-use consort_core::{Attributes, AuthorId, Content, Dot, Kind, Timestamp, Version, VersionVector};
+use consort_core::{
+    Attributes, AuthorId, Content, Dot, Kind, OnConflict, Timestamp, Version, VersionVector,
+};
 use consort_node::folder::Trouble;
 use crossbeam_channel::bounded;
 
@@ -605,4 +608,145 @@ fn a_directory_that_is_let_go_while_its_patterns_change_is_let_go() {
         site.start();
     }
     site.settle();
+}
+
+#[test]
+fn what_others_replaced_is_no_entry_more() {
+    let mut site = Site::under(OnConflict::Latest);
+    let name = |number: u32| format!("f{number}");
+    (0..40).for_each(|number| site.write(&name(number), format!("{number}")));
+    site.settle();
+    for number in 0..40 {
+        site.remote(&name(number), Stands::Over, format!("theirs {number}").as_bytes());
+    }
+    site.settle();
+    assert_eq!(site.view().record_count(), 40);
+    fs::remove_file(site.at("f0")).unwrap();
+    site.flush();
+    assert!(!is_paused(&site), "{:?}", site.folder().progress().trouble());
+}
+
+#[test]
+fn what_is_ignored_was_not_deleted() {
+    let site = Site::new();
+    (0..30).for_each(|number| site.write(&format!("build/f{number}"), format!("{number}")));
+    (0..20).for_each(|number| site.write(&format!("f{number}"), format!("{number}")));
+    site.settle();
+    site.write(".consortignore", "build/\n");
+    site.settle();
+    fs::remove_file(site.at("f0")).unwrap();
+    site.flush();
+    assert!(!is_paused(&site), "{:?}", site.folder().progress().trouble());
+}
+
+#[test]
+fn ignoring_what_was_asked_about_ends_the_pause() {
+    let site = Site::new();
+    (0..30).for_each(|number| site.write(&format!("build/f{number}"), format!("{number}")));
+    site.write("kept", "kept");
+    site.settle();
+    fs::remove_dir_all(site.at("build")).unwrap();
+    site.until("it asks", is_paused);
+    site.write(".consortignore", "build/\n");
+    site.until("it goes on", |site| !is_paused(site));
+    site.flush();
+    assert!(!is_paused(&site), "{:?}", site.folder().progress().trouble());
+}
+
+#[test]
+fn a_question_is_over_when_others_deleted_the_same() {
+    let mut site = Site::new();
+    let names: Vec<String> = (0..30).map(|number| format!("f{number}")).collect();
+    names.iter().for_each(|name| site.write(name, name));
+    site.settle();
+    names.iter().for_each(|name| fs::remove_file(site.at(name)).unwrap());
+    site.until("it asks", is_paused);
+    for name in &names {
+        if site.winner(name).is_some() {
+            site.remote_deletion(name);
+        }
+    }
+    site.until("it goes on", |site| !is_paused(site));
+    site.settle();
+    site.check();
+}
+
+#[test]
+fn a_special_file_is_no_difference_for_the_watcher_nor_for_a_scan() {
+    let mut site = Site::new();
+    let _socket = std::os::unix::net::UnixListener::bind(site.at("socket")).unwrap();
+    site.until("it is told", |site| !site.folder().progress().problems().is_empty());
+    assert_eq!(site.folder().progress().difference(), None);
+    site.stop();
+    site.start();
+    site.flush();
+    assert_eq!(site.folder().progress().problems().len(), 1);
+    assert_eq!(site.folder().progress().difference(), None);
+}
+
+#[test]
+fn a_problem_goes_with_its_directory() {
+    let site = Site::new();
+    site.write("a/ok", "ok");
+    site.write("a/bad\u{1}name", "bad");
+    site.until("it is told", |site| site.folder().progress().difference().is_some());
+    fs::rename(site.at("a"), site.home.path().join("aside/a")).unwrap();
+    site.until("it is over", |site| site.folder().progress().difference().is_none());
+    site.settle();
+}
+
+#[test]
+fn a_difference_is_told_whatever_else_there_is_to_say() {
+    let mut site = Site::new();
+    site.remote("f", Stands::After, b"theirs");
+    site.settle();
+    site.stop();
+    site.read_only = true;
+    site.start();
+    (0..150).for_each(|number| site.write(&format!("a{number}"), "mine"));
+    site.flush();
+    assert_eq!(site.folder().progress().difference(), None);
+    site.write("f", "changed");
+    site.flush();
+    assert!(site.folder().progress().difference().is_some());
+}
+
+/// Does something to a directory again and again while `site` is flushed.
+fn flush_under(change: impl Fn(&std::path::Path, u64) + Send + 'static) {
+    let site = Site::new();
+    fs::create_dir(site.at("busy")).unwrap();
+    site.settle();
+    let (dir, stop) = (site.at("busy"), Arc::new(AtomicBool::new(false)));
+    let stopped = Arc::clone(&stop);
+    let busy = std::thread::spawn(move || {
+        let mut number = 0;
+        while !stopped.load(Ordering::Relaxed) {
+            change(&dir, number);
+            number += 1;
+        }
+    });
+    site.write("before", "before");
+    site.flush();
+    let is_known = site.winner("before").is_some();
+    stop.store(true, Ordering::Relaxed);
+    busy.join().unwrap();
+    assert!(is_known);
+}
+
+#[test]
+fn a_flush_ends_while_files_come_as_fast_as_they_can() {
+    flush_under(|dir, number| {
+        fs::write(dir.join(format!("f{}", number % 50_000)), format!("{number}")).unwrap();
+    });
+}
+
+#[test]
+fn a_flush_ends_while_files_come_and_go() {
+    flush_under(|dir, number| {
+        fs::write(dir.join(format!("f{number}")), format!("{number}")).unwrap();
+        if let Some(old) = number.checked_sub(3) {
+            fs::remove_file(dir.join(format!("f{old}"))).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    });
 }
