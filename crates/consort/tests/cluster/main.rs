@@ -16,6 +16,7 @@
 //! - [`storm`]: thousands of random operations on three nodes at once, also while nodes are killed.
 //! - [`apart`]: nodes that are down, a chain of availability, concurrent writes.
 //! - [`conflicts`]: concurrent writes under each policy, and choosing.
+//! - [`dev`]: a cluster on one machine, on a directory that somebody named.
 //! - [`directories`]: what can happen to a linked directory: mass deletion, ignored and impossible names, a full disk.
 //! - [`neighbours`]: more nodes than can all be linked with each other.
 //! - [`thirty`]: a network that is split and heals, nodes that are killed, and what a node costs that has nothing to do.
@@ -25,6 +26,7 @@ mod access;
 mod apart;
 mod cluster;
 mod conflicts;
+mod dev;
 mod directories;
 mod ledger;
 mod neighbours;
