@@ -380,6 +380,10 @@ pub struct DatasetStatus {
     pub name: String,
     /// Current versions, deletions among them.
     pub versions: u64,
+    /// Deletions among them, which are remembered until every registered replica has heard of them.
+    pub tombstones: u64,
+    /// The node that has not, if any are remembered.
+    pub tombstones_wait_for: Option<String>,
     /// What this node holds of it.
     pub digest: String,
     /// The directory that it is linked to.

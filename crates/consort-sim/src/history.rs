@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use consort_core::model::Frontier;
 use consort_core::model::merge::Saw;
 use consort_core::store::LocalWrite;
 use consort_core::{Content, Dot, Entry, Fingerprint, FingerprintKey, Key};
@@ -97,6 +98,22 @@ impl History {
         held.iter().any(|&held| held == version || self.covers(held, version))
     }
 
+    /// Whether a replica that has collected up to `frontier` may hold nothing of `version`: it is a deletion, or was
+    /// replaced by one, directly or through others, and lies within.
+    pub(crate) fn may_be_forgotten(&self, frontier: &Frontier, version: VersionIndex) -> bool {
+        let known = self.known(version);
+        let deletes =
+            |other: &VersionIndex| self.known(*other).deleted && self.covers(*other, version);
+        frontier.contains(known.dot)
+            && (known.deleted || self.of_key(&known.key).iter().any(deletes))
+    }
+
+    /// Whether somebody replaced a version, anywhere.
+    pub(crate) fn is_replaced(&self, version: VersionIndex) -> bool {
+        let of_key = self.of_key(&self.known(version).key);
+        of_key.iter().any(|other| self.covers(*other, version))
+    }
+
     /// The version that a reader gets: an edit rather than a deletion, the later one, that of the greater author.
     pub(crate) fn winner(&self, held: &[VersionIndex]) -> Option<VersionIndex> {
         held.iter().copied().max_by_key(|version| {
@@ -153,9 +170,16 @@ impl History {
         &mut self,
         entry: &Entry,
         bytes: usize,
-        past: Past,
+        mut past: Past,
     ) -> Option<VersionIndex> {
         let Entry { key, version } = entry;
+        // An author is taken to have seen what it wrote to the key before, also what was deleted and forgotten since.
+        for other in self.of_key(key) {
+            let is_over = self.known(*other).deleted || self.is_replaced(*other);
+            if version.seen.contains(self.known(*other).dot) && is_over {
+                past.insert(self.known(*other).place);
+            }
+        }
         let index = VersionIndex(u32::try_from(self.versions.len()).expect("runs are short"));
         if self.by_dot.contains_key(&version.dot) {
             return None;

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::cluster::{MemberFact, encode_revocation, revocation_key};
+use crate::cluster::{
+    MemberFact, ReplicaFact, encode_replica, encode_revocation, replica_key, revocation_key,
+};
 use crate::error::NodeError;
 use crate::net::Role;
 use crate::net::invites::CreateInviteError;
@@ -81,6 +83,38 @@ impl Node {
         let mut members: Vec<Member> = self.shared.facts().members.iter().map(describe).collect();
         members.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(members)
+    }
+
+    /// Stops waiting for a member, by its name or identity, before deletions are forgotten. When it returns, it takes
+    /// the state of the others, keeps what it wrote itself meanwhile, and is waited for again.
+    pub async fn evict(&self, node_or_name: &str) -> Result<(), NodeError> {
+        self.require(&[Role::Admin], "evict members")?;
+        self.require_store()?;
+        let facts = self.shared.facts();
+        let named = |member: &&MemberFact| {
+            member.name == node_or_name || member.node.to_string() == node_or_name
+        };
+        let Some(member) = facts.members.iter().find(|member| named(member) && !member.revoked)
+        else {
+            return Err(NodeError::failed(format!("no member is called {node_or_name:?}"))
+                .hint("`consort member list` shows the members"));
+        };
+        if member.node == self.shared.identity.node {
+            return Err(NodeError::usage("a node cannot evict itself"));
+        }
+        let published = self.ask(|reply| Cause::Published { reply }).await?;
+        let known = published.get(&member.node).map(|said| said.known).unwrap_or_default();
+        let waited_for =
+            |replica: &&ReplicaFact| replica.node == member.node && replica.evicted.is_none();
+        let evict = |replica: &ReplicaFact| {
+            let evicted = ReplicaFact { evicted: Some(known), ..*replica };
+            LocalWrite::new(replica_key(replica.author), encode_replica(&evicted))
+        };
+        let writes: Vec<LocalWrite> = facts.replicas.iter().filter(waited_for).map(evict).collect();
+        if writes.is_empty() {
+            return Ok(());
+        }
+        self.write(self.shared.cluster.id, OnConflict::KeepBoth, writes).await.map(drop)
     }
 
     /// Ends a membership for good, by the member's name or identity. What the member wrote before stays.

@@ -21,7 +21,7 @@ fn fixture(format: u32) -> PathBuf {
 #[test]
 #[ignore = "writes into the source tree; run by hand for a new format"]
 fn make_the_fixture() {
-    let directory = fixture(3);
+    let directory = fixture(4);
     fs::create_dir_all(directory.parent().expect("has one")).expect("a directory");
     let store = DiskStore::open(&directory).expect("opens");
     store.open_dataset(parameters(DATASET)).expect("opens");
@@ -110,8 +110,8 @@ fn is_read(format: u32, pending_bytes: u64) {
     let contents: Vec<_> = rows.iter().map(|row| row.entry.version.content.clone()).collect();
     assert_eq!(contents, [b"one", b"two"].map(|bytes| Content::Inline(bytes[..].into())));
     assert_eq!((rows[0].commit_end, rows[0].via), (Sequence(2), None));
-    let cursor = Cursor { epoch: Epoch(3), sequence: Sequence(4) };
-    assert_eq!(view.cursor(PEER), Ok(Some(cursor)));
+    // The fixture is a copy, which does not trust in how far it has applied others' feeds.
+    assert_eq!(view.cursor(PEER), Ok(None));
     let held = view.record(&key("a/b")).expect("reads").expect("is there");
     let dot = rows[0].entry.version.dot;
     assert_eq!(held, consort_store::Record { dot, ..record(3) });
