@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use consort_core::protocol::event::Access;
 use consort_core::protocol::link::Phase;
-use consort_core::protocol::{Effect, Envelope, Event, codec};
+use consort_core::protocol::{Effect, Envelope, Event, Message, codec};
 use consort_core::store::{LocalWrite, Store, View};
 use consort_core::{Key, NodeId};
 
@@ -63,6 +63,9 @@ impl World<'_, '_> {
                 };
                 let now = self.schedule.now();
                 self.trace.line(now, Some(n), format_args!("-> {peer:<6} {}", Brief(&message)));
+                if matches!(message, Message::Frontier { .. } | Message::Known { .. }) {
+                    self.told_at = now;
+                }
                 let mut bytes = Vec::new();
                 codec::encode(&Envelope { dataset: DATASET.id, message }, &mut bytes);
                 self.traffic.messages += 1;

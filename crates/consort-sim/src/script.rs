@@ -88,6 +88,9 @@ impl Script {
         let mut actions = Vec::new();
         workload::draw(scenario, nodes, random, &mut actions);
         faults::draw(scenario, random, &mut actions);
+        // Whatever would end later is ended with everything else.
+        let end = Instant(0) + scenario.eventful;
+        actions.retain(|(at, _)| *at < end);
         actions.sort_by_key(|(at, _)| *at);
         Self { seed, nodes, actions }
     }

@@ -82,6 +82,8 @@ pub(crate) struct World<'s, 't> {
     cursors: Cursors,
     pub(crate) next_wait: u64,
     pub(crate) traffic: Traffic,
+    /// When somebody last had something to say of what is known or forgotten.
+    pub(crate) told_at: Instant,
     /// If this is there, what happens is measured, and not checked: a plan is larger than checkers can follow.
     pub(crate) meter: Option<Meter>,
     pub(crate) trace: Trace<'t>,
@@ -104,6 +106,7 @@ impl<'s, 't> World<'s, 't> {
             cursors: Cursors::default(),
             next_wait: 0,
             traffic: Traffic::default(),
+            told_at: Instant(0),
             meter: None,
             trace,
         }
@@ -347,6 +350,18 @@ impl<'s, 't> World<'s, 't> {
         Ok(())
     }
 
+    /// Waits until nobody has anything new to say of what is known.
+    fn hear_the_last(&mut self) -> Checked {
+        let deadline = self.schedule.now() + forgotten::WITHIN;
+        while self.schedule.now() < self.told_at + forgotten::SILENCE {
+            if deadline <= self.schedule.now() {
+                return live::stuck(forgotten::WITHIN, "what is known is still being told");
+            }
+            self.run_until(self.schedule.now() + COMPARE_EVERY)?;
+        }
+        Ok(())
+    }
+
     /// Everybody is told that all is there; then nothing is said any more.
     fn rest(&mut self, links: u64) -> Checked {
         let members: Vec<NodeIndex> = self.members().collect();
@@ -356,6 +371,7 @@ impl<'s, 't> World<'s, 't> {
         while self.somebody_is_silent() && self.schedule.now() < given_up {
             self.run_until(self.schedule.now() + COMPARE_EVERY)?;
         }
+        self.hear_the_last()?;
         self.run_until(self.schedule.now() + live::CALMING)?;
         let before = self.traffic.messages;
         self.run_until(self.schedule.now() + live::REST)?;
@@ -533,6 +549,7 @@ impl<'s, 't> World<'s, 't> {
 
     /// Everybody hears which replicas are registered, sooner or later.
     fn spread_the_news(&mut self) {
+        self.told_at = self.schedule.now();
         for node in self.members().collect::<Vec<_>>() {
             let delay = Duration::from_micros(self.random.below(NEWS_WITHIN_US));
             self.schedule.after(delay, Happening::Heard { node });

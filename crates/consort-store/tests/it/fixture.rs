@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use consort_core::model::conflict::Losers;
 use consort_core::model::merge::Saw;
 use consort_core::store::{Cursor, Epoch, LocalWrite, Sequence, View};
-use consort_core::{ChunkHash, Content};
+use consort_core::{ChunkHash, Content, Key};
 use consort_store::{Basis, Body, DiskStore, Place, RecordChange};
 
 use crate::open::copy;
@@ -45,7 +45,8 @@ fn make_the_fixture() {
     };
     store.commit(consort_store::Transaction::new(DATASET, body)).expect("commits");
     let beside = LocalWrite { saw: Saw::Nothing, ..write("a/b", b"beside") };
-    store.commit(local(vec![beside])).expect("commits");
+    let deleted = LocalWrite::new(key("a/d"), Content::Deleted);
+    store.commit(local(vec![beside, deleted])).expect("commits");
     drop(store);
     // The journal is allocated ahead; only what was written is worth keeping.
     for file in fs::read_dir(directory.join("rows")).expect("reads") {
@@ -82,6 +83,16 @@ fn a_store_of_format_3_is_read() {
     assert_eq!(view.losers(), Losers { keep_both: 1, prefer_real: 1 });
     assert_eq!(view.contested(None, 9), Ok(vec![key("a/b")]));
     assert_eq!(view.siblings(&key("a/b")).expect("reads").len(), 2);
+}
+
+#[test]
+fn a_store_of_format_4_is_read() {
+    let (_directory, store) = opened(4);
+    assert_clean(&store);
+    let view = store.view(DATASET).expect("views");
+    let deleted = view.tombstones_after(None, 9).expect("reads");
+    let keys: Vec<Key> = deleted.into_iter().map(|(_, key)| key).collect();
+    assert_eq!((view.tombstones().count, keys), (1, vec![key("a/d")]));
 }
 
 fn opened(format: u32) -> (tempfile::TempDir, DiskStore) {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::cluster::{Cluster, DATASET, number, text, until};
+use crate::cluster::{Cluster, DATASET, number, text};
 use crate::tree;
 
 #[test]
@@ -137,47 +137,6 @@ fn a_file_against_a_directory_of_the_same_name_loses_nothing() {
         assert!(contents.contains(&"in a directory".to_string()), "{contents:?}");
         let shown = contents.contains(&"a file".to_string());
         assert!(shown || node.get("thing").expect_done().stdout == b"a file", "{contents:?}");
-    }
-}
-
-#[test]
-fn who_was_evicted_and_returns_brings_nothing_back_and_keeps_what_it_wrote() {
-    let mut cluster = Cluster::linked(3);
-    for name in ["deleted", "deleted-too", "edited-there"] {
-        fs::write(cluster.nodes[0].path(name), name).expect("a new file");
-    }
-    // Enough that deleting three is nothing to ask about.
-    for n in 0..9 {
-        fs::write(cluster.nodes[0].path(&format!("kept-{n}")), "kept").expect("a new file");
-    }
-    cluster.settle();
-    cluster.nodes[2].stop();
-    for name in ["deleted", "deleted-too", "edited-there"] {
-        fs::remove_file(cluster.nodes[0].path(name)).expect("it is there");
-    }
-    cluster.nodes[1].wait();
-    assert_eq!(number(&cluster.nodes[1].dataset()["tombstones"]), 3);
-    let away = cluster.nodes[2].name.clone();
-    cluster.nodes[0].run(["member", "evict", &away]).expect_done();
-    until("the deletions to be forgotten", || {
-        let left = |node: usize| number(&cluster.nodes[node].dataset()["tombstones"]);
-        left(0) == 0 && left(1) == 0
-    });
-
-    fs::write(cluster.nodes[2].path("edited-there"), "meanwhile").expect("writable");
-    fs::write(cluster.nodes[2].path("written-there"), "mine").expect("a new file");
-    cluster.nodes[2].start();
-    cluster.settle();
-    until("what was deleted to be gone from all directories", || {
-        cluster.nodes.iter().all(|node| !node.path("deleted").exists())
-    });
-    for node in &cluster.nodes {
-        assert!(!node.path("deleted-too").exists());
-        let read = |name: &str| fs::read_to_string(node.path(name)).expect("it is there");
-        assert_eq!(
-            (read("edited-there"), read("written-there")),
-            ("meanwhile".into(), "mine".into())
-        );
     }
 }
 
