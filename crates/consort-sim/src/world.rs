@@ -5,6 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use consort_core::model::Frontier;
 use consort_core::model::attributes::Attributes;
 use consort_core::model::merge::Saw;
 use consort_core::protocol::Event;
@@ -232,14 +233,23 @@ impl<'s, 't> World<'s, 't> {
         Ok(())
     }
 
-    /// Whether a node that only reads has what no writer has any more. Nobody takes that from it, so it will never be
-    /// like the others.
+    /// Whether a node that only reads has what no writer has any more, or has forgotten what no writer has. Nobody takes
+    /// that from it, so it will never be like the others.
     fn is_stranded(&self, n: NodeIndex) -> Checked<bool> {
         let node = self.node(n);
         if node.access == Access::Write {
             return Ok(false);
         }
         let writers = self.writers_but(n);
+        let frontier = |view: &MemoryView| {
+            let knowledge = view.knowledge();
+            knowledge.map(|knowledge| knowledge.frontier.clone()).expect("memory does not fail")
+        };
+        let mut forgotten = Frontier::new();
+        writers.iter().for_each(|writer| forgotten.join(&frontier(writer)));
+        if !frontier(&node.view()).is_within(&forgotten) {
+            return Ok(true);
+        }
         let is_current = |version: &VersionIndex| {
             let key = &self.history.known(*version).key;
             causal::held(&self.history, &node.view(), key).is_ok_and(|held| held.contains(version))

@@ -57,6 +57,14 @@ pub struct Published {
 /// What all replicas published last, by author. Links remember which of these they told.
 pub(crate) type Table = BTreeMap<AuthorId, Published>;
 
+/// What was published and is to be told.
+#[derive(Debug)]
+pub(crate) struct ToTell {
+    pub(crate) table: Arc<Table>,
+    /// It is everything that is known.
+    pub(crate) all: bool,
+}
+
 /// What holds the frontier up, for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holdup {
@@ -75,6 +83,8 @@ pub(crate) struct Garbage {
     registered: BTreeMap<AuthorId, bool>,
     set: u64,
     table: Arc<Table>,
+    /// What of it is of replicas that are not registered.
+    strangers: Arc<Table>,
     /// How far the frontier is to be moved, as far as everything is known.
     target: Frontier,
     /// A lesson that moves it is on its way to the store.
@@ -83,8 +93,16 @@ pub(crate) struct Garbage {
 }
 
 impl Garbage {
-    pub(crate) fn table(&self) -> &Arc<Table> {
-        &self.table
+    /// All that was published matters as long as there is something to forget; otherwise only who may have to be
+    /// registered.
+    pub(crate) fn to_tell(&self, view: &impl View) -> ToTell {
+        let all = view.tombstones().count != 0;
+        ToTell { table: Arc::clone(if all { &self.table } else { &self.strangers }), all }
+    }
+
+    /// What all replicas published, as far as it is known here.
+    pub(crate) fn published(&self) -> impl Iterator<Item = &Published> {
+        self.table.values()
     }
 
     pub(crate) fn set_registered(&mut self, node: NodeId, replicas: &[Registered]) {
@@ -98,6 +116,9 @@ impl Garbage {
         let hash = hasher.finalize();
         let (front, _) = hash.as_bytes().split_first_chunk().expect("a hash has 32 bytes");
         self.set = u64::from_le_bytes(*front);
+        let strangers =
+            self.table.iter().filter(|(author, _)| !self.registered.contains_key(author));
+        self.strangers = Arc::new(strangers.map(|(author, said)| (*author, *said)).collect());
     }
 
     /// Whether anything is ever forgotten here: it is known which replicas are registered.
@@ -115,9 +136,15 @@ impl Garbage {
         if news.is_empty() {
             return false;
         }
-        let table = Arc::make_mut(&mut self.table);
-        table.extend(news.into_iter().map(|said| (said.author, said)));
+        news.into_iter().for_each(|said| self.note(said));
         true
+    }
+
+    fn note(&mut self, said: Published) {
+        Arc::make_mut(&mut self.table).insert(said.author, said);
+        if !self.registered.contains_key(&said.author) {
+            Arc::make_mut(&mut self.strangers).insert(said.author, said);
+        }
     }
 
     /// A peer has collected this far.
@@ -176,14 +203,12 @@ impl Garbage {
         let (author, _) = view.own()?;
         let has_tombstones = view.tombstones().count != 0;
         let said = self.table.get(&author).copied();
-        if !has_tombstones
-            && said.is_some_and(|said| (said.set, said.node) == (self.set, self.node))
-        {
+        // Without anything to forget, nobody asks what a registered replica accounts for.
+        if !has_tombstones && self.registered.contains_key(&author) {
             return Ok((self.lesson(view)?, false));
         }
         let known = account(view)?;
-        let writers = || self.registered.iter().filter(|(_, writes)| **writes).map(|(a, _)| *a);
-        let upto = writers().map(|author| known.of(author)).min().unwrap_or_default();
+        let upto = self.writers().map(|author| known.of(author)).min().unwrap_or_default();
         let others: Frontier =
             known.times().filter(|(author, _)| !self.registered.contains_key(author)).collect();
         let mark = others.mark();
@@ -196,7 +221,7 @@ impl Garbage {
             let (node, set) = (self.node, self.set);
             let serial = later.max(Timestamp::at(now.wall));
             let own = Published { author, node, serial, set, known: upto, others: mark };
-            Arc::make_mut(&mut self.table).insert(author, own);
+            self.note(own);
         }
         if forms && has_tombstones {
             let said: Option<Vec<&Published>> = self
@@ -206,14 +231,20 @@ impl Garbage {
                 .collect();
             if let Some(said) = said.filter(|said| !said.is_empty()) {
                 let upto = said.iter().map(|said| said.known).min().unwrap_or_default();
-                let mut frontier: Frontier = writers().map(|author| (author, upto)).collect();
-                if said.iter().all(|said| said.others == mark) {
+                let mut frontier: Frontier = self.writers().map(|author| (author, upto)).collect();
+                // Of those others nobody takes what a reader accounts for, so it may be ahead of everybody for good.
+                let counts = |said: &&&Published| self.registered.get(&said.author) == Some(&true);
+                if said.iter().filter(counts).all(|said| said.others == mark) {
                     frontier.join(&others);
                 }
                 self.target.join(&frontier);
             }
         }
         Ok((self.lesson(view)?, publishes))
+    }
+
+    fn writers(&self) -> impl Iterator<Item = AuthorId> {
+        self.registered.iter().filter(|(_, writes)| **writes).map(|(author, _)| *author)
     }
 
     /// Moves the frontier towards where it should be, as far as everything is known.

@@ -20,7 +20,6 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::String;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -30,7 +29,7 @@ use crate::model::id::NodeId;
 use crate::model::vector::Dot;
 use crate::model::version::Entry;
 use crate::protocol::event::{Access, Now};
-use crate::protocol::garbage::{Published, Table};
+use crate::protocol::garbage::{Published, ToTell};
 use crate::protocol::link::pace::Pace;
 use crate::protocol::link::receiving::Announced;
 use crate::protocol::message::{Hello, Message};
@@ -496,10 +495,10 @@ impl Link {
         self.pump(view, to)
     }
 
-    /// Whatever was due before `now`. `published` is what all replicas say of themselves.
+    /// Whatever was due before `now`. `published` is what replicas say of themselves.
     pub(crate) fn on_deadline(
         &mut self,
-        published: &Arc<Table>,
+        published: &ToTell,
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {

@@ -4,7 +4,6 @@
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::ToString;
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::mem;
 
@@ -181,8 +180,8 @@ impl Replica {
                 let (promise, look) = self.garbage.on_deadline(now, view)?;
                 self.look |= look;
                 effects.extend(promise.map(|lesson| Effect::Learn { peer: None, lesson }));
-                let table = Arc::clone(self.garbage.table());
-                self.with_each_link(now, effects, |link, to| link.on_deadline(&table, view, to))
+                let told = self.garbage.to_tell(view);
+                self.with_each_link(now, effects, |link, to| link.on_deadline(&told, view, to))
             }
             Event::DirectoryFlushed { id, .. } => {
                 let mut outcome = Ok(());
@@ -212,7 +211,7 @@ impl Replica {
 
     /// What all replicas published of themselves, as far as it is known here.
     pub fn published(&self) -> impl Iterator<Item = &Published> {
-        self.garbage.table().values()
+        self.garbage.published()
     }
 
     /// Whom forgetting deletions waits for, if there are any.

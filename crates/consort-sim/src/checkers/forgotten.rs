@@ -13,8 +13,9 @@ use crate::node::NodeIndex;
 /// How long that may take once all are the same and everybody is there.
 pub(crate) const WITHIN: Duration = Duration::from_secs(1_800);
 
-/// Whoever has not said for so long what it knows has nothing to say: news of who is registered have reached it by then.
-pub(crate) const SILENCE: Duration = Duration::from_secs(20);
+/// If nobody has said for so long what it knows, nobody has anything to say: news of who is registered have reached all
+/// by then, and all have promised what a tombstone that is left may wait for.
+pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 
 /// A tombstone that is left, if there is one.
 pub(crate) fn left(

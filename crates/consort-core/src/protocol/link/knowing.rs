@@ -17,7 +17,7 @@ use crate::model::frontier::{Frontier, Knowledge, Mark};
 use crate::model::hlc::Timestamp;
 use crate::model::id::{AuthorId, NodeId};
 use crate::protocol::event::Access;
-use crate::protocol::garbage::{Published, Table, account};
+use crate::protocol::garbage::{Published, Table, ToTell, account};
 use crate::protocol::message::Message;
 use crate::store::{Lesson, StoreError, View};
 
@@ -31,7 +31,9 @@ pub(super) struct Told {
     frontier: Arc<Knowledge>,
     known: Arc<Knowledge>,
     own: Timestamp,
+    /// What was published by all replicas, and by those that were not registered.
     published: Arc<Table>,
+    strangers: Arc<Table>,
 }
 
 impl Link {
@@ -62,7 +64,7 @@ impl Link {
     /// Tells what changed, if the peer has all that was sent; otherwise looks again soon.
     pub(super) fn tell(
         &mut self,
-        table: &Arc<Table>,
+        ToTell { table, all }: &ToTell,
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
@@ -93,7 +95,8 @@ impl Link {
             self.told.own = own;
         }
         self.told.frontier = knowledge;
-        let told = core::mem::replace(&mut self.told.published, Arc::clone(table));
+        let told = if *all { &mut self.told.published } else { &mut self.told.strangers };
+        let told = core::mem::replace(told, Arc::clone(table));
         let is_news =
             |said: &&Published| told.get(&said.author).is_none_or(|told| told.serial < said.serial);
         let mut published: Vec<Published> = if Arc::ptr_eq(&told, table) {
