@@ -28,6 +28,8 @@ pub(crate) struct Known {
     content: [u8; 16],
     place: u32,
     past: Past,
+    /// What its writer had forgotten that it was replaced, though not what that had replaced.
+    forgotten: Past,
     /// Its writer was told that it is safe.
     pub(crate) acknowledged: bool,
     /// The only replicas that held it are gone for good, so it may be gone too.
@@ -93,6 +95,11 @@ impl History {
         self.known(later).past.contains(self.known(earlier).place)
     }
 
+    /// Whether who wrote `later` had forgotten that `earlier` was replaced, though not what that had replaced.
+    pub(crate) fn has_forgotten(&self, later: VersionIndex, earlier: VersionIndex) -> bool {
+        self.known(later).forgotten.contains(self.known(earlier).place)
+    }
+
     /// Whether a key that holds these versions has nothing of `version` to tell any more: it is there, or was replaced.
     pub(crate) fn accounts_for(&self, held: &[VersionIndex], version: VersionIndex) -> bool {
         held.iter().any(|&held| held == version || self.covers(held, version))
@@ -152,7 +159,12 @@ impl History {
         if !like.is_empty() && replaced.iter().all(|version| like.contains(version)) {
             return Expected::Same(like);
         }
-        let stays = |version: &VersionIndex| !replaced.contains(version) && !like.contains(version);
+        let goes = |version: &VersionIndex| replaced.contains(version) || like.contains(version);
+        // What somebody replaced whose version is replaced now does not stay either.
+        let is_over = |version: &VersionIndex| {
+            held.iter().filter(|held| goes(held)).any(|held| self.has_forgotten(*held, *version))
+        };
+        let stays = |version: &VersionIndex| !goes(version) && !is_over(version);
         let beside: Vec<VersionIndex> = held.iter().copied().filter(stays).collect();
         let mut past = Past::default();
         for version in held {
@@ -173,11 +185,15 @@ impl History {
         mut past: Past,
     ) -> Option<VersionIndex> {
         let Entry { key, version } = entry;
-        // An author is taken to have seen what it wrote to the key before, also what was deleted and forgotten since.
+        // An author is taken to have seen what it wrote to the key before, also what was deleted and forgotten since;
+        // but for what that replaced and it has forgotten as well.
+        let mut forgotten = Past::default();
         for other in self.of_key(key) {
             let is_over = self.known(*other).deleted || self.is_replaced(*other);
-            if version.seen.contains(self.known(*other).dot) && is_over {
-                past.insert(self.known(*other).place);
+            let Known { dot, place, past: before, .. } = self.known(*other);
+            if version.seen.contains(*dot) && is_over {
+                let to = if past.holds(before) { &mut past } else { &mut forgotten };
+                to.insert(*place);
             }
         }
         let index = VersionIndex(u32::try_from(self.versions.len()).expect("runs are short"));
@@ -194,6 +210,7 @@ impl History {
             content: version.content.id(),
             place: u32::try_from(of_key.len()).expect("runs are short"),
             past,
+            forgotten,
             acknowledged: false,
             excused: false,
         });
@@ -222,6 +239,11 @@ impl Past {
     fn contains(&self, place: u32) -> bool {
         let word = self.0.get(place as usize / 64).copied().unwrap_or(0);
         word >> (place % 64) & 1 != 0
+    }
+
+    fn holds(&self, other: &Self) -> bool {
+        let here = self.0.iter().copied().chain(std::iter::repeat(0));
+        other.0.iter().zip(here).all(|(other, here)| other & !here == 0)
     }
 
     fn insert(&mut self, place: u32) {

@@ -62,7 +62,8 @@ pub(crate) fn local(
                 };
                 let claimed = |other: &&VersionIndex| {
                     let claims = entry.version.seen.contains(history.known(**other).dot);
-                    claims != history.covers(index, **other)
+                    let has_forgotten = history.has_forgotten(index, **other);
+                    claims != (history.covers(index, **other) || has_forgotten)
                 };
                 if let Some(other) = history.of_key(&write.key).iter().find(claimed) {
                     let other = history.known(*other).dot;

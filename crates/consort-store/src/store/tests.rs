@@ -114,9 +114,11 @@ fn the_tombstones_of_an_older_store_are_indexed_when_it_is_opened() {
     let store = DiskStore::open(directory.path()).expect("opens");
     store.open_dataset(DATASET).expect("opens");
     let key = |name: &str| Key::new(name).expect("a valid key");
-    let delete = |name: &str| LocalWrite::new(key(name), Content::Deleted);
-    let body = Body::Local { writes: vec![delete("a"), delete("b")], now: WallTime(1) };
-    store.commit(Transaction::new(DATASET.id, body)).expect("commits");
+    for content in [Content::Inline([1].into()), Content::Deleted] {
+        let write = |name: &str| LocalWrite::new(key(name), content.clone());
+        let body = Body::Local { writes: vec![write("a"), write("b")], now: WallTime(1) };
+        store.commit(Transaction::new(DATASET.id, body)).expect("commits");
+    }
     let view = store.view(DATASET.id).expect("views");
     let (counted, indexed) = (view.tombstones(), view.tombstones_after(None, 9));
     assert_eq!((counted.count, indexed.as_ref().expect("reads").len()), (2, 2));

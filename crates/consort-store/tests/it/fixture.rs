@@ -46,7 +46,8 @@ fn make_the_fixture() {
     store.commit(consort_store::Transaction::new(DATASET, body)).expect("commits");
     let beside = LocalWrite { saw: Saw::Nothing, ..write("a/b", b"beside") };
     let deleted = LocalWrite::new(key("a/d"), Content::Deleted);
-    store.commit(local(vec![beside, deleted])).expect("commits");
+    store.commit(local(vec![beside, write("a/d", b"three")])).expect("commits");
+    store.commit(local(vec![deleted])).expect("commits");
     drop(store);
     // The journal is allocated ahead; only what was written is worth keeping.
     for file in fs::read_dir(directory.join("rows")).expect("reads") {
