@@ -190,10 +190,13 @@ impl History {
         let mut forgotten = Past::default();
         for other in self.of_key(key) {
             let is_over = self.known(*other).deleted || self.is_replaced(*other);
-            let Known { dot, place, past: before, .. } = self.known(*other);
+            let Known { dot, place, past: before, forgotten: forgotten_before, .. } =
+                self.known(*other);
             if version.seen.contains(*dot) && is_over {
-                let to = if past.holds(before) { &mut past } else { &mut forgotten };
-                to.insert(*place);
+                let mut seen = past.clone();
+                seen.union(&forgotten);
+                let has_seen_all = past.holds(before) && seen.holds(forgotten_before);
+                if has_seen_all { &mut past } else { &mut forgotten }.insert(*place);
             }
         }
         let index = VersionIndex(u32::try_from(self.versions.len()).expect("runs are short"));
