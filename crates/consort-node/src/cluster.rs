@@ -4,7 +4,7 @@
 
 pub(crate) mod seals;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use consort_core::encoding::{DecodeError, Reader, Writer};
@@ -93,7 +93,7 @@ pub(crate) struct ReplicaFact {
     pub(crate) author: AuthorId,
     /// Whose it is.
     pub(crate) node: NodeId,
-    /// It is not waited for, until it accounts for more than this.
+    /// It is not waited for, until it publishes something later than this.
     pub(crate) evicted: Option<Timestamp>,
 }
 
@@ -189,11 +189,12 @@ impl Facts {
 
     /// The replicas that are waited for before a deletion is forgotten: those of members, unless they are evicted.
     pub(crate) fn registered(&self) -> Vec<Registered> {
-        let registered = self.replicas.iter().filter(|replica| replica.evicted.is_none());
-        registered
+        let members = self.members.iter().filter(|member| !member.revoked);
+        let roles: BTreeMap<NodeId, Role> = members.map(|m| (m.node, m.role)).collect();
+        let replicas = self.replicas.iter().filter(|replica| replica.evicted.is_none());
+        replicas
             .filter_map(|replica| {
-                let member = self.member(replica.node).filter(|member| !member.revoked)?;
-                let writes = member.role != Role::Reader;
+                let writes = *roles.get(&replica.node)? != Role::Reader;
                 Some(Registered { author: replica.author, writes })
             })
             .collect()

@@ -69,6 +69,8 @@ pub struct Member {
     pub addresses: Vec<SocketAddr>,
     /// It is connected with this node.
     pub connected: bool,
+    /// Deletions are remembered until it has heard of them.
+    pub waited_for: bool,
     /// It is this node.
     pub this_node: bool,
 }

@@ -18,7 +18,7 @@ use consort_core::protocol::membership;
 use consort_core::protocol::replica::LinkReport;
 use consort_core::protocol::{Effect, Envelope, Event, Message, Now, Replica, codec};
 use consort_core::store::{Applied, DatasetParameters, LocalWrite, Sequence, StoreError, View};
-use consort_core::{Content, DatasetId, Instant, NodeId, WallTime};
+use consort_core::{AuthorId, Content, DatasetId, Instant, NodeId, WallTime};
 use consort_store::{Body, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
@@ -35,6 +35,8 @@ pub(crate) use members::{MemberView, short_digest, short_id};
 const REDIAL_AFTER: Duration = Duration::from_secs(5);
 /// How often an admin looks whether replicas are to be registered.
 const REGISTER_EVERY: Duration = Duration::from_secs(2);
+/// How many facts of replicas it writes then at the most, each of less than 1 KiB: they fit into a commit.
+const REGISTER_AT_ONCE: usize = 512;
 /// How soon a peer that has not answered a barrier is asked again: it may not have been able to.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -593,16 +595,12 @@ impl Runtime {
         }
     }
 
-    /// What each node's replicas published last, in any dataset: the latest author of each, and up to where it accounts
-    /// for everything in the dataset where that is furthest.
+    /// What each node published last, in any dataset.
     fn published(&self) -> BTreeMap<NodeId, Published> {
         let mut latest: BTreeMap<NodeId, Published> = BTreeMap::new();
         for said in self.replicas.values().flat_map(|open| open.replica.published()) {
             let known = latest.entry(said.node).or_insert(*said);
-            if known.author == said.author {
-                known.known = known.known.max(said.known);
-                known.serial = known.serial.max(said.serial);
-            } else if known.serial < said.serial {
+            if known.serial < said.serial {
                 *known = *said;
             }
         }
@@ -610,28 +608,34 @@ impl Runtime {
     }
 
     /// An admin's part: registers the replicas of members that were heard of; those that a node writes to no more are
-    /// registered no more, and those that were evicted are again once they account for more than when they were.
+    /// registered no more, and those that were evicted are again once they say something new.
     fn register(&self) {
         if self.failed {
             return;
         }
         let facts = self.shared.facts();
+        let members: HashSet<NodeId> =
+            facts.members.iter().filter(|m| !m.revoked).map(|m| m.node).collect();
+        let published: BTreeMap<NodeId, Published> =
+            self.published().into_iter().filter(|(node, _)| members.contains(node)).collect();
+        let known: BTreeMap<AuthorId, &ReplicaFact> =
+            facts.replicas.iter().map(|fact| (fact.author, fact)).collect();
         let mut writes = Vec::new();
-        for (node, said) in self.published() {
-            if facts.member(node).is_none_or(|member| member.revoked) {
-                continue;
-            }
-            let fact = facts.replicas.iter().find(|fact| fact.author == said.author);
-            let returns = |fact: &ReplicaFact| fact.evicted.is_some_and(|upto| upto < said.known);
-            if fact.is_none_or(returns) {
+        for (&node, said) in &published {
+            let returns = |fact: &&ReplicaFact| fact.evicted.is_some_and(|at| at < said.serial);
+            if known.get(&said.author).is_none_or(returns) {
                 let fact = ReplicaFact { author: said.author, node, evicted: None };
                 writes.push(LocalWrite::new(replica_key(said.author), encode_replica(&fact)));
             }
-            let is_old = |fact: &&ReplicaFact| fact.node == node && fact.author != said.author;
-            for old in facts.replicas.iter().filter(is_old) {
-                writes.push(LocalWrite::new(replica_key(old.author), Content::Deleted));
-            }
         }
+        let is_old = |fact: &&ReplicaFact| {
+            published.get(&fact.node).is_some_and(|said| said.author != fact.author)
+        };
+        for old in facts.replicas.iter().filter(is_old) {
+            writes.push(LocalWrite::new(replica_key(old.author), Content::Deleted));
+        }
+        // The rest comes next time.
+        writes.truncate(REGISTER_AT_ONCE);
         if writes.is_empty() {
             return;
         }

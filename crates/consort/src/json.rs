@@ -127,6 +127,8 @@ pub(crate) struct Member {
     pub(crate) revoked: bool,
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) connected: bool,
+    /// Deletions are remembered until it has heard of them.
+    pub(crate) waited_for: bool,
     pub(crate) this_node: bool,
 }
 
@@ -503,6 +505,7 @@ impl From<node::Member> for Member {
             revoked: member.revoked,
             addresses: member.addresses,
             connected: member.connected,
+            waited_for: member.waited_for,
             this_node: member.this_node,
         }
     }

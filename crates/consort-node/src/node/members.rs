@@ -1,5 +1,6 @@
 //! Members: inviting, listing, revoking.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,12 +11,12 @@ use crate::error::NodeError;
 use crate::net::Role;
 use crate::net::invites::CreateInviteError;
 use crate::report::Member;
-use crate::runtime::Cause;
+use crate::runtime::{Cause, wall_time};
 
 use super::{Node, blocking, likeliest, new_gossip_key, reachable};
 
-use consort_core::OnConflict;
 use consort_core::store::LocalWrite;
+use consort_core::{NodeId, OnConflict, Timestamp};
 
 /// Less than a second by as little as can be.
 const LAST_SECOND: Duration = Duration::from_nanos(999_999_999);
@@ -60,6 +61,9 @@ impl Node {
         let learned = self.shared.learned();
         let views = self.ask(|reply| Cause::Members { reply }).await?;
         let own = self.shared.identity.node;
+        let facts = self.shared.facts();
+        let replicas = facts.replicas.iter().filter(|replica| replica.evicted.is_none());
+        let waited_for: BTreeSet<NodeId> = replicas.map(|replica| replica.node).collect();
         let describe = |fact: &MemberFact| {
             let connected = peers.get(&fact.node).is_some_and(|peer| peer.connected);
             let addresses = if fact.node == own {
@@ -77,10 +81,11 @@ impl Node {
                 revoked: fact.revoked,
                 addresses,
                 connected,
+                waited_for: waited_for.contains(&fact.node) && !fact.revoked,
                 this_node: fact.node == own,
             }
         };
-        let mut members: Vec<Member> = self.shared.facts().members.iter().map(describe).collect();
+        let mut members: Vec<Member> = facts.members.iter().map(describe).collect();
         members.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(members)
     }
@@ -103,11 +108,13 @@ impl Node {
             return Err(NodeError::usage("a node cannot evict itself"));
         }
         let published = self.ask(|reply| Cause::Published { reply }).await?;
-        let known = published.get(&member.node).map(|said| said.known).unwrap_or_default();
+        // What others still tell of it was said before.
+        let said = published.get(&member.node).map(|said| said.serial).unwrap_or_default();
+        let now = said.max(Timestamp::at(wall_time()));
         let waited_for =
             |replica: &&ReplicaFact| replica.node == member.node && replica.evicted.is_none();
         let evict = |replica: &ReplicaFact| {
-            let evicted = ReplicaFact { evicted: Some(known), ..*replica };
+            let evicted = ReplicaFact { evicted: Some(now), ..*replica };
             LocalWrite::new(replica_key(replica.author), encode_replica(&evicted))
         };
         let writes: Vec<LocalWrite> = facts.replicas.iter().filter(waited_for).map(evict).collect();

@@ -64,6 +64,7 @@ fn table(members: &[json::Member]) -> String {
             json::Member { revoked: true, .. } => "revoked",
             json::Member { this_node: true, .. } => "this node",
             json::Member { connected: true, .. } => "connected",
+            json::Member { waited_for: false, .. } => "not connected, not waited for",
             _ => "not connected",
         };
         let addresses: Vec<String> = member.addresses.iter().map(ToString::to_string).collect();

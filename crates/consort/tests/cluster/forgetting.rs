@@ -20,6 +20,13 @@ fn who_was_evicted_and_returns_brings_nothing_back_and_keeps_what_it_wrote() {
         write(&cluster.nodes[0], &format!("kept-{n}"), "kept");
     }
     cluster.settle();
+    let away = cluster.nodes[2].name.clone();
+    let is_waited_for = |node: &Node| {
+        let members = node.run(["member", "list", "--json"]).expect_done().json();
+        let member = members.as_array().expect("a list").iter().find(|m| m["name"] == *away);
+        member.expect("it is a member")["waited_for"] == true
+    };
+    until("all to be registered", || cluster.nodes.iter().all(is_waited_for));
 
     cluster.nodes[2].kill();
     for name in ["deleted", "deleted-too", "deleted-here-edited-there"] {
@@ -27,7 +34,6 @@ fn who_was_evicted_and_returns_brings_nothing_back_and_keeps_what_it_wrote() {
     }
     write(&cluster.nodes[1], "written-here", "news");
     cluster.settle();
-    let away = cluster.nodes[2].name.clone();
     for node in &cluster.nodes[..2] {
         assert_eq!(number(&node.dataset()["tombstones"]), 3);
         until("the deletions to wait for who is away", || {
@@ -35,6 +41,7 @@ fn who_was_evicted_and_returns_brings_nothing_back_and_keeps_what_it_wrote() {
         });
     }
     cluster.nodes[0].run(["member", "evict", &away]).expect_done();
+    until("nobody to wait for it", || !cluster.nodes[..2].iter().any(is_waited_for));
     until_forgotten(&cluster.nodes[..2]);
 
     // All of that it does alone.
@@ -68,6 +75,7 @@ fn who_was_evicted_and_returns_brings_nothing_back_and_keeps_what_it_wrote() {
         assert_eq!(read("written-here"), "news");
         assert!((0..OTHERS).all(|n| read(&format!("kept-{n}")) == "kept"));
     }
+    until("it to be waited for again", || cluster.nodes.iter().all(is_waited_for));
     until_forgotten(&cluster.nodes);
     cluster.settle();
     cluster.stop_and_check();

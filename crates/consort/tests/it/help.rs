@@ -14,6 +14,7 @@ const COMMANDS: [&str; 29] = [
     "join",
     "member",
     "member list",
+    "member evict",
     "member revoke",
     "dataset",
     "dataset create",
