@@ -264,18 +264,29 @@ impl Garbage {
         Ok(Some(Lesson { frontier, ..Lesson::default() }))
     }
 
-    /// Whom forgetting waits for: the registered replica that accounts for the least, if there is something to forget.
+    /// Whom forgetting waits for, if there is something to forget: the registered writer that was heard of least lately,
+    /// or, if another replica accounts for less than this one, that one.
     pub(crate) fn holdup(&self, view: &impl View) -> Option<Holdup> {
         if view.tombstones().count == 0 {
             return None;
         }
-        let holdup = |author: &AuthorId| {
+        let known = account(view).ok()?;
+        let heard = |author: AuthorId| {
+            let node = self.table.get(&author).map(|said| said.node);
+            Holdup { author, node, known: known.of(author) }
+        };
+        let told = |author: &AuthorId| {
             let said = self.table.get(author);
             let known = said.filter(|said| said.set == self.set).map(|said| said.known);
-            let node = said.map(|said| said.node);
-            Holdup { author: *author, node, known: known.unwrap_or_default() }
+            Holdup {
+                author: *author,
+                node: said.map(|said| said.node),
+                known: known.unwrap_or_default(),
+            }
         };
-        self.registered.keys().map(holdup).min_by_key(|holdup| holdup.known)
+        let writer = self.writers().map(heard).min_by_key(|holdup| holdup.known);
+        let replica = self.registered.keys().map(told).min_by_key(|holdup| holdup.known);
+        writer.into_iter().chain(replica).min_by_key(|holdup| holdup.known)
     }
 }
 
