@@ -62,9 +62,7 @@ impl Plan {
         ignores: &Ignores,
     ) -> Result<Self, StoreError> {
         let held = view.siblings(key)?;
-        // A key of which nothing is left, not even a deletion, changed some time before now.
-        let newest = held.iter().map(|stored| stored.sequence).max();
-        let newest = newest.unwrap_or_else(|| view.summary().head.sequence);
+        let newest = held.iter().map(|stored| stored.sequence).max().unwrap_or_default();
         let siblings: Vec<Version> = held.into_iter().map(|stored| stored.version).collect();
         let winner = policy.winner(&siblings).filter(|winner| !winner.is_deleted());
         let mut plan = Self { newest, ..Self::default() };
