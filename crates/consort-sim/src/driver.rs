@@ -63,13 +63,17 @@ impl World<'_, '_> {
                 };
                 let now = self.schedule.now();
                 self.trace.line(now, Some(n), format_args!("-> {peer:<6} {}", Brief(&message)));
-                if matches!(message, Message::Frontier { .. } | Message::Known { .. }) {
+                let tells = matches!(message, Message::Frontier { .. } | Message::Known { .. });
+                if tells {
                     self.told_at = now;
                 }
                 let mut bytes = Vec::new();
                 codec::encode(&Envelope { dataset: DATASET.id, message }, &mut bytes);
                 self.traffic.messages += 1;
-                self.traffic.bytes += bytes.len() as u64;
+                // What is known is told of replicas, not of versions.
+                if !tells {
+                    self.traffic.bytes += bytes.len() as u64;
+                }
                 if let Some(meter) = &mut self.meter {
                     meter.sent(n, bytes.len());
                 }

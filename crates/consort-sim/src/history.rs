@@ -1,11 +1,12 @@
 //! What really happened: every version that was ever written, and which others it replaced. The simulator's own account
-//! of the model, kept with plain sets instead of version vectors, and by reading the promises rather than the code.
+//! of the model, kept with plain sets instead of version vectors, and by reading the promises rather than the code. Only
+//! what an author forgot that it had seen is told by its vectors.
 //! The checkers compare the replicas with it.
 
 use std::collections::BTreeMap;
 
-use consort_core::model::Frontier;
 use consort_core::model::merge::Saw;
+use consort_core::model::{Frontier, VersionVector};
 use consort_core::store::LocalWrite;
 use consort_core::{Content, Dot, Entry, Fingerprint, FingerprintKey, Key};
 
@@ -28,6 +29,7 @@ pub(crate) struct Known {
     content: [u8; 16],
     place: u32,
     past: Past,
+    seen: VersionVector,
     /// What its writer had forgotten that it was replaced, though not what that had replaced.
     forgotten: Past,
     /// Its writer was told that it is safe.
@@ -190,12 +192,9 @@ impl History {
         let mut forgotten = Past::default();
         for other in self.of_key(key) {
             let is_over = self.known(*other).deleted || self.is_replaced(*other);
-            let Known { dot, place, past: before, forgotten: forgotten_before, .. } =
-                self.known(*other);
+            let Known { dot, place, seen, .. } = self.known(*other);
             if version.seen.contains(*dot) && is_over {
-                let mut seen = past.clone();
-                seen.union(&forgotten);
-                let has_seen_all = past.holds(before) && seen.holds(forgotten_before);
+                let has_seen_all = version.seen.contains_all(seen);
                 if has_seen_all { &mut past } else { &mut forgotten }.insert(*place);
             }
         }
@@ -213,6 +212,7 @@ impl History {
             content: version.content.id(),
             place: u32::try_from(of_key.len()).expect("runs are short"),
             past,
+            seen: version.seen.clone(),
             forgotten,
             acknowledged: false,
             excused: false,
@@ -242,11 +242,6 @@ impl Past {
     fn contains(&self, place: u32) -> bool {
         let word = self.0.get(place as usize / 64).copied().unwrap_or(0);
         word >> (place % 64) & 1 != 0
-    }
-
-    fn holds(&self, other: &Self) -> bool {
-        let here = self.0.iter().copied().chain(std::iter::repeat(0));
-        other.0.iter().zip(here).all(|(other, here)| other & !here == 0)
     }
 
     fn insert(&mut self, place: u32) {

@@ -137,7 +137,7 @@ impl<'t> Steps<'t> {
     }
 
     fn write(&mut self) -> Result<(), StoreError> {
-        if self.changed % STEP_ROWS == 0 {
+        if self.changed.is_multiple_of(STEP_ROWS) {
             mem::take(&mut self.rows).commit(self.tables)
         } else {
             Ok(())

@@ -16,11 +16,13 @@ pub(crate) enum Member {
     /// Show the members of the cluster.
     #[command(after_help = "Example:\n  consort member list")]
     List,
-    /// Stop waiting for a member that is away before deletions are forgotten. It stays a member: when it returns, nothing
-    /// that was deleted comes back, and what was written on it meanwhile is kept.
+    /// Stop waiting for a member that is away, before deletions are forgotten
     #[command(after_help = "\
 Example:
-  consort member evict laptop-3")]
+  consort member evict laptop-3
+
+It stays a member. When it returns, nothing that was deleted comes back, what was written on it
+meanwhile is kept, and it is waited for again.")]
     Evict {
         /// The member's name or identity
         member: String,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{consort, stdout};
 
-const COMMANDS: [&str; 29] = [
+const COMMANDS: [&str; 30] = [
     "",
     "init",
     "up",
