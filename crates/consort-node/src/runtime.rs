@@ -12,17 +12,18 @@ use std::time::{Duration, Instant as StdInstant, SystemTime, UNIX_EPOCH};
 
 use consort_core::model::commit::Commit;
 use consort_core::protocol::event::Access;
+use consort_core::protocol::garbage::{Holdup, Published, Registered};
 use consort_core::protocol::link::Phase;
 use consort_core::protocol::membership;
 use consort_core::protocol::replica::LinkReport;
 use consort_core::protocol::{Effect, Envelope, Event, Message, Now, Replica, codec};
-use consort_core::store::{Applied, DatasetParameters, Sequence, StoreError, View};
-use consort_core::{DatasetId, Instant, NodeId, WallTime};
+use consort_core::store::{Applied, DatasetParameters, LocalWrite, Sequence, StoreError, View};
+use consort_core::{AuthorId, Content, DatasetId, Instant, NodeId, WallTime};
 use consort_store::{Body, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::cluster::Facts;
 use crate::cluster::seals::{CheckError, Seals};
+use crate::cluster::{Facts, ReplicaFact, encode_replica, replica_key};
 use crate::net::{NetEvent, Refusal, Role};
 use crate::shared::{PeerState, Shared};
 
@@ -32,6 +33,10 @@ pub(crate) use members::{MemberView, short_digest, short_id};
 
 /// How soon a peer that was disconnected for what it sent is dialed again.
 const REDIAL_AFTER: Duration = Duration::from_secs(5);
+/// How often an admin looks whether replicas are to be registered.
+const REGISTER_EVERY: Duration = Duration::from_secs(2);
+/// How many facts of replicas it writes then at the most, each of less than 1 KiB: they fit into a commit.
+const REGISTER_AT_ONCE: usize = 512;
 /// How soon a peer that has not answered a barrier is asked again: it may not have been able to.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -40,6 +45,8 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 pub(crate) enum Cause {
     /// A commit that a replica asked for is durable, or has failed.
     Committed { dataset: DatasetId, peer: NodeId, result: Result<Applied, StoreError> },
+    /// What a replica was to learn is durable, or has failed.
+    Learned { dataset: DatasetId, peer: Option<NodeId>, result: Result<Applied, StoreError> },
     /// The dataset's feed grew by something that was written here.
     Grew { dataset: DatasetId },
     /// A directory was flushed for a peer, or, if not `done`, could not be.
@@ -50,6 +57,10 @@ pub(crate) enum Cause {
     BarrierState { id: u64, reply: oneshot::Sender<Vec<Answer>> },
     /// A barrier is not waited for any more.
     BarrierOver { id: u64 },
+    /// What each node's replicas published last.
+    Published { reply: oneshot::Sender<BTreeMap<NodeId, Published>> },
+    /// What a dataset's replica has not forgotten, and whom that waits for.
+    Forgetting { dataset: DatasetId, reply: oneshot::Sender<Option<Holdup>> },
     /// How the links of a dataset stand.
     Links { dataset: DatasetId, reply: oneshot::Sender<Vec<LinkReport>> },
     /// What is known of the members.
@@ -129,6 +140,10 @@ pub(crate) struct Runtime {
     next_barrier: u64,
     epoch: StdInstant,
     redial_at: Option<StdInstant>,
+    /// The replicas that are waited for before a deletion is forgotten.
+    registered: Vec<Registered>,
+    /// When an admin looks next whether there are others.
+    register_at: Option<StdInstant>,
     /// The store failed: nothing more is taken from peers.
     failed: bool,
 }
@@ -150,6 +165,8 @@ impl Runtime {
             next_barrier: crate::net::random_u64() >> 1,
             epoch: StdInstant::now(),
             redial_at: None,
+            registered: Vec::new(),
+            register_at: None,
             failed: false,
         }
     }
@@ -162,12 +179,13 @@ impl Runtime {
     ) {
         self.open(self.shared.cluster);
         self.refresh();
+        self.register_at = self.shared.sealer.is_some().then(StdInstant::now);
         loop {
             let deadlines = self.replicas.values().filter_map(|open| open.replica.deadline());
             let members = (!self.failed).then(|| self.members.deadline());
             let deadline = deadlines.chain(members).min();
             let deadline = deadline.map(|at| self.epoch + Duration::from_micros(at.0));
-            let next = [deadline, self.redial_at].into_iter().flatten().min();
+            let next = [deadline, self.redial_at, self.register_at].into_iter().flatten().min();
             let sleep = async {
                 match next {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -206,6 +224,16 @@ impl Runtime {
                 Err(StoreError::UnknownDataset(_)) => {}
                 Err(error) => self.fail(&error),
             },
+            Cause::Learned { dataset, peer, result } => match result {
+                Ok(_) => {
+                    self.event(dataset, Event::Learned { peer });
+                    // A directory may show what is dead.
+                    self.shared.wake_folder(dataset);
+                    self.shared.notify();
+                }
+                Err(StoreError::UnknownDataset(_)) => {}
+                Err(error) => self.fail(&error),
+            },
             Cause::Grew { dataset } => self.grew(dataset),
             Cause::DirectoryFlushed { dataset, peer, done } => {
                 let Some(Flushing { id, next }) = self.flushing.remove(&(dataset, peer)) else {
@@ -231,6 +259,14 @@ impl Runtime {
                 let _ = reply.send(self.barrier_state(id));
             }
             Cause::BarrierOver { id } => drop(self.barriers.remove(&id)),
+            Cause::Published { reply } => {
+                let _ = reply.send(self.published());
+            }
+            Cause::Forgetting { dataset, reply } => {
+                let view = self.shared.store.view(dataset).ok();
+                let holdup = self.replicas.get(&dataset).zip(view);
+                let _ = reply.send(holdup.and_then(|(open, view)| open.replica.holdup(&view)));
+            }
             Cause::Links { dataset, reply } => {
                 let _ = reply.send(self.links(dataset));
             }
@@ -411,6 +447,10 @@ impl Runtime {
             self.redial_at = None;
             self.dial_again();
         }
+        if self.register_at.is_some_and(|at| at <= StdInstant::now()) {
+            self.register_at = Some(StdInstant::now() + REGISTER_EVERY);
+            self.register();
+        }
         let now = self.now().instant;
         if !self.failed && self.members.deadline() <= now {
             self.membership(membership::Event::DeadlinePassed);
@@ -471,6 +511,13 @@ impl Runtime {
                     let _ = causes.send(Cause::Committed { dataset, peer, result });
                 });
             }
+            Effect::Learn { peer, lesson } => {
+                let causes = self.shared.causes.clone();
+                let transaction = Transaction::new(dataset, Body::Learn(lesson));
+                self.shared.store.submit(transaction, move |result| {
+                    let _ = causes.send(Cause::Learned { dataset, peer, result });
+                });
+            }
             Effect::FlushDirectory { peer, id } => self.flush_directory(dataset, peer, id),
             Effect::BarrierReached { id, peer, head } => {
                 for barrier in self.barriers.range_mut(..=id).map(|(_, barrier)| barrier) {
@@ -493,8 +540,16 @@ impl Runtime {
                 Ok(facts) => facts,
                 Err(error) => return self.fail(&error),
             };
+        let registered = facts.registered();
+        let is_news = registered != self.registered;
+        self.registered = registered;
         for dataset in &facts.datasets {
             self.open(dataset.parameters);
+        }
+        if is_news {
+            self.replicas.keys().copied().collect::<Vec<_>>().into_iter().for_each(|dataset| {
+                self.tell_registered(dataset);
+            });
         }
         self.set_members(&facts);
         let wanted: HashSet<DatasetId> = facts.datasets.iter().map(|d| d.parameters.id).collect();
@@ -520,6 +575,7 @@ impl Runtime {
         let access = self.access(parameters.id, self.shared.identity.role);
         let replica = Replica::new(parameters.fingerprint_key, access, crate::net::random_u64());
         self.replicas.insert(parameters.id, Open { replica });
+        self.tell_registered(parameters.id);
         let is_linked =
             |connection: &&Connection| connection.open || parameters.id == self.shared.cluster.id;
         let linked = self.connections.iter().filter(|(_, connection)| is_linked(connection));
@@ -528,6 +584,70 @@ impl Runtime {
         for (peer, role) in peers {
             self.connect(parameters.id, peer, role, true);
         }
+    }
+
+    /// Tells a replica which others are registered. The cluster's own dataset forgets nothing: its few deletions are
+    /// dropped datasets, and nobody may call its facts dead.
+    fn tell_registered(&mut self, dataset: DatasetId) {
+        if dataset != self.shared.cluster.id {
+            let (node, replicas) = (self.shared.identity.node, self.registered.clone());
+            self.event(dataset, Event::Registered { node, replicas });
+        }
+    }
+
+    /// What each node published last, in any dataset.
+    fn published(&self) -> BTreeMap<NodeId, Published> {
+        let mut latest: BTreeMap<NodeId, Published> = BTreeMap::new();
+        for said in self.replicas.values().flat_map(|open| open.replica.published()) {
+            let known = latest.entry(said.node).or_insert(*said);
+            if known.serial < said.serial {
+                *known = *said;
+            }
+        }
+        latest
+    }
+
+    /// An admin's part: registers the replicas of members that were heard of; those that a node writes to no more are
+    /// registered no more, and those that were evicted are again once they say something new.
+    fn register(&self) {
+        if self.failed {
+            return;
+        }
+        let facts = self.shared.facts();
+        let members: HashSet<NodeId> =
+            facts.members.iter().filter(|m| !m.revoked).map(|m| m.node).collect();
+        let published: BTreeMap<NodeId, Published> =
+            self.published().into_iter().filter(|(node, _)| members.contains(node)).collect();
+        let known: BTreeMap<AuthorId, &ReplicaFact> =
+            facts.replicas.iter().map(|fact| (fact.author, fact)).collect();
+        let mut writes = Vec::new();
+        for (&node, said) in &published {
+            let returns = |fact: &&ReplicaFact| fact.evicted.is_some_and(|at| at < said.serial);
+            if known.get(&said.author).is_none_or(returns) {
+                let fact = ReplicaFact { author: said.author, node, evicted: None };
+                writes.push(LocalWrite::new(replica_key(said.author), encode_replica(&fact)));
+            }
+        }
+        let is_old = |fact: &&ReplicaFact| {
+            published.get(&fact.node).is_some_and(|said| said.author != fact.author)
+        };
+        for old in facts.replicas.iter().filter(is_old) {
+            writes.push(LocalWrite::new(replica_key(old.author), Content::Deleted));
+        }
+        // The rest comes next time.
+        writes.truncate(REGISTER_AT_ONCE);
+        if writes.is_empty() {
+            return;
+        }
+        let (dataset, sealer) = (self.shared.cluster.id, self.shared.sealer.clone());
+        let body = Body::Local { writes, now: wall_time() };
+        let causes = self.shared.causes.clone();
+        let transaction = Transaction { sealer, ..Transaction::new(dataset, body) };
+        self.shared.store.submit(transaction, move |result| {
+            if result.is_ok() {
+                let _ = causes.send(Cause::Grew { dataset });
+            }
+        });
     }
 
     fn connect(&mut self, dataset: DatasetId, peer: NodeId, role: Role, standing: bool) {

@@ -16,7 +16,11 @@ pub(crate) fn accounts_for(
     version: VersionIndex,
 ) -> Checked<bool> {
     let held = held(history, view, &history.known(version).key)?;
-    Ok(history.accounts_for(&held, version))
+    if history.accounts_for(&held, version) {
+        return Ok(true);
+    }
+    let knowledge = view.knowledge().map_err(|e| Checker::Durable.finds(e.to_string()))?;
+    Ok(history.may_be_forgotten(&knowledge.frontier, version))
 }
 
 /// Whether one of these replicas does.
@@ -48,8 +52,13 @@ pub(crate) fn waited(
     for (key, _) in promised.scan("", None, usize::MAX).map_err(damaged)? {
         let (here, there) = (held(history, view, &key)?, held(history, peer, &key)?);
         let promised = held(history, promised, &key)?;
+        let knowledge = view.knowledge().map_err(damaged)?;
         let mut current = promised.iter().filter(|version| there.contains(version));
-        if let Some(lost) = current.find(|version| !history.accounts_for(&here, **version)) {
+        let is_lost = |version: &&VersionIndex| {
+            !history.accounts_for(&here, **version)
+                && !history.may_be_forgotten(&knowledge.frontier, **version)
+        };
+        if let Some(lost) = current.find(is_lost) {
             let dot = history.known(*lost).dot;
             let what = format!("{node} was told that it has all, and lacks {key} {dot:?}");
             return Err(Checker::Durable.finds(what));

@@ -44,10 +44,10 @@ fn a_store_is_opened_once_at_a_time() {
 fn a_newer_format_is_refused_and_left_alone() {
     let (directory, store) = store();
     drop(store);
-    for (text, newer) in [("consort store 4\n", true), ("consort store\n", false)] {
+    for (text, newer) in [("consort store 5\n", true), ("consort store\n", false)] {
         fs::write(directory.path().join("FORMAT"), text).expect("writes");
         match DiskStore::open(directory.path()) {
-            Err(OpenError::NewerFormat { found: 4, known: 3 }) => assert!(newer),
+            Err(OpenError::NewerFormat { found: 5, known: 4 }) => assert!(newer),
             Err(OpenError::Damaged(_)) => assert!(!newer),
             other => panic!("{other:?}"),
         }

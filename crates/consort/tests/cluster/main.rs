@@ -15,6 +15,7 @@
 //! - [`syncing`]: a tree, an edit, a rename, a restart: what arrives, and what it costs on the wire.
 //! - [`storm`]: thousands of random operations on three nodes at once, also while nodes are killed.
 //! - [`apart`]: nodes that are down, a chain of availability, concurrent writes.
+//! - [`forgetting`]: deletions that are not remembered any more, and a node that was away too long.
 //! - [`conflicts`]: concurrent writes under each policy, and choosing.
 //! - [`directories`]: what can happen to a linked directory: mass deletion, ignored and impossible names, a full disk.
 //! - [`neighbours`]: more nodes than can all be linked with each other.
@@ -26,6 +27,7 @@ mod apart;
 mod cluster;
 mod conflicts;
 mod directories;
+mod forgetting;
 mod ledger;
 mod neighbours;
 mod network;

@@ -1,0 +1,253 @@
+//! What is said about what is accounted for, and about what was collected: see [`garbage`](crate::protocol::garbage).
+//!
+//! A side says what it accounts for when the peer has all that it sent, so whoever takes in what came before accounts
+//! for it as well. If the peer has collected what this side may not have heard of, then a deletion may be missing here
+//! that nobody will ever send again: this side takes the peer's state by difference, from this peer alone. What it holds
+//! within the peer's frontier, and the peer does not, is dead.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::checking::LOOK_AGAIN_AFTER;
+use super::{Ask, Link, LinkError, Outstanding, State};
+use crate::limits::{MAX_COLLECTED, MAX_FRONTIER_AUTHORS};
+use crate::model::fingerprint::Fingerprint;
+use crate::model::frontier::{Frontier, Knowledge, Mark};
+use crate::model::hlc::Timestamp;
+use crate::model::id::{AuthorId, NodeId};
+use crate::protocol::event::Access;
+use crate::protocol::garbage::{Published, Table, ToTell, account};
+use crate::protocol::message::Message;
+use crate::store::{Lesson, StoreError, View};
+
+/// How long after something changed the peer is told: much of it shares a message.
+const TELL_AFTER: Duration = Duration::from_secs(5);
+
+/// What the peer was told in this conversation.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// The one whose frontier it was told, and the one of which it was told what is known.
+    frontier: Arc<Knowledge>,
+    known: Arc<Knowledge>,
+    own: Timestamp,
+    /// What was published by all replicas, and by those that were not registered.
+    published: Arc<Table>,
+    strangers: Arc<Table>,
+}
+
+impl Link {
+    /// A conversation begins, with these frontiers. If they are not equal, each side tells its own when it is live.
+    pub(super) fn begin_telling(
+        &mut self,
+        (ours, theirs): (Mark, Mark),
+        view: &impl View,
+    ) -> Result<(), LinkError> {
+        self.told = Told::default();
+        self.their_frontier = Frontier::new();
+        // Since our Hello, ours may have moved.
+        if ours == theirs && ours == view.summary().frontier {
+            let knowledge = view.knowledge()?;
+            self.their_frontier = knowledge.frontier.clone();
+            self.told.frontier = knowledge;
+        }
+        Ok(())
+    }
+
+    /// Something may have changed that the peer should know.
+    pub(crate) fn tell_soon(&mut self) {
+        if self.forgets && matches!(self.state, State::Live) {
+            self.tell_at.get_or_insert(self.now.instant + TELL_AFTER);
+        }
+    }
+
+    /// Tells what changed, if the peer has all that was sent; otherwise looks again soon.
+    pub(super) fn tell(
+        &mut self,
+        ToTell { table, all }: &ToTell,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<(), LinkError> {
+        self.tell_at = None;
+        if !matches!(self.state, State::Live) {
+            return Ok(());
+        }
+        if !self.is_delivered(&view.summary()) || self.is_adopting() {
+            self.tell_at = Some(self.now.instant + LOOK_AGAIN_AFTER);
+            return Ok(());
+        }
+        let knowledge = view.knowledge()?;
+        let (author, own) = view.own()?;
+        let mut known = Frontier::new();
+        if self.ends.ours == Access::Write {
+            let news = knowledge.frontier.news_for(&self.told.frontier.frontier);
+            for times in parts(news.times().collect()) {
+                self.send_counted(Message::Frontier { times }, to);
+            }
+            // What others wrote matters only as long as there is something to forget.
+            if view.tombstones().count != 0 {
+                known = knowledge.known.news_for(&self.told.known.known);
+                self.told.known = Arc::clone(&knowledge);
+            }
+            if self.told.own < own {
+                known.raise(author, own);
+            }
+            self.told.own = own;
+        }
+        self.told.frontier = knowledge;
+        let told = if *all { &mut self.told.published } else { &mut self.told.strangers };
+        let told = core::mem::replace(told, Arc::clone(table));
+        let is_news =
+            |said: &&Published| told.get(&said.author).is_none_or(|told| told.serial < said.serial);
+        let mut published: Vec<Published> = if Arc::ptr_eq(&told, table) {
+            Vec::new()
+        } else {
+            table.values().filter(is_news).copied().collect()
+        };
+        for times in parts(known.times().collect()) {
+            let rest = published.split_off(published.len().min(MAX_FRONTIER_AUTHORS));
+            self.send_counted(Message::Known { times, published }, to);
+            published = rest;
+        }
+        while !published.is_empty() {
+            let rest = published.split_off(published.len().min(MAX_FRONTIER_AUTHORS));
+            self.send_counted(Message::Known { times: Frontier::new(), published }, to);
+            published = rest;
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_unwanted(
+        &mut self,
+        fingerprints: Vec<Fingerprint>,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<(), LinkError> {
+        match self.state {
+            State::Describing { .. } => self.bury(fingerprints, view, to).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn on_frontier(
+        &mut self,
+        times: &Frontier,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<(), LinkError> {
+        self.take(0);
+        if self.ends.theirs == Access::Read || !self.forgets {
+            return Ok(());
+        }
+        self.their_frontier.join(times);
+        if times.is_within(&account(view)?) {
+            to.push(Ask::Collect { frontier: self.their_frontier.clone() });
+            return Ok(());
+        }
+        self.learn(Lesson { anew: true, ..Lesson::default() }, false, to);
+        self.adopting = Some(self.their_frontier.clone());
+        self.begin_again(true, view, to)
+    }
+
+    pub(super) fn on_known(
+        &mut self,
+        times: &Frontier,
+        published: Vec<Published>,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<(), LinkError> {
+        if !self.forgets {
+            self.take(0);
+            return Ok(());
+        }
+        if !published.is_empty() {
+            to.push(Ask::Hear { published });
+        }
+        let known = times.news_for(&account(view)?);
+        // Nothing of what a reader has was applied.
+        if known.is_empty() || self.ends.theirs == Access::Read {
+            self.take(0);
+        } else {
+            self.learn(Lesson { known, ..Lesson::default() }, true, to);
+        }
+        Ok(())
+    }
+
+    pub(super) fn learn(&mut self, lesson: Lesson, counts: bool, to: &mut Vec<Ask>) {
+        self.outstanding.push_back(Outstanding { counts, ..Outstanding::default() });
+        to.push(Ask::Learn { lesson });
+    }
+
+    // ---- The peer's state, by difference ----
+
+    /// Whether this side takes the peer's state by difference. No other link takes anything in until that is done.
+    pub(crate) fn is_adopting(&self) -> bool {
+        self.adopting.is_some()
+    }
+
+    /// While another link takes its peer's state by difference, this one takes nothing in. If the replica does not
+    /// `forget` at all, nobody tells it what is dead.
+    pub(crate) fn hold(&mut self, held: bool, forgets: bool) {
+        (self.held, self.forgets) = (held, forgets);
+    }
+
+    /// The link to `adopted` took its peer's state by difference, or began to: what this one has taken in before may be
+    /// gone, so how far it has applied its peer's feed says nothing any more.
+    pub(crate) fn begin_anew(
+        &mut self,
+        adopted: Option<NodeId>,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<(), LinkError> {
+        match self.state {
+            State::Greeting { said: None } => Ok(()),
+            _ if Some(self.ends.peer) == adopted => Ok(()),
+            _ => self.begin_again(true, view, to),
+        }
+    }
+
+    /// Of versions that the peer does not hold: drops those that are dead, and returns the others.
+    pub(super) fn bury(
+        &mut self,
+        fingerprints: Vec<Fingerprint>,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<Vec<Fingerprint>, LinkError> {
+        let Some(frontier) = &self.adopting else { return Ok(fingerprints) };
+        let (mut dead, mut alive) = (Vec::new(), Vec::new());
+        for fingerprint in fingerprints {
+            match view.by_fingerprint(fingerprint)? {
+                Some(entry) if frontier.contains(entry.version.dot) => {
+                    dead.push((entry.key, entry.version.dot));
+                }
+                _ => alive.push(fingerprint),
+            }
+        }
+        for dead in dead.chunks(MAX_COLLECTED) {
+            self.learn(Lesson { dead: dead.to_vec(), ..Lesson::default() }, false, to);
+        }
+        Ok(alive)
+    }
+
+    /// This side holds what the peer held, and nothing that is dead by the peer's frontier: that is its own as well now.
+    pub(super) fn adopt(&mut self, to: &mut Vec<Ask>) {
+        if let Some(frontier) = self.adopting.clone() {
+            let (known, last) =
+                (frontier.clone(), Outstanding { adopts: true, ..Outstanding::default() });
+            self.outstanding.push_back(last);
+            to.push(Ask::Learn { lesson: Lesson { known, frontier, ..Lesson::default() } });
+        }
+    }
+}
+
+/// Whether a peer that has collected this far can be believed what it accounts for: only if this side has, too.
+pub(super) fn is_believed(their_frontier: &Frontier, view: &impl View) -> Result<bool, StoreError> {
+    Ok(their_frontier.is_within(&view.knowledge()?.frontier))
+}
+
+/// Times in parts that fit into a message.
+fn parts(times: Vec<(AuthorId, Timestamp)>) -> impl Iterator<Item = Frontier> {
+    let parts: Vec<Frontier> =
+        times.chunks(MAX_FRONTIER_AUTHORS).map(|part| part.iter().copied().collect()).collect();
+    parts.into_iter()
+}

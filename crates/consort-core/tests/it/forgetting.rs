@@ -1,0 +1,258 @@
+//! Deletions are forgotten in the end: not before all registered replicas have heard of them, and nothing comes back.
+
+use std::collections::BTreeMap;
+
+use consort_core::model::merge::Saw;
+use consort_core::protocol::event::Access;
+use consort_core::random::Random;
+use consort_core::store::{Store, View};
+use consort_core::{Content, Key, OnConflict};
+
+use crate::world::{DATASET, World, key};
+
+fn tombstones(world: &World, node: usize) -> u64 {
+    world.nodes[node].store.view(DATASET).expect("it is open").tombstones().count
+}
+
+fn reads(world: &World, node: usize, name: &str) -> Option<Content> {
+    let view = world.nodes[node].store.view(DATASET).expect("it is open");
+    let held = view.siblings(&key(name)).expect("memory does not fail");
+    let versions: Vec<_> = held.into_iter().map(|stored| stored.version).collect();
+    let winner = OnConflict::KeepBoth.winner(&versions).filter(|version| !version.is_deleted());
+    winner.map(|version| version.content.clone())
+}
+
+/// All that can be read of a node.
+fn shown(world: &World, node: usize) -> BTreeMap<Key, Vec<Content>> {
+    let view = world.nodes[node].store.view(DATASET).expect("it is open");
+    let rows = view.scan("", None, usize::MAX).expect("memory does not fail");
+    let live = rows.into_iter().map(|(key, held)| {
+        let live = held.into_iter().map(|stored| stored.version).filter(|v| !v.is_deleted());
+        (key, live.map(|version| version.content).collect::<Vec<_>>())
+    });
+    live.filter(|(_, live)| !live.is_empty()).collect()
+}
+
+fn delete(world: &mut World, node: usize, name: &str) {
+    world.write(node, name, Saw::Winner, Content::Deleted);
+}
+
+/// Long enough for everything to be said, heard, and collected.
+fn settle(world: &mut World) {
+    for _ in 0..4 {
+        world.settle();
+    }
+}
+
+fn chain(nodes: usize, seed: u64) -> World {
+    let mut world = World::new(nodes, seed);
+    for n in 1..nodes {
+        world.connect(n - 1, n);
+    }
+    world
+}
+
+#[test]
+fn what_everybody_has_heard_of_is_forgotten_everywhere() {
+    let mut world = chain(4, 1);
+    world.register(&[0, 1, 2, 3]);
+    world.put(0, "a", "1");
+    world.put(3, "b", "2");
+    settle(&mut world);
+    delete(&mut world, 3, "a");
+    delete(&mut world, 1, "b");
+    world.put(2, "c", "3");
+    settle(&mut world);
+    for node in 0..4 {
+        assert_eq!(tombstones(&world, node), 0, "node {node}");
+        assert_eq!(world.summary(node).digest.count, 1, "node {node}");
+        assert_eq!(world.summary(node).frontier, world.summary(0).frontier);
+    }
+    // And then there is rest.
+    world.settle();
+    world.sent.clear();
+    world.settle();
+    assert!(
+        world
+            .sent
+            .iter()
+            .all(|message| matches!(message, consort_core::protocol::Message::Check { .. })),
+        "{:?}",
+        world.sent
+    );
+    // What was forgotten can be written again.
+    world.put(0, "a", "again");
+    settle(&mut world);
+    assert_eq!(reads(&world, 3, "a"), Some(Content::Inline(b"again"[..].into())));
+}
+
+#[test]
+fn nothing_is_forgotten_while_a_registered_replica_has_not_heard() {
+    let mut world = chain(3, 2);
+    world.register(&[0, 1, 2]);
+    world.put(2, "a", "1");
+    settle(&mut world);
+    world.disconnect(1, 2);
+    delete(&mut world, 0, "a");
+    settle(&mut world);
+    assert_eq!((tombstones(&world, 0), tombstones(&world, 1)), (1, 1));
+    let view = world.nodes[0].store.view(DATASET).expect("it is open");
+    let holdup = world.nodes[0].replica.holdup(&view).expect("it waits");
+    assert_eq!(holdup.author, world.nodes[2].store.author());
+    world.connect(1, 2);
+    settle(&mut world);
+    for node in 0..3 {
+        assert_eq!((tombstones(&world, node), reads(&world, node, "a")), (0, None));
+    }
+}
+
+#[test]
+fn who_was_away_while_a_deletion_was_forgotten_brings_nothing_back_and_keeps_its_own() {
+    for seed in 0..40 {
+        for meets in [0, 1] {
+            let mut world = chain(3, seed);
+            world.register(&[0, 1, 2]);
+            for name in ["a", "b", "c", "d"] {
+                world.put(2, name, "1");
+            }
+            settle(&mut world);
+            world.disconnect(1, 2);
+            // Not waited for any longer.
+            world.register(&[0, 1]);
+            delete(&mut world, 0, "a");
+            delete(&mut world, 1, "b");
+            delete(&mut world, 1, "c");
+            world.put(0, "d", "2");
+            settle(&mut world);
+            assert_eq!((tombstones(&world, 0), tombstones(&world, 1)), (0, 0));
+
+            world.put(2, "own", "3");
+            world.put(2, "b", "edited meanwhile");
+            world.put(2, "d", "edited meanwhile");
+            world.connect(meets, 2);
+            settle(&mut world);
+            world.register(&[0, 1, 2]);
+            settle(&mut world);
+            let text = |text: &str| Some(Content::Inline(text.as_bytes().into()));
+            for node in 0..3 {
+                assert_eq!(reads(&world, node, "a"), None, "node {node}, seed {seed}");
+                assert_eq!(reads(&world, node, "c"), None, "node {node}, seed {seed}");
+                assert_eq!(reads(&world, node, "own"), text("3"));
+                assert_eq!(reads(&world, node, "b"), text("edited meanwhile"));
+                assert_eq!(shown(&world, node), shown(&world, 0));
+                assert_eq!(shown(&world, node)[&key("d")].len(), 2);
+                assert_eq!(world.summary(node).digest, world.summary(0).digest);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_was_away_brings_nothing_back() {
+    for reader in [0, 1] {
+        let mut access = [Access::Write; 2];
+        access[reader] = Access::Read;
+        let writer = 1 - reader;
+        let mut world = World::with_access(&access, 5);
+        world.connect(0, 1);
+        world.put(writer, "a", "1");
+        settle(&mut world);
+        world.disconnect(0, 1);
+        world.register(&[writer]);
+        delete(&mut world, writer, "a");
+        settle(&mut world);
+        assert_eq!(tombstones(&world, writer), 0);
+        world.connect(0, 1);
+        settle(&mut world);
+        assert_eq!(reads(&world, reader, "a"), None);
+        assert_eq!(world.summary(0).digest, world.summary(1).digest);
+        // A registered reader is waited for.
+        world.put(writer, "b", "1");
+        settle(&mut world);
+        world.disconnect(0, 1);
+        world.register(&[0, 1]);
+        delete(&mut world, writer, "b");
+        settle(&mut world);
+        assert_eq!(tombstones(&world, writer), 1);
+        world.connect(0, 1);
+        settle(&mut world);
+        assert_eq!((tombstones(&world, 0), tombstones(&world, 1)), (0, 0));
+    }
+}
+
+#[test]
+fn a_restored_store_and_an_empty_one_become_like_the_others() {
+    for seed in 0..40 {
+        let mut world = chain(3, seed);
+        world.register(&[0, 1, 2]);
+        world.put(2, "a", "1");
+        world.put(1, "b", "1");
+        settle(&mut world);
+        let backup = world.nodes[2].store.clone();
+        delete(&mut world, 2, "a");
+        world.put(2, "after", "2");
+        settle(&mut world);
+        assert_eq!(tombstones(&world, 0), 0);
+        world.restore(2, backup);
+        world.wipe(0);
+        world.put(2, "b", "3");
+        world.connect(1, 2);
+        world.connect(0, 2);
+        settle(&mut world);
+        world.register(&[0, 1, 2]);
+        settle(&mut world);
+        for node in 0..3 {
+            assert_eq!(reads(&world, node, "a"), None, "node {node}, seed {seed}");
+            assert_eq!(reads(&world, node, "after"), Some(Content::Inline(b"2"[..].into())));
+            assert_eq!(reads(&world, node, "b"), Some(Content::Inline(b"3"[..].into())));
+            assert_eq!(world.summary(node).digest, world.summary(0).digest);
+            let frontiers = [node, 0].map(|node| world.summary(node).frontier);
+            assert_eq!(frontiers[0], frontiers[1], "node {node}, seed {seed}");
+        }
+    }
+}
+
+/// Nodes come and go, write and delete, and are waited for or not, as a seed wants it.
+#[test]
+fn whoever_is_waited_for_all_end_up_the_same() {
+    const NODES: usize = 4;
+    for seed in 0..200 {
+        let mut random = Random::new(seed);
+        let mut below = |bound: usize| usize::try_from(random.below(bound as u64)).expect("few");
+        let mut world = World::new(NODES, seed);
+        for step in 0..60 {
+            let (a, b) = (below(NODES), below(NODES));
+            match below(12) {
+                0..4 => world.put(a, ["x", "y", "z"][below(3)], &format!("{step}")),
+                4..6 => delete(&mut world, a, ["x", "y", "z"][below(3)]),
+                6 | 7 if a != b => world.connect(a, b),
+                8 if a != b => world.disconnect(a, b),
+                9 => {
+                    let all: Vec<usize> = (0..NODES).filter(|_| below(3) != 0).collect();
+                    world.register(&all);
+                }
+                10 => world.crash(a),
+                _ => world.settle(),
+            }
+        }
+        for n in 1..NODES {
+            world.connect(n - 1, n);
+        }
+        world.register(&[0, 1, 2, 3]);
+        settle(&mut world);
+        for node in 0..NODES {
+            assert_eq!(shown(&world, node), shown(&world, 0), "node {node}, seed {seed}");
+            assert_eq!(
+                world.summary(node).digest,
+                world.summary(0).digest,
+                "node {node}, seed {seed}"
+            );
+            assert_eq!(tombstones(&world, node), 0, "node {node}, seed {seed}");
+            assert!(
+                world.nodes[node].disconnected.is_empty(),
+                "{:?}",
+                world.nodes[node].disconnected
+            );
+        }
+    }
+}
