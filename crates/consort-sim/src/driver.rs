@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use consort_core::model::Frontier;
 use consort_core::protocol::event::Access;
 use consort_core::protocol::link::Phase;
 use consort_core::protocol::{Effect, Envelope, Event, Message, codec};
@@ -476,9 +477,19 @@ impl World<'_, '_> {
         let (over, waits) = std::mem::take(&mut process.waits).into_iter().partition(is_over);
         process.waits = waits;
         let over: Vec<Wait> = over;
+        if over.is_empty() {
+            return Ok(());
+        }
+        // Whoever is about to take a peer's state has dropped what is dead by a frontier that it does not have yet.
+        let mut frontier = Frontier::new();
+        for node in &self.nodes {
+            if let Ok(knowledge) = node.view().knowledge() {
+                frontier.join(&knowledge.frontier);
+            }
+        }
         over.iter().try_for_each(|wait| {
             let peer = self.node(wait.peer).view();
-            durable::waited(&self.history, (n, &view), &peer, &wait.promised)
+            durable::waited(&self.history, (n, &view), &peer, (&wait.promised, &frontier))
         })
     }
 }
