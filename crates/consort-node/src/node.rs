@@ -89,6 +89,11 @@ pub fn is_member(home: &Path) -> bool {
     !matches!(Identity::load(&home.join("identity")), Err(IdentityError::NotInitialized { .. }))
 }
 
+/// Whether some process works with the home's store: the node that runs, starts or stops, or `doctor --deep`.
+pub fn is_in_use(home: &Path) -> bool {
+    DiskStore::is_open(&home.join("store"))
+}
+
 /// Makes this machine a member of the cluster that `ticket` was made in.
 ///
 /// # Errors

@@ -156,6 +156,20 @@ fn a_home_in_use_by_a_running_node_is_refused() {
 }
 
 #[test]
+fn a_command_waits_for_a_node_that_was_started_just_before() {
+    let mut cluster = Cluster::linked(1);
+    let node = &mut cluster.nodes[0];
+    for round in ["after it stopped", "after it was killed"] {
+        match round {
+            "after it stopped" => node.stop(),
+            _ => node.kill(),
+        }
+        node.launch();
+        node.run(["ls", DATASET]).expect_done();
+    }
+}
+
+#[test]
 fn a_node_starts_right_after_it_was_killed() {
     let mut cluster = Cluster::linked(2);
     for number in 0..5 {
