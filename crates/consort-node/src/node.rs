@@ -33,6 +33,7 @@ use crate::net::{
 use crate::release::when_released;
 use crate::report::{Config, Initialized, Joined, NodeIdentity};
 use crate::runtime::{Cause, Runtime, wall_time};
+pub use datasets::DEV_MARK;
 pub use entries::GetBody;
 pub use status::check_store;
 
