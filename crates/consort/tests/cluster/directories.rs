@@ -105,9 +105,11 @@ fn what_is_in_sync_without_a_directory_says_so() {
         shown.text().contains("in sync (not linked here: contents are fetched when read)"),
         "{shown}"
     );
-    assert!(
-        node.run(["wait", DATASET]).expect_done().stderr.contains("fetched when they are read")
-    );
+    let waited = node.run(["--json", "wait", DATASET]).expect_done();
+    assert!(waited.stderr.contains("fetched when they are read"), "{waited}");
+    // With nobody to be waited for, what others hold is not claimed.
+    assert!(waited.stderr.contains("no other node is reachable"), "{waited}");
+    assert_eq!(waited.json()["peers"], 0);
     node.link();
     node.wait();
     assert_eq!(node.until_state("in-sync")["metadata_only"], false);
