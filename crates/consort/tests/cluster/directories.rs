@@ -41,7 +41,11 @@ fn the_deletion_of_most_of_a_directory_waits_until_it_is_allowed() {
     a.run(["wait", DATASET]).expect_failure(1, &["paused", "--allow-mass-delete"]);
 
     let args = [OsStr::new("link"), OsStr::new(DATASET), a.dir.as_os_str()];
-    a.run(args.into_iter().chain([OsStr::new("--allow-mass-delete")])).expect_done();
+    let linked = a.run(args).expect_done();
+    assert!(linked.stderr.contains(&format!("paused: {reason}")), "{linked}");
+    assert!(!linked.stderr.contains("identical"), "{linked}");
+    let allowed = a.run(args.into_iter().chain([OsStr::new("--allow-mass-delete")])).expect_done();
+    assert!(allowed.stderr.contains("identical from now on"), "{allowed}");
     cluster.settle();
     assert_eq!(tree::read(&b.dir).len(), 5);
 }
