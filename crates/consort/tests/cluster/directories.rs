@@ -169,6 +169,22 @@ fn names_that_are_not_utf8_are_reported_and_do_no_harm() {
 }
 
 #[test]
+fn a_name_that_no_directory_can_hold_is_reported_with_what_to_do() {
+    let cluster = Cluster::linked(1);
+    let node = &cluster.nodes[0];
+    let key = "x".repeat(300);
+    node.put(&key, b"kept").expect_done();
+    let is_told = || {
+        let status = node.dataset();
+        array(&status, "problems").iter().any(|problem| text(problem).contains("`consort rm`"))
+    };
+    until("it to be told what to do", is_told);
+    node.run(["rm", DATASET, &key]).expect_done();
+    node.wait();
+    node.until_state("in-sync");
+}
+
+#[test]
 fn a_directory_that_vanishes_deletes_nothing_and_may_come_back() {
     let cluster = Cluster::linked(2);
     let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
@@ -183,7 +199,12 @@ fn a_directory_that_vanishes_deletes_nothing_and_may_come_back() {
         let status = a.dataset();
         ["paused", "degraded"].contains(&text(&status["state"])).then_some(status)
     });
-    assert!(!text(&status["reason"]).is_empty());
+    // A new one would be another directory.
+    let reason = text(&status["reason"]);
+    assert!(
+        reason.contains("or move it back; to go on with a new one, `consort unlink`"),
+        "{reason}"
+    );
     assert!(
         !a.dir.exists(),
         "the directory is made again, although it may be a mount that is gone"
