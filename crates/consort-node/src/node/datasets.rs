@@ -307,7 +307,7 @@ impl Node {
             .hint("link a directory outside of the home"));
         }
         match self.shared.links().into_iter().find(|link| overlaps(&link.dir)) {
-            None => Ok(()),
+            None => refuse_nested(dir),
             Some(link) => Err(NodeError::new(
                 ErrorKind::Conflict,
                 format!(
@@ -319,6 +319,19 @@ impl Node {
             .hint("link directories that do not contain each other")),
         }
     }
+}
+
+/// Nor may a directory lie within one that another node on this machine keeps.
+fn refuse_nested(dir: &Path) -> Result<(), NodeError> {
+    let mark = Path::new(PRIVATE_DIR).join("id");
+    let is_linked = |above: &&Path| std::fs::symlink_metadata(above.join(&mark)).is_ok();
+    let Some(above) = dir.ancestors().skip(1).find(is_linked) else { return Ok(()) };
+    let (dir, above) = (dir.display(), above.display());
+    let message = format!("{dir} cannot be linked: it is in {above}, which is linked already");
+    Err(NodeError::new(ErrorKind::Conflict, message).hint(format!(
+        "link a directory outside of it, or `consort unlink` that one there (if no node links it any more, remove {above}/{})",
+        mark.display()
+    )))
 }
 
 /// The path of the directory without symlinks. It may not be there yet; what it is to be in has to be: a path that is

@@ -403,6 +403,23 @@ fn directories_that_overlap_or_do_not_exist_are_refused() {
     assert_eq!(fs::read(&file).expect("untouched"), b"not a directory");
 }
 
+#[test]
+fn a_directory_within_one_that_another_node_keeps_is_refused() {
+    let cluster = Cluster::linked(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    a.run(["dataset", "create", "second"]).expect_done();
+    b.wait();
+    let link = |dir: &Path| b.run([OsStr::new("link"), OsStr::new("second"), dir.as_os_str()]);
+    let kept = a.dir.display().to_string().to_lowercase();
+    fs::create_dir(a.path("inside")).expect("a new directory");
+    for dir in [a.path("inside"), a.path("inside/new")] {
+        link(&dir).expect_failure(4, &[&kept, "unlink", ".consort/id"]);
+    }
+    assert!(!a.path("inside/.consort").exists() && !a.path("inside/new").exists());
+    a.run(["unlink", DATASET]).expect_done();
+    link(&a.path("inside")).expect_done();
+}
+
 fn exchange(left: &Path, right: &Path) -> io::Result<()> {
     Ok(renameat_with(CWD, left, CWD, right, RenameFlags::EXCHANGE)?)
 }
