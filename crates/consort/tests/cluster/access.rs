@@ -51,6 +51,33 @@ fn a_used_ticket_is_refused() {
 }
 
 #[test]
+fn a_member_that_has_heard_of_nobody_yet_says_so_and_what_to_do() {
+    let mut cluster = Cluster::new(1);
+    let alone = cluster.nodes[0].run(["status"]).expect_done();
+    assert!(alone.text().contains("no peers yet: consort invite"), "{alone}");
+    assert!(alone.text().contains("consort dataset create NAME"), "{alone}");
+    let ticket = cluster.nodes[0].invite(&[]);
+    let node = cluster.add_node();
+    node.run(["join", &ticket, "--name", "b"]).expect_done();
+    cluster.nodes[0].stop();
+    let node = &mut cluster.nodes[1];
+    node.start();
+    let status = node.run(["status"]).expect_done();
+    assert!(status.text().contains("has not heard from its cluster yet"), "{status}");
+    for words in ["consort invite", "dataset create", "no peers", "no datasets"] {
+        assert!(!status.text().contains(words), "{status}");
+    }
+    let members = node.run(["member", "list"]).expect_done();
+    assert!(members.stderr.contains("has not heard from its cluster yet"), "{members}");
+    assert!(members.text().is_empty(), "{members}");
+
+    cluster.nodes[0].start();
+    cluster.expect_connected();
+    let heard = cluster.nodes[1].run(["status"]).expect_done();
+    assert!(heard.text().contains("no datasets yet: an admin makes them"), "{heard}");
+}
+
+#[test]
 fn an_expired_ticket_is_refused() {
     let mut cluster = Cluster::new(1);
     let ticket = cluster.nodes[0].invite(&["--expires", "1s"]);
