@@ -170,6 +170,20 @@ fn a_port_in_use_is_named() {
 }
 
 #[test]
+fn a_home_whose_socket_would_have_too_long_a_path_is_refused_at_once() {
+    let mut cluster = Cluster::new(1);
+    let ticket = cluster.nodes[0].invite(&[]);
+    let node = cluster.add_node();
+    node.home = node.home.join("x".repeat(100));
+    for args in [&["init"][..], &["join", &ticket], &["up"]] {
+        node.run(args).expect_failure(2, &["too long", "--home"]);
+    }
+    assert!(!node.home.exists());
+    node.home = node.home.with_file_name("short");
+    node.run(["join", &ticket]).expect_done();
+}
+
+#[test]
 fn a_home_in_use_by_a_running_node_is_refused() {
     let cluster = Cluster::new(1);
     let node = &cluster.nodes[0];

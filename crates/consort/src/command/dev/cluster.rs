@@ -17,7 +17,7 @@ use crate::command::dev::place::Place;
 use crate::command::dev::sample;
 use crate::command::path_text;
 use crate::control::wire::{self, Request};
-use crate::control::{Client, client};
+use crate::control::{Client, check_home, client};
 use crate::error::{Error, Kind};
 use crate::json::{self, DatasetState};
 use crate::text::{counted, plain};
@@ -232,6 +232,7 @@ impl Cluster {
             Some(dir) if number == 1 => dir.clone(),
             _ => place.join(&self.dataset),
         };
+        check_home(&home)?;
         fs::create_dir_all(&dir).map_err(|error| Error::io("make", &dir, &error))?;
         if number == 1 && self.dir.is_none() {
             sample::make(&dir).map_err(|error| Error::io("make", &dir, &error))?;
