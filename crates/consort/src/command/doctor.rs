@@ -7,7 +7,9 @@ use crate::json::{self, Finding, Severity};
 use crate::text::plain;
 use crate::ui::{Style, Tone, Unit};
 
-/// Find out what is wrong and what to do; exit code 1 if anything is.
+/// Find out what is wrong and what to do.
+///
+/// Exit code 1 if it finds a problem; warnings do not count.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
