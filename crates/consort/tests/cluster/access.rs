@@ -138,6 +138,8 @@ fn a_revoked_member_is_shut_out_and_told() {
     assert!(!cluster.nodes[1].path("not-for-b").exists());
     // What would never leave it is not acknowledged.
     cluster.nodes[1].put("never", b"from b").expect_failure(5, &["revoked"]);
+    let again = cluster.nodes[0].run(["member", "revoke", "b"]);
+    again.expect_failure(1, &["b is revoked already"]);
 }
 
 #[test]
