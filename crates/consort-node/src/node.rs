@@ -33,6 +33,7 @@ use crate::net::{
 use crate::release::when_released;
 use crate::report::{Config, Initialized, Joined, NodeIdentity};
 use crate::runtime::{Cause, Runtime, wall_time};
+pub use datasets::DEV_MARK;
 pub use entries::GetBody;
 pub use status::check_store;
 
@@ -87,6 +88,11 @@ pub fn init(home: &Path, name: Option<&str>) -> Result<Initialized, NodeError> {
 /// Whether the home belongs to a member of a cluster, running or not: after [`init`], or a [`join`] that succeeded.
 pub fn is_member(home: &Path) -> bool {
     !matches!(Identity::load(&home.join("identity")), Err(IdentityError::NotInitialized { .. }))
+}
+
+/// Whether some process works with the home's store: the node that runs, starts or stops, or `doctor --deep`.
+pub fn is_in_use(home: &Path) -> bool {
+    DiskStore::is_open(&home.join("store"))
 }
 
 /// Makes this machine a member of the cluster that `ticket` was made in.

@@ -73,6 +73,12 @@ impl DiskStore {
         Self::open_for(directory, None)
     }
 
+    /// Whether somebody has the store in this directory open. Whoever opens it in this very moment may find it locked
+    /// for an instant.
+    pub fn is_open(directory: &Path) -> bool {
+        opening::is_locked(&directory.join("LOCK"))
+    }
+
     /// Opens the store of a node: an author that is drawn for it begins as the node's identity does, so that people can
     /// tell from a version, and from the name of a conflict copy, whose it is. Otherwise like [`open`](Self::open).
     pub fn open_for(directory: &Path, node: Option<NodeId>) -> Result<Self, OpenError> {

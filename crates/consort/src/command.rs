@@ -36,6 +36,9 @@ use crate::error::Error;
 use crate::text;
 use crate::ui::{self, Ui};
 
+/// What a new member tells that knows nothing of its cluster yet.
+const NOTHING_HEARD: &str = "This node has not heard from its cluster yet: start another member (`consort up` there), and see that this node can reach it; `consort doctor` says more.";
+
 /// What every command works with.
 #[derive(Debug)]
 pub(crate) struct Context {

@@ -9,13 +9,32 @@ pub(crate) mod server;
 pub(crate) mod service;
 pub(crate) mod wire;
 
+use std::os::unix::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub(crate) use client::Client;
 
+use crate::error::Error;
+
+/// The longest path that a Unix socket can have on Linux.
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+
 /// Where the socket of the node with this home is.
 pub(crate) fn socket_path(home: &Path) -> PathBuf {
     home.join("control.sock")
+}
+
+/// Refuses a home in which no socket can be: the system allows for short paths of sockets only.
+pub(crate) fn check_home(home: &Path) -> Result<(), Error> {
+    let path = socket_path(home);
+    if SocketAddr::from_pathname(&path).is_ok() {
+        return Ok(());
+    }
+    let (length, home) = (path.as_os_str().len(), home.display());
+    let message = format!("the path of the home is too long: {home}");
+    Err(Error::usage(message).hint(format!(
+        "choose a shorter one with --home: the socket in it would have a path of {length} bytes, and a system allows for {MAX_SOCKET_PATH_BYTES}"
+    )))
 }
 
 #[cfg(test)]
@@ -32,7 +51,7 @@ mod tests {
     use super::*;
     use crate::control::server::{Reply, RequestBody, Service, Socket};
     use crate::control::wire::Request;
-    use crate::error::{Error, Kind};
+    use crate::error::Kind;
     use crate::json;
 
     /// Answers without a node, and counts what it is doing.

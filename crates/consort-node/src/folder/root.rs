@@ -121,7 +121,9 @@ impl OpenRootError {
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Missing(_) => "create it, or mount the disk it is on",
+            Self::Missing(_) => {
+                "mount the disk it is on, or move it back; to go on with a new one, `consort unlink` and link that"
+            }
             Self::NotADirectory(_) => "link a directory",
             Self::NotWritable(_) => "give the user who runs this node permission to write there",
             Self::Another(_) => "mount the disk it is on, or move it back",

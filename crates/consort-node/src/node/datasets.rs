@@ -10,6 +10,7 @@ use consort_core::{Attributes, DatasetId, FingerprintKey, OnConflict};
 
 use crate::cluster::{DatasetFact, dataset_key, encode_dataset, valid_dataset_name};
 use crate::error::{ErrorKind, NodeError};
+use crate::folder::PRIVATE_DIR;
 use crate::net::{self, Role};
 use crate::release::when_released;
 use crate::report::{Dataset, DatasetOptions, FeedCursor, Link, LinkOptions, Linked, Mode};
@@ -21,6 +22,10 @@ use super::{Node, blocking, removal};
 /// How long a node is given to hear of a dataset that it does not know: from its cluster at all, if it has not yet, and
 /// otherwise of what was done on other nodes just now.
 const HEAR_GRACE: Duration = Duration::from_secs(5);
+
+/// A file that `consort dev` leaves in the private area of a directory that it has linked: what a killed one has left
+/// may be taken over. Linking a directory removes it, since whoever does that keeps the directory from then on.
+pub const DEV_MARK: &str = "dev";
 
 impl Node {
     /// Makes a dataset, on all nodes.
@@ -125,6 +130,7 @@ impl Node {
                 .and_then(|folder| Ok(shared.save_links().map(|()| folder)?));
             match kept {
                 Ok(folder) => {
+                    remove_dev_mark(&link.dir);
                     if options.allow_mass_delete {
                         folder.allow_mass_delete();
                     }
@@ -301,7 +307,7 @@ impl Node {
             .hint("link a directory outside of the home"));
         }
         match self.shared.links().into_iter().find(|link| overlaps(&link.dir)) {
-            None => Ok(()),
+            None => refuse_nested(dir),
             Some(link) => Err(NodeError::new(
                 ErrorKind::Conflict,
                 format!(
@@ -313,6 +319,19 @@ impl Node {
             .hint("link directories that do not contain each other")),
         }
     }
+}
+
+/// Nor may a directory lie within one that another node on this machine keeps.
+fn refuse_nested(dir: &Path) -> Result<(), NodeError> {
+    let mark = Path::new(PRIVATE_DIR).join("id");
+    let is_linked = |above: &&Path| std::fs::symlink_metadata(above.join(&mark)).is_ok();
+    let Some(above) = dir.ancestors().skip(1).find(is_linked) else { return Ok(()) };
+    let (dir, above) = (dir.display(), above.display());
+    let message = format!("{dir} cannot be linked: it is in {above}, which is linked already");
+    Err(NodeError::new(ErrorKind::Conflict, message).hint(format!(
+        "link a directory outside of it, or `consort unlink` that one there (if no node links it any more, remove {above}/{})",
+        mark.display()
+    )))
 }
 
 /// The path of the directory without symlinks. It may not be there yet; what it is to be in has to be: a path that is
@@ -353,6 +372,15 @@ fn make_directory(dir: &Path) -> Result<bool, NodeError> {
             Ok(false)
         }
         Err(error) => Err(cannot_link(dir, &error)),
+    }
+}
+
+fn remove_dev_mark(dir: &Path) {
+    match std::fs::remove_file(dir.join(PRIVATE_DIR).join(DEV_MARK)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(dir = %dir.display(), %error, "`consort dev` may take this directory for its own");
+        }
+        _ => {}
     }
 }
 

@@ -96,14 +96,7 @@ impl Node {
         self.require(&[Role::Admin], "evict members")?;
         self.require_store()?;
         let facts = self.shared.facts();
-        let named = |member: &&MemberFact| {
-            member.name == node_or_name || member.node.to_string() == node_or_name
-        };
-        let Some(member) = facts.members.iter().find(|member| named(member) && !member.revoked)
-        else {
-            return Err(NodeError::failed(format!("no member is called {node_or_name:?}"))
-                .hint("`consort member list` shows the members"));
-        };
+        let member = find(&facts.members, node_or_name)?;
         if member.node == self.shared.identity.node {
             return Err(NodeError::usage("a node cannot evict itself"));
         }
@@ -129,14 +122,7 @@ impl Node {
         self.require(&[Role::Admin], "revoke members")?;
         self.require_store()?;
         let facts = self.shared.facts();
-        let named = |member: &&MemberFact| {
-            member.name == node_or_name || member.node.to_string() == node_or_name
-        };
-        let Some(member) = facts.members.iter().find(|member| named(member) && !member.revoked)
-        else {
-            return Err(NodeError::failed(format!("no member is called {node_or_name:?}"))
-                .hint("`consort member list` shows the members"));
-        };
+        let member = find(&facts.members, node_or_name)?;
         if member.node == self.shared.identity.node {
             return Err(NodeError::usage("a node cannot revoke itself").hint(
                 "revoke it on another admin's node; to leave, stop the node and remove its home",
@@ -154,6 +140,22 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// The member with this name or identity. Names may repeat: who is revoked does not count.
+fn find<'m>(members: &'m [MemberFact], node_or_name: &str) -> Result<&'m MemberFact, NodeError> {
+    let is_meant = |member: &&MemberFact| {
+        member.name == node_or_name || member.node.to_string() == node_or_name
+    };
+    let (revoked, there): (Vec<_>, Vec<_>) =
+        members.iter().filter(is_meant).partition(|member| member.revoked);
+    there.first().copied().ok_or_else(|| {
+        let message = match revoked.is_empty() {
+            true => format!("no member is called {node_or_name:?}"),
+            false => format!("{node_or_name} is revoked already"),
+        };
+        NodeError::failed(message).hint("`consort member list` shows the members")
+    })
 }
 
 /// Where a member listens, as far as is known, the likeliest first. What it `told` since this node started, to everybody

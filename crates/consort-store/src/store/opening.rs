@@ -135,6 +135,12 @@ pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
     }
 }
 
+/// Whether somebody has the lock. What does not exist nobody has.
+pub(super) fn is_locked(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+}
+
 /// What the stamp file is, which is made if it is missing.
 pub(super) fn stamp(directory: &Path) -> io::Result<Stamp> {
     let path = directory.join("STAMP");

@@ -30,12 +30,15 @@ fn a_store_is_opened_once_at_a_time() {
     let (directory, store) = store();
     let second = DiskStore::open(directory.path());
     assert!(matches!(second, Err(OpenError::Locked(_))), "{second:?}");
+    assert!(DiskStore::is_open(directory.path()));
     let view = store.view(DATASET).expect("views");
     let author = store.author();
     drop(store);
     let second = DiskStore::open(directory.path());
     assert!(matches!(second, Err(OpenError::Locked(_))), "a view still reads: {second:?}");
     drop(view);
+    assert!(!DiskStore::is_open(directory.path()));
+    assert!(!DiskStore::is_open(&directory.path().join("nowhere")));
     let store = DiskStore::open(directory.path()).expect("opens");
     assert_eq!(store.author(), author);
 }

@@ -4,6 +4,7 @@
 mod cluster;
 mod compare;
 mod live;
+mod mark;
 mod place;
 mod sample;
 
@@ -29,6 +30,8 @@ const SHOWN_DIFFERENCES: usize = 20;
 /// Run a cluster on this machine: a few nodes, one directory each, kept identical.
 ///
 /// The first node keeps DIR itself, not a copy: what changes in any node's directory changes in DIR.
+///
+/// A directory that a node keeps already, running or not, is refused.
 ///
 /// Without DIR, an example is made for it.
 ///
@@ -61,6 +64,7 @@ impl Dev {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Error> {
         let mut interrupt = Interrupt::new()?;
         let dir = self.dir.as_deref().map(existing).transpose()?;
+        dir.as_deref().map_or(Ok(()), mark::refuse_foreign)?;
         let parent =
             if context.home_is_chosen { context.home.clone() } else { std::env::temp_dir() };
         let left = parent.clone();

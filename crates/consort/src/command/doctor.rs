@@ -7,7 +7,9 @@ use crate::json::{self, Finding, Severity};
 use crate::text::plain;
 use crate::ui::{Style, Tone, Unit};
 
-/// Find out what is wrong and what to do; exit code 1 if anything is.
+/// Find out what is wrong and what to do.
+///
+/// Exit code 1 if it finds a problem; warnings do not count.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -30,7 +32,8 @@ impl Doctor {
             }
             (true, false) => verify(context)?,
             (false, true) => node.all(Request::Doctor).await?,
-            (false, false) => vec![not_running(node.all(Request::Doctor).await)],
+            // It may have been started just now.
+            (false, false) => node.all(Request::Doctor).await.unwrap_or_else(not_running),
         };
         context.ui.result(&findings, |findings, style| render(findings, style))?;
         let has_problem = findings.iter().any(|found| found.severity == Severity::Problem);
@@ -47,12 +50,12 @@ fn verify(context: &Context) -> Result<Vec<Finding>, Error> {
 }
 
 /// That the node does not answer is a finding, too.
-fn not_running(answer: Result<Vec<Finding>, Error>) -> Finding {
-    let (what, todo) = match answer {
-        Err(Error::Told { message, hint, .. }) => (message, hint),
-        _ => ("the node is just starting or stopping".to_string(), Some("try again".to_string())),
+fn not_running(error: Error) -> Vec<Finding> {
+    let (what, todo) = match error {
+        Error::Told { message, hint, .. } => (message, hint),
+        other => (other.to_string(), None),
     };
-    Finding { severity: Severity::Problem, what, todo }
+    vec![Finding { severity: Severity::Problem, what, todo }]
 }
 
 fn render(findings: &[json::Finding], style: Style) -> String {

@@ -1,6 +1,7 @@
 //! `consort init`
 
 use crate::command::{Context, path_text};
+use crate::control::check_home;
 use crate::error::Error;
 use crate::json;
 use crate::text::plain;
@@ -21,6 +22,7 @@ pub(crate) struct Init {
 
 impl Init {
     pub(crate) fn run(self, context: &Context) -> Result<(), Error> {
+        check_home(&context.home)?;
         let made = consort_node::init(&context.home, self.name.as_deref())?;
         let home = path_text(&context.home)?;
         let message = format!(

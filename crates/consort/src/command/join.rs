@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::command::{Context, path_text};
+use crate::control::check_home;
 use crate::error::Error;
 use crate::json;
 use crate::text::plain;
@@ -30,6 +31,7 @@ pub(crate) struct Join {
 
 impl Join {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Error> {
+        check_home(&context.home)?;
         let ticket = self.ticket.trim();
         let joined =
             consort_node::join(&context.home, ticket, self.name.as_deref(), self.listen).await?;

@@ -1,6 +1,6 @@
 //! `consort member list|evict|revoke`
 
-use crate::command::Context;
+use crate::command::{Context, NOTHING_HEARD};
 use crate::control::wire::Request;
 use crate::error::Error;
 use crate::json;
@@ -43,6 +43,9 @@ impl Member {
         match self {
             Self::List => {
                 let members: Vec<json::Member> = context.node().all(Request::Members).await?;
+                if members.is_empty() {
+                    context.ui.say(NOTHING_HEARD);
+                }
                 context.ui.result(&members, |members, _| table(members))
             }
             Self::Evict { member } => {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::command::Context;
+use crate::command::{Context, NOTHING_HEARD};
 use crate::control::wire::Request;
 use crate::error::Error;
 use crate::json::{self, DatasetState};
@@ -38,10 +38,17 @@ impl Status {
         while let Some(status) = answers.next::<json::Status>().await? {
             if ui.is_json() {
                 ui.write(json_line(&status).as_bytes())?;
-            } else if redraws {
-                ui.redraw(&render(&status, ui.style()))?;
+                ui.flush()?;
+                continue;
+            }
+            // Who knows not even itself as a member has heard nothing.
+            let has_heard = !status.peers.is_empty()
+                || !context.node().all::<json::Member>(Request::Members).await?.is_empty();
+            let text = render(&status, has_heard, ui.style());
+            if redraws {
+                ui.redraw(&text)?;
             } else {
-                ui.write(render(&status, ui.style()).as_bytes())?;
+                ui.write(text.as_bytes())?;
             }
             ui.flush()?;
         }
@@ -49,7 +56,7 @@ impl Status {
     }
 }
 
-fn render(status: &json::Status, style: Style) -> String {
+fn render(status: &json::Status, has_heard: bool, style: Style) -> String {
     let mut text = String::new();
     let identity = &status.identity;
     let _ = writeln!(
@@ -63,9 +70,18 @@ fn render(status: &json::Status, style: Style) -> String {
         bytes(status.sent_bytes),
         bytes(status.received_bytes)
     );
-    peers(&mut text, &status.peers, style);
-    if status.datasets.is_empty() {
-        text.push_str("\nno datasets yet: consort dataset create NAME\n");
+    let is_admin = identity.role == json::Role::Admin;
+    match (has_heard, status.peers.is_empty()) {
+        (false, _) => {
+            let _ = writeln!(text, "{}", style.paint(Tone::Notice, NOTHING_HEARD));
+        }
+        (true, true) if is_admin => text.push_str("no peers yet: consort invite\n"),
+        (true, true) => text.push_str("no peers yet\n"),
+        (true, false) => peers(&mut text, &status.peers, style),
+    }
+    if status.datasets.is_empty() && has_heard {
+        let how = if is_admin { "" } else { "an admin makes them with " };
+        let _ = writeln!(text, "\nno datasets yet: {how}consort dataset create NAME");
     }
     for dataset in &status.datasets {
         text.push('\n');
@@ -80,10 +96,6 @@ fn short(identity: &str) -> String {
 }
 
 fn peers(text: &mut String, peers: &[json::PeerStatus], style: Style) {
-    if peers.is_empty() {
-        text.push_str("no peers yet: consort invite\n");
-        return;
-    }
     let there = peers.iter().filter(|peer| peer.presence == "alive").count();
     let neighbours = peers.iter().filter(|peer| peer.neighbour).count() as u64;
     let others = counted(peers.len() as u64, "other", "others");

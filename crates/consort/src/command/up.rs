@@ -13,8 +13,8 @@ use crate::command::interrupt::Interrupt;
 use crate::command::{Context, path_text};
 use crate::control::server::Socket;
 use crate::control::service::NodeService;
-use crate::control::socket_path;
 use crate::control::wire::Request;
+use crate::control::{check_home, socket_path};
 use crate::error::Error;
 use crate::json;
 use crate::text::plain;
@@ -43,6 +43,7 @@ pub(crate) struct Up {
 
 impl Up {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Error> {
+        check_home(&context.home)?;
         let socket = socket_path(&context.home);
         if is_up(context).await {
             let home = plain(&context.home.display().to_string());

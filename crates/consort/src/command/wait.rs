@@ -12,6 +12,8 @@ use crate::ui::{Progress, Unit};
 /// Wait until this node and its directory hold all that its reachable peers hold.
 ///
 /// Changes made to linked directories before the call are included. Exit code 3 if it takes too long.
+///
+/// Nodes that are away are not waited for. With nobody reachable it says so (`"peers": 0` in JSON).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -44,9 +46,9 @@ impl Wait {
             () = watching => unreachable!("watching never ends by itself"),
         };
         let peers = match waited.peers {
-            0 => "its own; no peer is reachable".to_string(),
-            1 => "that the one reachable peer holds".to_string(),
-            peers => format!("that {peers} reachable peers hold"),
+            0 => "; no other node is reachable, so what others hold is not known".to_string(),
+            1 => ", all that the one reachable peer holds".to_string(),
+            peers => format!(", all that {peers} reachable peers hold"),
         };
         let versions = counted(waited.versions, "version", "versions");
         let contents = if waited.metadata_only {
@@ -54,7 +56,7 @@ impl Wait {
         } else {
             ""
         };
-        let message = format!("{name}: this node holds {versions}, all {peers}.{contents}");
+        let message = format!("{name}: this node holds {versions}{peers}.{contents}");
         context.ui.outcome(&waited, message)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWriteExt as _, BufReader};
@@ -12,6 +13,15 @@ use crate::control::socket_path;
 use crate::control::wire::{self, Answer, Body, BodyError, Envelope, Request};
 use crate::error::Error;
 use crate::text;
+
+/// How long a node may take to begin to start: it may have been called just before the command.
+const BEGIN_TIME: Duration = Duration::from_millis(500);
+
+/// How long a node that has its store open may take to listen to commands.
+const START_TIME: Duration = Duration::from_secs(10);
+
+/// How long to rest between two attempts to reach a node that does not listen.
+const REST: Duration = Duration::from_millis(20);
 
 /// A way to the node with a certain home. Every request opens a connection of its own.
 #[derive(Clone, Debug)]
@@ -65,11 +75,7 @@ impl Client {
 
     /// Asks, and leaves the answer to the caller.
     pub(crate) async fn ask(&self, request: Request) -> Result<Answers, Error> {
-        let socket = socket_path(&self.home);
-        let stream = match UnixStream::connect(&socket).await {
-            Ok(stream) => stream,
-            Err(error) => return Err(self.not_reached(&error)),
-        };
+        let stream = self.connect().await.map_err(|error| self.not_reached(&error))?;
         let (reader, mut writer) = stream.into_split();
         let envelope = Envelope { version: wire::VERSION, request };
         let mut line = serde_json::to_vec(&envelope).map_err(|error| {
@@ -120,6 +126,27 @@ impl Client {
         }
     }
 
+    /// Connects. A node that was called just before the command, or that is starting, is waited for.
+    async fn connect(&self) -> io::Result<UnixStream> {
+        let (socket, began) = (socket_path(&self.home), Instant::now());
+        loop {
+            let error = match UnixStream::connect(&socket).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => error,
+            };
+            let is_away =
+                matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+            if !is_away || !consort_node::is_member(&self.home) {
+                return Err(error);
+            }
+            let in_use = consort_node::is_in_use(&self.home);
+            if (if in_use { START_TIME } else { BEGIN_TIME }) <= began.elapsed() {
+                return Err(error);
+            }
+            tokio::time::sleep(REST).await;
+        }
+    }
+
     fn not_reached(&self, error: &io::Error) -> Error {
         let home = text::plain(&self.home.display().to_string());
         match error.kind() {
@@ -131,6 +158,12 @@ impl Client {
                 let again = text::command(&self.home, "join TICKET");
                 Error::failed(format!("the node in {home} is not part of a cluster yet"))
                     .hint(format!("a `join` that failed can be repeated: `{again}`; `consort init` begins a new cluster"))
+            }
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                if consort_node::is_in_use(&self.home) =>
+            {
+                Error::failed(format!("the node in {home} does not answer yet"))
+                    .hint("it is still starting or stopping, or `consort doctor --deep` reads its store: try again later")
             }
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 Error::failed(format!("the node in {home} is not running"))

@@ -51,6 +51,33 @@ fn a_used_ticket_is_refused() {
 }
 
 #[test]
+fn a_member_that_has_heard_of_nobody_yet_says_so_and_what_to_do() {
+    let mut cluster = Cluster::new(1);
+    let alone = cluster.nodes[0].run(["status"]).expect_done();
+    assert!(alone.text().contains("no peers yet: consort invite"), "{alone}");
+    assert!(alone.text().contains("consort dataset create NAME"), "{alone}");
+    let ticket = cluster.nodes[0].invite(&[]);
+    let node = cluster.add_node();
+    node.run(["join", &ticket, "--name", "b"]).expect_done();
+    cluster.nodes[0].stop();
+    let node = &mut cluster.nodes[1];
+    node.start();
+    let status = node.run(["status"]).expect_done();
+    assert!(status.text().contains("has not heard from its cluster yet"), "{status}");
+    for words in ["consort invite", "dataset create", "no peers", "no datasets"] {
+        assert!(!status.text().contains(words), "{status}");
+    }
+    let members = node.run(["member", "list"]).expect_done();
+    assert!(members.stderr.contains("has not heard from its cluster yet"), "{members}");
+    assert!(members.text().is_empty(), "{members}");
+
+    cluster.nodes[0].start();
+    cluster.expect_connected();
+    let heard = cluster.nodes[1].run(["status"]).expect_done();
+    assert!(heard.text().contains("no datasets yet: an admin makes them"), "{heard}");
+}
+
+#[test]
 fn an_expired_ticket_is_refused() {
     let mut cluster = Cluster::new(1);
     let ticket = cluster.nodes[0].invite(&["--expires", "1s"]);
@@ -111,6 +138,8 @@ fn a_revoked_member_is_shut_out_and_told() {
     assert!(!cluster.nodes[1].path("not-for-b").exists());
     // What would never leave it is not acknowledged.
     cluster.nodes[1].put("never", b"from b").expect_failure(5, &["revoked"]);
+    let again = cluster.nodes[0].run(["member", "revoke", "b"]);
+    again.expect_failure(1, &["b is revoked already"]);
 }
 
 #[test]
@@ -143,6 +172,20 @@ fn a_port_in_use_is_named() {
 }
 
 #[test]
+fn a_home_whose_socket_would_have_too_long_a_path_is_refused_at_once() {
+    let mut cluster = Cluster::new(1);
+    let ticket = cluster.nodes[0].invite(&[]);
+    let node = cluster.add_node();
+    node.home = node.home.join("x".repeat(100));
+    for args in [&["init"][..], &["join", &ticket], &["up"]] {
+        node.run(args).expect_failure(2, &["too long", "--home"]);
+    }
+    assert!(!node.home.exists());
+    node.home = node.home.with_file_name("short");
+    node.run(["join", &ticket]).expect_done();
+}
+
+#[test]
 fn a_home_in_use_by_a_running_node_is_refused() {
     let cluster = Cluster::new(1);
     let node = &cluster.nodes[0];
@@ -153,6 +196,20 @@ fn a_home_in_use_by_a_running_node_is_refused() {
     fs::remove_file(node.home.join("control.sock")).expect("it is there");
     let second = node.run(["up", "--listen", "127.0.0.1:0"]);
     assert_eq!(second.status.code(), Some(1), "{second}");
+}
+
+#[test]
+fn a_command_waits_for_a_node_that_was_started_just_before() {
+    let mut cluster = Cluster::linked(1);
+    let node = &mut cluster.nodes[0];
+    for round in ["after it stopped", "after it was killed"] {
+        match round {
+            "after it stopped" => node.stop(),
+            _ => node.kill(),
+        }
+        node.launch();
+        node.run(["ls", DATASET]).expect_done();
+    }
 }
 
 #[test]

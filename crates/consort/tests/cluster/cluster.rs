@@ -285,20 +285,9 @@ impl Node {
 
     /// Starts the node; if its process ends instead, the end of its log says why.
     pub(crate) fn try_start(&mut self) -> Result<(), String> {
-        assert!(self.process.is_none(), "{} runs already", self.name);
+        self.launch();
+        let child = self.process.as_mut().expect("it was just launched");
         let announced = self.home.with_extension("up");
-        let log = File::options().create(true).append(true).open(&self.log).expect("a log");
-        let child = self
-            .command()
-            // The node ends when this process does, even if that is killed.
-            .args(["--json", "--log", "info", "up", "--exit-with-parent", "--listen"])
-            .arg(self.listen.to_string())
-            .stdin(Stdio::piped())
-            .stdout(File::create(&announced).expect("a file for what the node announces"))
-            .stderr(log)
-            .spawn()
-            .expect("the binary runs");
-        let child = self.process.insert(child);
         let up = until("a node to be up", || {
             if let Some(status) = child.try_wait().expect("it can be waited for") {
                 return Some(Err(status));
@@ -316,6 +305,24 @@ impl Node {
                 Err(format!("{status}\n{}", tail(&self.log)))
             }
         }
+    }
+
+    /// Starts the node, and does not wait for anything.
+    pub(crate) fn launch(&mut self) {
+        assert!(self.process.is_none(), "{} runs already", self.name);
+        let announced = self.home.with_extension("up");
+        let log = File::options().create(true).append(true).open(&self.log).expect("a log");
+        let child = self
+            .command()
+            // The node ends when this process does, even if that is killed.
+            .args(["--json", "--log", "info", "up", "--exit-with-parent", "--listen"])
+            .arg(self.listen.to_string())
+            .stdin(Stdio::piped())
+            .stdout(File::create(&announced).expect("a file for what the node announces"))
+            .stderr(log)
+            .spawn()
+            .expect("the binary runs");
+        self.process = Some(child);
     }
 
     /// Ends the node as its user would.

@@ -41,7 +41,11 @@ fn the_deletion_of_most_of_a_directory_waits_until_it_is_allowed() {
     a.run(["wait", DATASET]).expect_failure(1, &["paused", "--allow-mass-delete"]);
 
     let args = [OsStr::new("link"), OsStr::new(DATASET), a.dir.as_os_str()];
-    a.run(args.into_iter().chain([OsStr::new("--allow-mass-delete")])).expect_done();
+    let linked = a.run(args).expect_done();
+    assert!(linked.stderr.contains(&format!("paused: {reason}")), "{linked}");
+    assert!(!linked.stderr.contains("identical"), "{linked}");
+    let allowed = a.run(args.into_iter().chain([OsStr::new("--allow-mass-delete")])).expect_done();
+    assert!(allowed.stderr.contains("identical from now on"), "{allowed}");
     cluster.settle();
     assert_eq!(tree::read(&b.dir).len(), 5);
 }
@@ -105,9 +109,11 @@ fn what_is_in_sync_without_a_directory_says_so() {
         shown.text().contains("in sync (not linked here: contents are fetched when read)"),
         "{shown}"
     );
-    assert!(
-        node.run(["wait", DATASET]).expect_done().stderr.contains("fetched when they are read")
-    );
+    let waited = node.run(["--json", "wait", DATASET]).expect_done();
+    assert!(waited.stderr.contains("fetched when they are read"), "{waited}");
+    // With nobody to be waited for, what others hold is not claimed.
+    assert!(waited.stderr.contains("no other node is reachable"), "{waited}");
+    assert_eq!(waited.json()["peers"], 0);
     node.link();
     node.wait();
     assert_eq!(node.until_state("in-sync")["metadata_only"], false);
@@ -163,6 +169,22 @@ fn names_that_are_not_utf8_are_reported_and_do_no_harm() {
 }
 
 #[test]
+fn a_name_that_no_directory_can_hold_is_reported_with_what_to_do() {
+    let cluster = Cluster::linked(1);
+    let node = &cluster.nodes[0];
+    let key = "x".repeat(300);
+    node.put(&key, b"kept").expect_done();
+    let is_told = || {
+        let status = node.dataset();
+        array(&status, "problems").iter().any(|problem| text(problem).contains("`consort rm`"))
+    };
+    until("it to be told what to do", is_told);
+    node.run(["rm", DATASET, &key]).expect_done();
+    node.wait();
+    node.until_state("in-sync");
+}
+
+#[test]
 fn a_directory_that_vanishes_deletes_nothing_and_may_come_back() {
     let cluster = Cluster::linked(2);
     let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
@@ -177,7 +199,12 @@ fn a_directory_that_vanishes_deletes_nothing_and_may_come_back() {
         let status = a.dataset();
         ["paused", "degraded"].contains(&text(&status["state"])).then_some(status)
     });
-    assert!(!text(&status["reason"]).is_empty());
+    // A new one would be another directory.
+    let reason = text(&status["reason"]);
+    assert!(
+        reason.contains("or move it back; to go on with a new one, `consort unlink`"),
+        "{reason}"
+    );
     assert!(
         !a.dir.exists(),
         "the directory is made again, although it may be a mount that is gone"
@@ -374,6 +401,23 @@ fn directories_that_overlap_or_do_not_exist_are_refused() {
     fs::write(&file, "not a directory").expect("a new file");
     assert!(!link(&file).status.success());
     assert_eq!(fs::read(&file).expect("untouched"), b"not a directory");
+}
+
+#[test]
+fn a_directory_within_one_that_another_node_keeps_is_refused() {
+    let cluster = Cluster::linked(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    a.run(["dataset", "create", "second"]).expect_done();
+    b.wait();
+    let link = |dir: &Path| b.run([OsStr::new("link"), OsStr::new("second"), dir.as_os_str()]);
+    let kept = a.dir.display().to_string().to_lowercase();
+    fs::create_dir(a.path("inside")).expect("a new directory");
+    for dir in [a.path("inside"), a.path("inside/new")] {
+        link(&dir).expect_failure(4, &[&kept, "unlink", ".consort/id"]);
+    }
+    assert!(!a.path("inside/.consort").exists() && !a.path("inside/new").exists());
+    a.run(["unlink", DATASET]).expect_done();
+    link(&a.path("inside")).expect_done();
 }
 
 fn exchange(left: &Path, right: &Path) -> io::Result<()> {

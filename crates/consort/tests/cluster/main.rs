@@ -17,6 +17,7 @@
 //! - [`apart`]: nodes that are down, a chain of availability, concurrent writes.
 //! - [`forgetting`]: deletions that are not remembered any more, and a node that was away too long.
 //! - [`conflicts`]: concurrent writes under each policy, and choosing.
+//! - [`dev`]: a cluster on one machine, on a directory that somebody named.
 //! - [`directories`]: what can happen to a linked directory: mass deletion, ignored and impossible names, a full disk.
 //! - [`neighbours`]: more nodes than can all be linked with each other.
 //! - [`thirty`]: a network that is split and heals, nodes that are killed, and what a node costs that has nothing to do.
@@ -26,6 +27,7 @@ mod access;
 mod apart;
 mod cluster;
 mod conflicts;
+mod dev;
 mod directories;
 mod forgetting;
 mod ledger;

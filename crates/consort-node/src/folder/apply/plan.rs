@@ -157,7 +157,7 @@ fn is_same_time(found: i64, wanted: i64) -> bool {
 /// Why a version cannot stand at a path, whatever else is there.
 fn unusable(path: &Key, version: &Version) -> Option<String> {
     if path.split('/').any(|name| MAX_NAME_BYTES < name.len()) {
-        let text = "its name is too long for a file system; rename it where it was written";
+        let text = "its name is too long for a file system; rename or remove it where it was written (`consort rm`)";
         return Some(text.to_owned());
     }
     let is_file = version.attributes.kind == Kind::File;

@@ -12,11 +12,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::BufReader;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use crate::command::dev::mark;
 use crate::command::dev::place::Place;
 use crate::command::dev::sample;
 use crate::command::path_text;
 use crate::control::wire::{self, Request};
-use crate::control::{Client, client};
+use crate::control::{Client, check_home, client};
 use crate::error::{Error, Kind};
 use crate::json::{self, DatasetState};
 use crate::text::{counted, plain};
@@ -46,6 +47,8 @@ pub(crate) struct Cluster {
     dataset: String,
     /// The user's directory; otherwise an example is made.
     dir: Option<PathBuf>,
+    /// Whether the user's directory is linked, or may be.
+    keeps_dir: bool,
     nodes: Vec<Running>,
 }
 
@@ -88,7 +91,7 @@ impl Cluster {
             None => "example".to_string(),
         };
         let place = Place::make(&parent)?;
-        Ok(Self { place, made_parent, dataset, dir, nodes: Vec::new() })
+        Ok(Self { place, made_parent, dataset, dir, keeps_dir: false, nodes: Vec::new() })
     }
 
     /// Where everything is that will be removed.
@@ -140,7 +143,7 @@ impl Cluster {
     }
 
     /// Links each node's directory.
-    pub(crate) async fn link(&self) -> Result<(), Error> {
+    pub(crate) async fn link(&mut self) -> Result<(), Error> {
         for node in &self.nodes {
             let known = tokio::time::timeout(START_TIMEOUT, self.knows_dataset(node)).await;
             known.map_err(|_| {
@@ -154,7 +157,17 @@ impl Cluster {
                 read_only: false,
                 allow_mass_delete: false,
             };
-            let _: json::Linked = node.client.one(request).await?;
+            let is_users = self.dir.as_ref() == Some(&node.dir);
+            // Somebody may interrupt us before the answer has come.
+            self.keeps_dir |= is_users;
+            let linked: Result<json::Linked, Error> = node.client.one(request).await;
+            if is_users {
+                self.keeps_dir = linked.is_ok();
+            }
+            linked?;
+            if is_users {
+                mark::set(&node.dir)?;
+            }
         }
         Ok(())
     }
@@ -181,7 +194,7 @@ impl Cluster {
 
     /// Ends all nodes and removes what was made for them; the user's directory stays.
     pub(crate) async fn end(&mut self) -> Result<(), Error> {
-        if let (Some(first), Some(_)) = (self.nodes.first(), &self.dir) {
+        if let Some(first) = self.nodes.first().filter(|_| self.keeps_dir) {
             // What the link left in the user's directory goes with it. If the node does not answer any more, the
             // directory keeps that, and the next link takes it over.
             let unlink = first.client.tell(Request::Unlink { name: self.dataset.clone() });
@@ -219,6 +232,7 @@ impl Cluster {
             Some(dir) if number == 1 => dir.clone(),
             _ => place.join(&self.dataset),
         };
+        check_home(&home)?;
         fs::create_dir_all(&dir).map_err(|error| Error::io("make", &dir, &error))?;
         if number == 1 && self.dir.is_none() {
             sample::make(&dir).map_err(|error| Error::io("make", &dir, &error))?;
