@@ -380,8 +380,10 @@ impl Replica {
         let mut outcome = Ok(());
         for (id, parent) in reached {
             self.waves.end(id);
-            let own = self.answer(parent, id, now, view, effects);
-            outcome = outcome.and(own);
+            if let Some(parent) = parent {
+                let own = self.answer(parent, id, now, view, effects);
+                outcome = outcome.and(own);
+            }
         }
         outcome
     }

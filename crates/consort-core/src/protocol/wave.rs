@@ -6,6 +6,10 @@
 //! to everybody else it answers as soon as its own directory is flushed, since what is behind it goes to its parent. So the
 //! barrier spreads as a tree over all nodes. A reader passes nothing on, and nobody waits for one.
 //!
+//! A barrier whose parent is gone, or asks no more, concerns nobody. It is remembered until those to whom it was passed on
+//! have lost interest as well: else one of them, which asks everybody, would become the parent, and nodes would ask each
+//! other in a circle for ever.
+//!
 //! Here stands only which barriers are under way; [`Replica`](super::Replica) knows the links.
 
 use alloc::collections::{BTreeMap, VecDeque};
@@ -38,7 +42,8 @@ pub(super) struct Waves {
 /// A barrier that is under way.
 #[derive(Debug)]
 pub(super) struct Wave {
-    pub(super) parent: NodeId,
+    /// Who asked first; none if it is gone, or asks no more.
+    pub(super) parent: Option<NodeId>,
     /// Others who asked, and who are told only of this replica.
     pub(super) others: Vec<NodeId>,
     /// The number of the last flush of the directory that was asked for on its behalf.
@@ -54,7 +59,7 @@ pub(super) struct Wave {
 impl Wave {
     /// Whether those who have not answered are to be asked again now.
     pub(super) fn asks_again(&mut self, now: Instant) -> bool {
-        let due = self.again_at <= now;
+        let due = self.again_at <= now && self.parent.is_some();
         if due {
             self.again_after = (2 * self.again_after).min(ASK_AGAIN_AT_LEAST_EVERY);
             self.again_at = now + self.again_after;
@@ -80,7 +85,12 @@ impl Waves {
     /// A peer asks.
     pub(super) fn on_asked(&mut self, peer: NodeId, id: u64, now: Instant) -> Asked {
         if let Some(wave) = self.waves.get_mut(&id) {
-            if wave.parent == peer {
+            if wave.parent.is_none() {
+                wave.asked_at = now;
+                // Another way by which it comes, or the same again.
+                wave.parent = Some(peer).filter(|peer| !wave.passed.contains_key(peer));
+            }
+            if wave.parent == Some(peer) {
                 wave.asked_at = now;
             } else if wave.flushed {
                 return Asked::Answer;
@@ -103,7 +113,7 @@ impl Waves {
         }
         self.flushes += 1;
         let wave = Wave {
-            parent: peer,
+            parent: Some(peer),
             others: Vec::new(),
             flush: self.flushes,
             flushed: false,
@@ -150,7 +160,14 @@ impl Waves {
 
     /// Forgets the barriers that nobody has asked about for long.
     pub(super) fn forget_old(&mut self, now: Instant) {
-        self.waves.retain(|_, wave| now < wave.asked_at + FORGET_AFTER);
+        self.waves.retain(|_, wave| {
+            let is_wanted = now < wave.asked_at + FORGET_AFTER;
+            let had_parent = wave.parent.is_some();
+            if !is_wanted && had_parent {
+                (wave.parent, wave.asked_at) = (None, now);
+            }
+            is_wanted || had_parent
+        });
     }
 
     /// The barrier is answered.
@@ -161,15 +178,19 @@ impl Waves {
 
     /// A peer is gone: nobody waits for its answer, nor it for ours.
     pub(super) fn on_gone(&mut self, peer: NodeId) {
-        self.waves.retain(|_, wave| wave.parent != peer);
         for wave in self.waves.values_mut() {
+            wave.parent.take_if(|parent| *parent == peer);
             wave.passed.remove(&peer);
             wave.others.retain(|other| *other != peer);
         }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.waves.values().map(|wave| wave.again_at).min()
+        let due = |wave: &Wave| match wave.parent {
+            Some(_) => wave.again_at,
+            None => wave.asked_at + FORGET_AFTER,
+        };
+        self.waves.values().map(due).min()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -184,5 +205,49 @@ impl Waves {
             self.remembered.pop_front();
         }
         self.remembered.push_back(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASKER: NodeId = NodeId([1; 16]);
+    const BEHIND: NodeId = NodeId([2; 16]);
+    const ANOTHER: NodeId = NodeId([3; 16]);
+
+    fn at(seconds: u64) -> Instant {
+        Instant(seconds * 1_000_000)
+    }
+
+    /// A barrier that came from `ASKER` and was passed on to `BEHIND`.
+    fn passed_on() -> Waves {
+        let mut waves = Waves::default();
+        assert_eq!(waves.on_asked(ASKER, 7, at(0)), Asked::Spread { flush: 1 });
+        waves.get_mut(7).expect("it is under way").passed.insert(BEHIND, None);
+        assert_eq!(waves.on_flushed(1), [(7, Vec::new())]);
+        waves
+    }
+
+    #[test]
+    fn who_is_behind_never_becomes_the_one_who_asked() {
+        let mut gone = passed_on();
+        gone.on_gone(ASKER);
+        let mut silent = passed_on();
+        silent.forget_old(at(15));
+        for waves in [&mut gone, &mut silent] {
+            assert_eq!(waves.on_asked(BEHIND, 7, at(16)), Asked::Answer);
+            assert!(!waves.get_mut(7).expect("it is remembered").asks_again(at(16)));
+            // But by another way the barrier may come again.
+            assert_eq!(waves.on_asked(ANOTHER, 7, at(17)), Asked::Wait);
+            assert!(waves.get_mut(7).expect("it is under way").asks_again(at(17)));
+        }
+    }
+
+    #[test]
+    fn a_barrier_that_nobody_asks_about_is_forgotten() {
+        let mut waves = passed_on();
+        (1..=2).for_each(|times| waves.forget_old(at(15 * times)));
+        assert!(waves.is_empty());
     }
 }

@@ -253,8 +253,7 @@ impl<'c> Engine<'c> {
             busy |= self.believe_deletions()?;
             busy |= self.record_refreshed(self.dirty.is_empty() && self.indexing.is_empty());
             if self.is_at_rest() {
-                let records = self.view()?.record_count();
-                self.deletions.on_rest(records, Instant::now());
+                self.note_rest()?;
                 if self.progress.lost_sight() {
                     self.rescan();
                 }
@@ -262,7 +261,7 @@ impl<'c> Engine<'c> {
         } else {
             self.record_refreshed(false);
         }
-        self.answer_flushes();
+        self.answer_flushes()?;
         self.progress.set_unsettled(self.unsettled());
         if wait && !busy && self.exit.is_none() && self.scans.is_empty() {
             self.wait()
@@ -430,9 +429,9 @@ impl<'c> Engine<'c> {
     }
 
     /// Answers those who wait for what had changed before, whatever changes all the time since.
-    fn answer_flushes(&mut self) {
+    fn answer_flushes(&mut self) -> Result<(), StoreError> {
         if !self.is_flushing() {
-            return;
+            return Ok(());
         }
         let is_taken_in = self.scans.is_empty()
             && !self.scanning
@@ -451,9 +450,13 @@ impl<'c> Engine<'c> {
             .partition(|flush| flush.upto.is_some_and(|upto| self.commits.are_done_before(upto)));
         self.flushes = waiting;
         let answered: Vec<Flush> = answered;
+        if !answered.is_empty() && self.commits.are_done() {
+            self.note_rest()?;
+        }
         for flush in answered {
             (flush.done)();
         }
+        Ok(())
     }
 
     pub(super) fn view(&self) -> Result<consort_store::DiskView, StoreError> {

@@ -196,6 +196,13 @@ impl Engine<'_> {
         Ok(())
     }
 
+    /// Everything is taken in.
+    pub(super) fn note_rest(&mut self) -> Result<(), StoreError> {
+        let records = self.view()?.record_count();
+        self.deletions.on_rest(records, Instant::now());
+        Ok(())
+    }
+
     /// Whether a deletion waits that was seen here, and holds. It waits no more then: others deleted the same.
     pub(in crate::folder) fn take_gone(&mut self, path: &Key) -> bool {
         let is_gone = self.deletions.contains(path) && matches!(self.root.stat(path), Ok(None));
