@@ -372,10 +372,8 @@ impl<'v> Work<'v> {
         if !self.linked {
             return Ok(());
         }
-        let mut look = |key: &Key| {
-            // A key that nobody wrote was never pending.
-            if self.application.knows(key)? { self.look_at_pending(key) } else { Ok(()) }
-        };
+        // A key without versions may be pending as well: what is dead goes before the directory shows it.
+        let mut look = |key: &Key| self.look_at_pending(key);
         match body {
             Body::Nothing => Ok(()),
             Body::Remote { commit, .. } => {

@@ -93,8 +93,6 @@ pub struct Batch {
 struct Touched {
     /// Its current versions, ordered by dot.
     siblings: Vec<Stored>,
-    /// Whether the view has any.
-    known: bool,
     /// How many of those that the view has are losers.
     lost: Losers,
     /// Whether a commit changed them.
@@ -151,11 +149,6 @@ impl<'v, V: View> Application<'v, V> {
     /// The current versions of a key that an earlier commit touched, ordered by dot.
     pub fn touched(&self, key: &Key) -> &[Stored] {
         self.places.get(key).map_or(&[], |place| &self.touched[*place].siblings)
-    }
-
-    /// Whether the view has versions of a key: whether it was written before all of these commits.
-    pub fn knows(&mut self, key: &Key) -> Result<bool, StoreError> {
-        self.touch(key).map(|place| self.touched[place].known)
     }
 
     /// Merges versions that a peer sent, as one commit. If it fails, nothing has changed.
@@ -518,7 +511,7 @@ impl<'v, V: View> Application<'v, V> {
         let siblings = self.view.siblings(key)?;
         let place = self.touched.len();
         let lost = Losers::of(siblings.iter().map(|stored| &stored.version));
-        self.touched.push(Touched { known: !siblings.is_empty(), lost, changed: false, siblings });
+        self.touched.push(Touched { lost, changed: false, siblings });
         self.places.insert(key.clone(), place);
         Ok(place)
     }
