@@ -216,7 +216,7 @@ impl Committer<'_> {
         if identity.author != author {
             begin_anew(moment, datasets.values(), &mut rows)?;
             for work in works.values_mut() {
-                work.begin_anew(identity.author, clock)?;
+                work.begin_anew(identity.author, clock, &mut rows)?;
             }
         }
         let mut announced = Vec::with_capacity(works.len());
@@ -283,8 +283,15 @@ impl<'v> Work<'v> {
         })
     }
 
-    /// The store was rolled back: what it accounts for beyond its frontier is not certain any more.
-    fn begin_anew(&mut self, author: AuthorId, clock: &mut Clock) -> Result<(), StoreError> {
+    /// The store was rolled back: what it accounts for beyond its frontier is not certain any more, nor are the cursors
+    /// that were moved in this batch.
+    fn begin_anew(
+        &mut self,
+        author: AuthorId,
+        clock: &mut Clock,
+        rows: &mut Rows,
+    ) -> Result<(), StoreError> {
+        self.cursors.drain(..).for_each(|key| rows.remove(Table::Node, key));
         self.application.learn(Lesson { anew: true, ..Lesson::default() }, author, clock).map(drop)
     }
 
