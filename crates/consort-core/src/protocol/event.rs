@@ -115,8 +115,8 @@ pub enum Effect {
         /// How far the peer's feed has been applied with them.
         cursor: Option<Cursor>,
     },
-    /// Take note of what was learnt, durably, then report [`Event::Learned`]. Lessons and commits of one peer take effect
-    /// in order.
+    /// Take note of what was learnt, durably, then report [`Event::Learned`]. It takes effect after all commits and
+    /// lessons that were asked for before, of whatever peer.
     Learn {
         /// For whom, if it is not for the replica itself.
         peer: Option<NodeId>,

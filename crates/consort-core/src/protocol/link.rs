@@ -196,6 +196,9 @@ pub(crate) struct Link {
     their_frontier: Frontier,
     /// The peer's frontier, while this side takes its state by difference.
     adopting: Option<Frontier>,
+    /// While it does: what is on its way to the disk would escape the comparison. When all of it is there, the
+    /// conversation begins again; until then nothing is taken in.
+    unsettled: bool,
     /// Another link takes its peer's state by difference.
     held: bool,
     /// The replica forgets deletions, and listens to what others say of that.
@@ -304,6 +307,7 @@ impl Link {
             told: Told::default(),
             their_frontier: Frontier::new(),
             adopting: None,
+            unsettled: false,
             held: false,
             forgets: false,
             tell_at: None,
@@ -444,6 +448,9 @@ impl Link {
         }
         if commit.counts {
             self.take(commit.bytes);
+        }
+        if self.unsettled && self.outstanding.is_empty() {
+            self.begin_again(true, view, to)?;
         }
         if let Some(pushed) = commit.decides {
             let was_known = pushed == stale && self.elsewhere != Elsewhere::Nobody;

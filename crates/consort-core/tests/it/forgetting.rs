@@ -1,14 +1,16 @@
 //! Deletions are forgotten in the end: not before all registered replicas have heard of them, and nothing comes back.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use consort_core::model::merge::Saw;
 use consort_core::protocol::event::Access;
+use consort_core::protocol::{Event, Message};
 use consort_core::random::Random;
 use consort_core::store::{Store, View};
-use consort_core::{Content, Key, OnConflict};
+use consort_core::{Commit, Content, Entry, Key, OnConflict};
 
-use crate::world::{DATASET, World, key};
+use crate::world::{DATASET, World, id, key};
 
 fn tombstones(world: &World, node: usize) -> u64 {
     world.nodes[node].store.view(DATASET).expect("it is open").tombstones().count
@@ -76,7 +78,7 @@ fn what_everybody_has_heard_of_is_forgotten_everywhere() {
         world
             .sent
             .iter()
-            .all(|message| matches!(message, consort_core::protocol::Message::Check { .. })),
+            .all(|message| matches!(message, Message::Check { .. })),
         "{:?}",
         world.sent
     );
@@ -208,6 +210,48 @@ fn a_restored_store_and_an_empty_one_become_like_the_others() {
             assert_eq!(world.summary(node).digest, world.summary(0).digest);
             let frontiers = [node, 0].map(|node| world.summary(node).frontier);
             assert_eq!(frontiers[0], frontiers[1], "node {node}, seed {seed}");
+        }
+    }
+}
+
+/// Two nodes: `away` has not heard of what `ahead` deleted and forgot. Both hold `kept` in the end, and are linked.
+/// Returns the version that was forgotten.
+fn ahead_and_away(world: &mut World, ahead: usize, away: usize) -> Entry {
+    world.register(&[ahead]);
+    world.put(ahead, "kept", "1");
+    world.put(ahead, "gone", "1");
+    let view = world.nodes[ahead].store.view(DATASET).expect("it is open");
+    let held = view.siblings(&key("gone")).expect("memory does not fail");
+    let entry = Entry { key: key("gone"), version: held[0].version.clone() };
+    delete(world, ahead, "gone");
+    settle(world);
+    assert_eq!(tombstones(world, ahead), 0);
+    world.connect(ahead, away);
+    world.run();
+    entry
+}
+
+#[test]
+fn what_other_links_had_in_flight_when_a_state_was_taken_does_not_come_back() {
+    for (ahead, away) in [(0, 2), (2, 0)] {
+        for seed in 0..40 {
+            let mut world = World::new(3, seed);
+            let forgotten = ahead_and_away(&mut world, ahead, away);
+            world.connect(1, away);
+            world.pass(Duration::from_secs(3));
+            // On its way to the disk when the frontier comes.
+            let commit = Commit { entries: vec![forgotten] };
+            let held = world.nodes[1].store.apply_remote(DATASET, id(7), commit, None);
+            held.expect("memory does not fail");
+            world.event(1, Event::Grew);
+            world.sent.clear();
+            world.pass_while_disks_stand_still(Duration::from_secs(4));
+            assert!(world.sent.iter().any(|sent| matches!(sent, Message::Frontier { .. })));
+            settle(&mut world);
+            for node in 0..3 {
+                assert_eq!(reads(&world, node, "gone"), None, "node {node}, seed {seed}");
+                assert_eq!(world.summary(node).digest, world.summary(0).digest, "seed {seed}");
+            }
         }
     }
 }

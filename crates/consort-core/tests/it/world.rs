@@ -258,6 +258,16 @@ impl World {
         self.run();
     }
 
+    /// Lets time pass, and messages arrive, while all disks stand still.
+    pub(crate) fn pass_while_disks_stand_still(&mut self, time: Duration) {
+        const STEP: Duration = Duration::from_millis(100);
+        let end = self.now.instant + time;
+        while self.now.instant < end {
+            self.pass_until(self.now.instant + STEP);
+            while self.deliver_one() {}
+        }
+    }
+
     /// Takes everything from a node that is not durable: its process was killed, and begins anew.
     pub(crate) fn crash(&mut self, node: usize) {
         for other in 0..self.nodes.len() {

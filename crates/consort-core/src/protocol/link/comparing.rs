@@ -84,7 +84,7 @@ impl Link {
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
-        while self.wanting.is_none() && self.offering.is_empty() {
+        while self.wanting.is_none() && self.offering.is_empty() && !self.unsettled {
             let State::Comparing { finder, asked: asked @ false, begin } = &mut self.state else {
                 break;
             };

@@ -144,9 +144,11 @@ impl Link {
             to.push(Ask::Collect { frontier: self.their_frontier.clone() });
             return Ok(());
         }
+        // What other links asked for comes before this lesson. When that is durable, a comparison sees all of it.
         self.learn(Lesson { anew: true, ..Lesson::default() }, false, to);
         self.adopting = Some(self.their_frontier.clone());
-        self.begin_again(true, view, to)
+        self.unsettled = true;
+        Ok(())
     }
 
     pub(super) fn on_known(
@@ -231,7 +233,7 @@ impl Link {
 
     /// This side holds what the peer held, and nothing that is dead by the peer's frontier: that is its own as well now.
     pub(super) fn adopt(&mut self, to: &mut Vec<Ask>) {
-        if let Some(frontier) = self.adopting.clone() {
+        if let Some(frontier) = self.adopting.clone().filter(|_| !self.unsettled) {
             let (known, last) =
                 (frontier.clone(), Outstanding { adopts: true, ..Outstanding::default() });
             self.outstanding.push_back(last);

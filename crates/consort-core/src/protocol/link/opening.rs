@@ -161,6 +161,7 @@ impl Link {
         (self.elsewhere, self.news) = (old.elsewhere, core::mem::take(&mut old.news));
         self.news.forget(self.ends.peer);
         self.adopting = old.adopting;
+        self.unsettled = self.is_adopting() && !self.outstanding.is_empty();
         (self.held, self.forgets) = (old.held, old.forgets);
     }
 

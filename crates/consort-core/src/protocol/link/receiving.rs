@@ -50,6 +50,9 @@ impl Link {
             return Ok(());
         }
         loop {
+            if self.unsettled {
+                return Ok(());
+            }
             let nothing_wanted = self.wanting.is_none() && self.given.is_empty();
             if nothing_wanted && self.announced.is_some() {
                 // What is on its way to the disk may be what was announced.
