@@ -67,6 +67,10 @@ pub const MAX_CONTENT_OVERHEAD_BYTES: usize = 4 + 2 + MAX_REQUEST_CHUNKS * (32 +
 /// Tombstones that are collected in one step: some milliseconds of work, and a batch of about a megabyte.
 pub const MAX_COLLECTED: usize = 4096;
 
+/// What a comparison finds to be dead is dropped when it has ended. So many bytes of that are remembered until then; the rest
+/// is found by the next comparison.
+pub const MAX_DEAD_BYTES: usize = 4 * 1024 * 1024;
+
 /// The authors that one message about frontiers names. What does not fit follows in the next.
 pub const MAX_FRONTIER_AUTHORS: usize = 8192;
 

@@ -26,6 +26,7 @@ use core::time::Duration;
 use crate::model::fingerprint::{Digest, Fingerprint, FingerprintKey};
 use crate::model::frontier::Frontier;
 use crate::model::id::NodeId;
+use crate::model::key::Key;
 use crate::model::vector::Dot;
 use crate::model::version::Entry;
 use crate::protocol::event::{Access, Now};
@@ -199,6 +200,9 @@ pub(crate) struct Link {
     /// While it does: what is on its way to the disk would escape the comparison. When all of it is there, the
     /// conversation begins again; until then nothing is taken in.
     unsettled: bool,
+    /// What the comparison found to be dead so far, and not more than is remembered.
+    dead: Vec<(Key, Dot)>,
+    dead_bytes: usize,
     /// Another link takes its peer's state by difference.
     held: bool,
     /// The replica forgets deletions, and listens to what others say of that.
@@ -308,6 +312,8 @@ impl Link {
             their_frontier: Frontier::new(),
             adopting: None,
             unsettled: false,
+            dead: Vec::new(),
+            dead_bytes: 0,
             held: false,
             forgets: false,
             tell_at: None,
@@ -402,7 +408,7 @@ impl Link {
                 self.lazy = lazy;
                 self.pump(view, to)
             }
-            Message::Unwanted { fingerprints } => self.on_unwanted(fingerprints, view, to),
+            Message::Unwanted { fingerprints } => self.on_unwanted(fingerprints, view),
             Message::Describe(request) => self.on_describe(request, view, to),
             Message::Check { summary, applied } => self.on_check(summary, applied, view, to),
             Message::Given { .. } => {

@@ -232,6 +232,42 @@ fn ahead_and_away(world: &mut World, ahead: usize, away: usize) -> Entry {
 }
 
 #[test]
+fn what_is_dead_can_be_read_until_what_replaced_it_is_here() {
+    for (ahead, away) in [(0, 1), (1, 0)] {
+        for seed in 0..40 {
+            let mut world = World::new(2, seed);
+            world.register(&[ahead]);
+            for name in ["a", "b", "c", "gone"] {
+                world.put(ahead, name, "1");
+            }
+            world.connect(ahead, away);
+            settle(&mut world);
+            world.disconnect(ahead, away);
+            delete(&mut world, ahead, "gone");
+            settle(&mut world);
+            assert_eq!(tombstones(&world, ahead), 0);
+            world.connect(ahead, away);
+            world.sent.clear();
+            let is_frontier = |sent: &Message| matches!(sent, Message::Frontier { .. });
+            let (mut written, end) = (false, world.now.instant + Duration::from_secs(60));
+            while world.go_on(end) {
+                // Behind the frontier, so the comparison has to find it.
+                if !written && world.sent.iter().any(is_frontier) {
+                    written = true;
+                    ["a", "b", "c"].iter().for_each(|name| world.put(ahead, name, "2"));
+                }
+                for name in ["a", "b", "c"] {
+                    assert!(reads(&world, away, name).is_some(), "{name}, seed {seed}");
+                }
+            }
+            settle(&mut world);
+            assert_eq!(reads(&world, away, "gone"), None);
+            assert_eq!(world.summary(0).digest, world.summary(1).digest);
+        }
+    }
+}
+
+#[test]
 fn what_other_links_had_in_flight_when_a_state_was_taken_does_not_come_back() {
     for (ahead, away) in [(0, 2), (2, 0)] {
         for seed in 0..40 {

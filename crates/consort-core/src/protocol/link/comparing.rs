@@ -120,7 +120,7 @@ impl Link {
                 to.push(Ask::Send(Message::Unwanted { fingerprints }));
             }
         }
-        let alive = self.bury(ours, view, to)?;
+        let alive = self.bury(ours, view)?;
         if self.ends.ours == Access::Write {
             self.offering = alive.into();
             self.pump(view, to)?;

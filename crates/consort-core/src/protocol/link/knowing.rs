@@ -11,7 +11,7 @@ use core::time::Duration;
 
 use super::checking::LOOK_AGAIN_AFTER;
 use super::{Ask, Link, LinkError, Outstanding, State};
-use crate::limits::{MAX_COLLECTED, MAX_FRONTIER_AUTHORS};
+use crate::limits::{MAX_COLLECTED, MAX_DEAD_BYTES, MAX_FRONTIER_AUTHORS};
 use crate::model::fingerprint::Fingerprint;
 use crate::model::frontier::{Frontier, Knowledge, Mark};
 use crate::model::hlc::Timestamp;
@@ -23,6 +23,8 @@ use crate::store::{Lesson, StoreError, View};
 
 /// How long after something changed the peer is told: much of it shares a message.
 const TELL_AFTER: Duration = Duration::from_secs(5);
+/// What a dead version counts while it is remembered, in bytes, beside its key.
+const DEAD: usize = 64;
 
 /// What the peer was told in this conversation.
 #[derive(Debug, Default)]
@@ -72,7 +74,7 @@ impl Link {
         if !matches!(self.state, State::Live) {
             return Ok(());
         }
-        if !self.is_delivered(&view.summary()) || self.is_adopting() {
+        if !self.is_delivered(&view.summary()) || self.is_adopting() || self.held {
             self.tell_at = Some(self.now.instant + LOOK_AGAIN_AFTER);
             return Ok(());
         }
@@ -121,10 +123,9 @@ impl Link {
         &mut self,
         fingerprints: Vec<Fingerprint>,
         view: &impl View,
-        to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
         match self.state {
-            State::Describing { .. } => self.bury(fingerprints, view, to).map(drop),
+            State::Describing { .. } => self.bury(fingerprints, view).map(drop),
             _ => Ok(()),
         }
     }
@@ -208,37 +209,45 @@ impl Link {
         }
     }
 
-    /// Of versions that the peer does not hold: drops those that are dead, and returns the others.
+    /// Of versions that the peer does not hold: takes note of those that are dead, and returns the others. What is dead
+    /// stays until what replaced it is here: it may be the only version that anybody can read meanwhile.
     pub(super) fn bury(
         &mut self,
         fingerprints: Vec<Fingerprint>,
         view: &impl View,
-        to: &mut Vec<Ask>,
     ) -> Result<Vec<Fingerprint>, LinkError> {
         let Some(frontier) = &self.adopting else { return Ok(fingerprints) };
-        let (mut dead, mut alive) = (Vec::new(), Vec::new());
+        let mut alive = Vec::new();
         for fingerprint in fingerprints {
             match view.by_fingerprint(fingerprint)? {
                 Some(entry) if frontier.contains(entry.version.dot) => {
-                    dead.push((entry.key, entry.version.dot));
+                    if self.dead_bytes < MAX_DEAD_BYTES {
+                        self.dead_bytes += DEAD + entry.key.as_bytes().len();
+                        self.dead.push((entry.key, entry.version.dot));
+                    }
                 }
                 _ => alive.push(fingerprint),
             }
         }
-        for dead in dead.chunks(MAX_COLLECTED) {
-            self.learn(Lesson { dead: dead.to_vec(), ..Lesson::default() }, false, to);
-        }
         Ok(alive)
     }
 
-    /// This side holds what the peer held, and nothing that is dead by the peer's frontier: that is its own as well now.
+    /// This side holds what the peer held, so what is dead by the peer's frontier goes; then that is its own as well.
     pub(super) fn adopt(&mut self, to: &mut Vec<Ask>) {
-        if let Some(frontier) = self.adopting.clone().filter(|_| !self.unsettled) {
-            let (known, last) =
-                (frontier.clone(), Outstanding { adopts: true, ..Outstanding::default() });
-            self.outstanding.push_back(last);
-            to.push(Ask::Learn { lesson: Lesson { known, frontier, ..Lesson::default() } });
+        let Some(frontier) = self.adopting.clone().filter(|_| !self.unsettled) else { return };
+        let dead = core::mem::take(&mut self.dead);
+        for dead in dead.chunks(MAX_COLLECTED) {
+            self.learn(Lesson { dead: dead.to_vec(), ..Lesson::default() }, false, to);
         }
+        if MAX_DEAD_BYTES <= self.dead_bytes {
+            // There may be more.
+            self.unsettled = true;
+            return;
+        }
+        let (known, last) =
+            (frontier.clone(), Outstanding { adopts: true, ..Outstanding::default() });
+        self.outstanding.push_back(last);
+        to.push(Ask::Learn { lesson: Lesson { known, frontier, ..Lesson::default() } });
     }
 }
 
