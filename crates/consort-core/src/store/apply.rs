@@ -286,7 +286,10 @@ impl<'v, V: View> Application<'v, V> {
         }
         // Nobody has seen what is not written yet. Whoever claims so must not make this write look like an old one.
         let claimed = version.seen.authors().iter().find(|(seen, _)| *seen == author);
-        *clock = Clock::after(clock.last().max(claimed.map_or(clock.last(), |(_, time)| *time)));
+        let claimed = claimed.map(|(_, time)| *time).unwrap_or_default();
+        // Nor is it dead: what is within the frontier would be.
+        let collected = self.knowledge.frontier.of(author);
+        *clock = Clock::after(clock.last().max(claimed).max(collected));
         version.dot.time = clock.tick(now);
         let dot = version.dot;
         let mut entry = Entry { key, version };

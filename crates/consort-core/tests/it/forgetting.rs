@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use consort_core::model::Frontier;
 use consort_core::model::merge::Saw;
 use consort_core::protocol::event::Access;
 use consort_core::protocol::{Event, Message};
 use consort_core::random::Random;
-use consort_core::store::{Store, View};
-use consort_core::{Commit, Content, Entry, Key, OnConflict};
+use consort_core::store::{Epoch, Lesson, Store, View};
+use consort_core::{
+    AuthorId, Commit, Content, Entry, Key, OnConflict, Timestamp, WallTime,
+};
 
 use crate::world::{DATASET, World, id, key};
 
@@ -290,6 +293,19 @@ fn what_other_links_had_in_flight_when_a_state_was_taken_does_not_come_back() {
             }
         }
     }
+}
+
+#[test]
+fn what_is_written_here_is_never_dead() {
+    let mut world = World::new(1, 1);
+    let author = AuthorId([9; 16]);
+    let times: Frontier = [(author, Timestamp::at(WallTime(1 << 45)))].into_iter().collect();
+    let lesson = Lesson { known: times.clone(), frontier: times, ..Lesson::default() };
+    let store = &mut world.nodes[0].store;
+    store.learn(DATASET, lesson).expect("memory does not fail");
+    *store = store.clone().restored(author, Epoch(1));
+    world.put(0, "a", "1");
+    assert!(reads(&world, 0, "a").is_some());
 }
 
 /// Nodes come and go, write and delete, and are waited for or not, as a seed wants it.
