@@ -16,6 +16,7 @@ use crate::model::hlc::Timestamp;
 use crate::model::id::AuthorId;
 use crate::model::vector::{Dot, VersionVector};
 use crate::model::version::Version;
+use crate::time::WallTime;
 
 /// For some authors, a time each, not zero. An author that is not listed has the time zero: nothing of it is within.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -78,6 +79,11 @@ impl Frontier {
     /// Whether all that is within this is within `other`.
     pub fn is_within(&self, other: &Self) -> bool {
         self.0.iter().all(|(author, time)| *time <= other.of(*author))
+    }
+
+    /// Whether a time lies further ahead of `now` than clocks may differ.
+    pub fn is_ahead_of(&self, now: WallTime) -> bool {
+        self.0.values().any(|time| time.is_ahead_of(now))
     }
 
     /// Moves an author's time forward.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use consort_core::model::Frontier;
 use consort_core::model::merge::Saw;
 use consort_core::protocol::event::Access;
+use consort_core::protocol::link::Phase;
+use consort_core::protocol::message::{Hello, PROTOCOL_VERSION};
 use consort_core::protocol::{Event, Message};
 use consort_core::random::Random;
 use consort_core::store::{Epoch, Lesson, Store, View};
@@ -306,6 +308,48 @@ fn what_is_written_here_is_never_dead() {
     *store = store.clone().restored(author, Epoch(1));
     world.put(0, "a", "1");
     assert!(reads(&world, 0, "a").is_some());
+}
+
+/// A peer of which only the test speaks; the link to it is live, and both hold the same.
+fn stranger(world: &mut World, node: usize, peer: usize) {
+    let connected =
+        Event::Connected { peer: id(peer), access: Access::Write, opener: false, standing: false };
+    world.event(node, connected);
+    let hello = Hello {
+        version: PROTOCOL_VERSION,
+        features: 0,
+        conversation: 1,
+        summary: world.summary(node),
+        cursor: None,
+        reconcile: false,
+        announce: false,
+    };
+    world.inject(peer, node, Message::Hello(hello));
+}
+
+#[test]
+fn times_that_lie_ahead_of_our_clock_are_not_taken() {
+    let mut world = World::new(2, 1);
+    world.register(&[0, 1]);
+    world.put(0, "a", "1");
+    stranger(&mut world, 0, 1);
+    let ours = world.nodes[0].store.author();
+    for author in [ours, AuthorId([9; 16])] {
+        let times: Frontier = [(author, Timestamp(u64::MAX))].into_iter().collect();
+        let known = Message::Known { times: times.clone(), published: Vec::new() };
+        world.inject(1, 0, known);
+        world.run();
+        world.inject(1, 0, Message::Frontier { times });
+        world.run();
+        let view = world.nodes[0].store.view(DATASET).expect("it is open");
+        let knowledge = view.knowledge().expect("memory does not fail");
+        assert_ne!(knowledge.known.of(author), Timestamp(u64::MAX));
+        assert!(knowledge.frontier.is_empty());
+        assert_eq!(world.link(0).phase, Phase::Waiting);
+        stranger(&mut world, 0, 1);
+    }
+    world.put(0, "a", "2");
+    assert_eq!(reads(&world, 0, "a"), Some(Content::Inline(b"2"[..].into())));
 }
 
 /// Nodes come and go, write and delete, and are waited for or not, as a seed wants it.

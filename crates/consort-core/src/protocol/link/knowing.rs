@@ -166,6 +166,9 @@ impl Link {
         if !published.is_empty() {
             to.push(Ask::Hear { published });
         }
+        // A time that lies ahead of our clock would call dead what is written until then.
+        let now = self.now.wall;
+        let times: Frontier = times.times().filter(|(_, time)| !time.is_ahead_of(now)).collect();
         let known = times.news_for(&account(view)?);
         // Nothing of what a reader has was applied.
         if known.is_empty() || self.ends.theirs == Access::Read {

@@ -79,6 +79,14 @@ impl Link {
                 }
                 // These look at what is in the store, so everything before them must be.
                 _ if !self.outstanding.is_empty() => return Ok(()),
+                Some(Message::Frontier { times }) => {
+                    // It waits as versions do: all that is written until then would be dead.
+                    self.ahead = times.is_ahead_of(self.now.wall);
+                    if self.ahead {
+                        self.retry_at = Some(self.now.instant + RETRY_AHEAD);
+                        return Ok(());
+                    }
+                }
                 Some(Message::Known { .. }) if !is_believed(&self.their_frontier, view)? => {
                     return Ok(());
                 }
