@@ -205,10 +205,15 @@ impl Facts {
         self.members.iter().find(|member| member.node == node)
     }
 
-    /// The member whose store an author is: it begins as the node's identity does.
+    /// The member whose store an author is.
     pub(crate) fn writer(&self, author: AuthorId) -> Option<&MemberFact> {
-        self.members.iter().find(|member| member.node.0[..8] == author.0[..8])
+        self.members.iter().find(|member| begins_as(author, member.node))
     }
+}
+
+/// Whether an author is a node's store: it begins as the node's identity does.
+pub(crate) fn begins_as(author: AuthorId, node: NodeId) -> bool {
+    author.0[..8] == node.0[..8]
 }
 
 const MEMBERS: &str = "members/";

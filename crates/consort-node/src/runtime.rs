@@ -4,6 +4,7 @@
 
 mod helpers;
 mod members;
+mod registrar;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -17,26 +18,25 @@ use consort_core::protocol::link::Phase;
 use consort_core::protocol::membership;
 use consort_core::protocol::replica::LinkReport;
 use consort_core::protocol::{Effect, Envelope, Event, Message, Now, Replica, codec};
-use consort_core::store::{Applied, DatasetParameters, LocalWrite, Sequence, StoreError, View};
-use consort_core::{AuthorId, Content, DatasetId, Instant, NodeId, WallTime};
+use consort_core::store::{Applied, DatasetParameters, Sequence, StoreError, View};
+use consort_core::{DatasetId, Instant, NodeId, WallTime};
 use consort_store::{Body, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::seals::{CheckError, Seals};
-use crate::cluster::{Facts, ReplicaFact, encode_replica, replica_key};
+use crate::cluster::Facts;
 use crate::net::{NetEvent, Refusal, Role};
 use crate::shared::{PeerState, Shared};
 
 use helpers::Helpers;
 use members::Members;
+use registrar::Registrar;
 pub(crate) use members::{MemberView, short_digest, short_id};
 
 /// How soon a peer that was disconnected for what it sent is dialed again.
 const REDIAL_AFTER: Duration = Duration::from_secs(5);
 /// How often an admin looks whether replicas are to be registered.
 const REGISTER_EVERY: Duration = Duration::from_secs(2);
-/// How many facts of replicas it writes then at the most, each of less than 1 KiB: they fit into a commit.
-const REGISTER_AT_ONCE: usize = 512;
 /// How soon a peer that has not answered a barrier is asked again: it may not have been able to.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -144,6 +144,7 @@ pub(crate) struct Runtime {
     registered: Vec<Registered>,
     /// When an admin looks next whether there are others.
     register_at: Option<StdInstant>,
+    registrar: Registrar,
     /// The store failed: nothing more is taken from peers.
     failed: bool,
 }
@@ -167,6 +168,7 @@ impl Runtime {
             redial_at: None,
             registered: Vec::new(),
             register_at: None,
+            registrar: Registrar::default(),
             failed: false,
         }
     }
@@ -595,47 +597,20 @@ impl Runtime {
         }
     }
 
-    /// What each node published last, in any dataset.
+    /// What each member published last, in any dataset.
     fn published(&self) -> BTreeMap<NodeId, Published> {
-        let mut latest: BTreeMap<NodeId, Published> = BTreeMap::new();
-        for said in self.replicas.values().flat_map(|open| open.replica.published()) {
-            let known = latest.entry(said.node).or_insert(*said);
-            if known.serial < said.serial {
-                *known = *said;
-            }
-        }
-        latest
+        let published = self.replicas.values().flat_map(|open| open.replica.published());
+        registrar::latest(&self.shared.facts(), published)
     }
 
-    /// An admin's part: registers the replicas of members that were heard of; those that a node writes to no more are
-    /// registered no more, and those that were evicted are again once they say something new.
-    fn register(&self) {
+    /// An admin's part: registers replicas.
+    fn register(&mut self) {
         if self.failed {
             return;
         }
+        let published = self.published();
         let facts = self.shared.facts();
-        let members: HashSet<NodeId> =
-            facts.members.iter().filter(|m| !m.revoked).map(|m| m.node).collect();
-        let published: BTreeMap<NodeId, Published> =
-            self.published().into_iter().filter(|(node, _)| members.contains(node)).collect();
-        let known: BTreeMap<AuthorId, &ReplicaFact> =
-            facts.replicas.iter().map(|fact| (fact.author, fact)).collect();
-        let mut writes = Vec::new();
-        for (&node, said) in &published {
-            let returns = |fact: &&ReplicaFact| fact.evicted.is_some_and(|at| at < said.serial);
-            if known.get(&said.author).is_none_or(returns) {
-                let fact = ReplicaFact { author: said.author, node, evicted: None };
-                writes.push(LocalWrite::new(replica_key(said.author), encode_replica(&fact)));
-            }
-        }
-        let is_old = |fact: &&ReplicaFact| {
-            published.get(&fact.node).is_some_and(|said| said.author != fact.author)
-        };
-        for old in facts.replicas.iter().filter(is_old) {
-            writes.push(LocalWrite::new(replica_key(old.author), Content::Deleted));
-        }
-        // The rest comes next time.
-        writes.truncate(REGISTER_AT_ONCE);
+        let writes = self.registrar.writes(&facts, &published, StdInstant::now());
         if writes.is_empty() {
             return;
         }

@@ -90,6 +90,8 @@ pub(crate) struct Garbage {
     /// A lesson that moves it is on its way to the store.
     moving: bool,
     promise_at: Option<Instant>,
+    /// The latest that others heard of this replica, or say so.
+    echo: Timestamp,
 }
 
 impl Garbage {
@@ -126,18 +128,29 @@ impl Garbage {
         self.node != NodeId::default()
     }
 
-    /// Takes note of what others published. Whether any of it is news.
-    pub(crate) fn hear(&mut self, published: &[Published]) -> bool {
-        let is_news = |said: &&Published| match self.table.get(&said.author) {
-            Some(known) => known.serial < said.serial,
-            None => self.table.len() < MAX_PUBLISHED,
-        };
-        let news: Vec<Published> = published.iter().filter(is_news).copied().collect();
-        if news.is_empty() {
-            return false;
+    /// Takes note of what others published; this replica is `author`. Whether any of it is news. What is later than now
+    /// is not heard: nothing true would ever replace it.
+    pub(crate) fn hear(&mut self, published: &[Published], author: AuthorId, now: Now) -> bool {
+        let mut is_news = false;
+        for said in published.iter().filter(|said| !said.serial.is_ahead_of(now.wall)) {
+            if said.author == author {
+                // Nobody knows better than this replica: what it says itself has to be later.
+                is_news |= self.echo < said.serial;
+                self.echo = self.echo.max(said.serial);
+                continue;
+            }
+            let is_later = match self.table.get(&said.author) {
+                Some(known) => {
+                    known.serial < said.serial || known.serial.is_ahead_of(now.wall)
+                }
+                None => self.table.len() < MAX_PUBLISHED,
+            };
+            if is_later {
+                is_news = true;
+                self.note(*said);
+            }
         }
-        news.into_iter().for_each(|said| self.note(said));
-        true
+        is_news
     }
 
     fn note(&mut self, said: Published) {
@@ -215,11 +228,13 @@ impl Garbage {
         let says = |said: Published| {
             (said.set, said.node, said.known, said.others) == (self.set, self.node, upto, mark)
         };
-        let publishes = !said.is_some_and(says);
+        // Of what was said when the clock was wrong, nobody has heard whose clock is right.
+        let said = said.filter(|said| !said.serial.is_ahead_of(now.wall));
+        let publishes = !said.is_some_and(|said| says(said) && self.echo <= said.serial);
         if publishes {
-            let later = Timestamp(said.map_or(0, |said| said.serial.0).saturating_add(1));
+            let before = said.map_or(Timestamp(0), |said| said.serial).max(self.echo);
             let (node, set) = (self.node, self.set);
-            let serial = later.max(Timestamp::at(now.wall));
+            let serial = Timestamp(before.0.saturating_add(1)).max(Timestamp::at(now.wall));
             let own = Published { author, node, serial, set, known: upto, others: mark };
             self.note(own);
         }

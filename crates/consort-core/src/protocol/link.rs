@@ -25,7 +25,7 @@ use core::time::Duration;
 
 use crate::model::fingerprint::{Digest, Fingerprint, FingerprintKey};
 use crate::model::frontier::Frontier;
-use crate::model::id::NodeId;
+use crate::model::id::{AuthorId, NodeId};
 use crate::model::key::Key;
 use crate::model::vector::Dot;
 use crate::model::version::Entry;
@@ -61,8 +61,9 @@ pub(crate) enum Ask {
     Collect {
         frontier: Frontier,
     },
-    /// Others published this.
+    /// Others published this, or say so. This replica's author is told with it.
     Hear {
+        author: AuthorId,
         published: Vec<Published>,
     },
     BarrierReached {

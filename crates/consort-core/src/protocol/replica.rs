@@ -276,8 +276,8 @@ impl Replica {
                     self.garbage.aim(&frontier);
                     self.look = true;
                 }
-                Ask::Hear { published } => {
-                    if self.garbage.hear(&published) {
+                Ask::Hear { author, published } => {
+                    if self.garbage.hear(&published, author, now) {
                         self.look = true;
                         self.links.values_mut().for_each(Link::tell_soon);
                     }

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use consort_core::model::Frontier;
+use consort_core::model::frontier::Mark;
 use consort_core::model::merge::Saw;
 use consort_core::protocol::event::Access;
+use consort_core::protocol::garbage::Published;
 use consort_core::protocol::link::Phase;
 use consort_core::protocol::message::{Hello, PROTOCOL_VERSION};
 use consort_core::protocol::{Event, Message};
@@ -350,6 +352,38 @@ fn times_that_lie_ahead_of_our_clock_are_not_taken() {
     }
     world.put(0, "a", "2");
     assert_eq!(reads(&world, 0, "a"), Some(Content::Inline(b"2"[..].into())));
+}
+
+#[test]
+fn nobody_publishes_for_this_replica_or_later_than_now() {
+    let mut world = World::new(2, 1);
+    world.register(&[0, 1]);
+    world.put(0, "a", "1");
+    delete(&mut world, 0, "a");
+    stranger(&mut world, 0, 1);
+    let own = world.nodes[0].store.author();
+    let now = Timestamp(Timestamp::at(world.now.wall).0 + 9);
+    let says = |author: AuthorId, serial: Timestamp| {
+        let (node, known) = (id(1), Timestamp(1));
+        Published { author, node, serial, set: 0, known, others: Mark(7) }
+    };
+    let (heard, ahead) = (AuthorId([8; 16]), AuthorId([9; 16]));
+    let published = vec![says(own, now), says(heard, now), says(ahead, Timestamp(u64::MAX))];
+    world.inject(1, 0, Message::Known { times: Frontier::new(), published });
+    world.run();
+    let published: Vec<AuthorId> = world.nodes[0]
+        .replica
+        .published()
+        .filter(|said| said.others == Mark(7))
+        .map(|said| said.author)
+        .collect();
+    assert_eq!(published, [heard]);
+    // What it says itself is later than what others make of it.
+    let serial = |world: &World| {
+        let mut published = world.nodes[0].replica.published();
+        published.find(|said| said.author == own).map(|said| said.serial)
+    };
+    assert!(Some(now) < serial(&world), "{:?}", serial(&world));
 }
 
 /// Nodes come and go, write and delete, and are waited for or not, as a seed wants it.

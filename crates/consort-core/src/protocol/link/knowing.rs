@@ -164,7 +164,8 @@ impl Link {
             return Ok(());
         }
         if !published.is_empty() {
-            to.push(Ask::Hear { published });
+            let (author, _) = view.own()?;
+            to.push(Ask::Hear { author, published });
         }
         // A time that lies ahead of our clock would call dead what is written until then.
         let now = self.now.wall;
