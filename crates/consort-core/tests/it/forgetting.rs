@@ -386,6 +386,24 @@ fn nobody_publishes_for_this_replica_or_later_than_now() {
     assert!(Some(now) < serial(&world), "{:?}", serial(&world));
 }
 
+#[test]
+fn who_does_not_acknowledge_what_is_known_is_told_no_more() {
+    let mut world = World::new(2, 1);
+    world.register(&[0, 1]);
+    world.put(0, "a", "1");
+    stranger(&mut world, 0, 1);
+    for serial in 1..6 {
+        let (author, node, known) = (AuthorId([8; 16]), id(1), Timestamp(1));
+        let serial = Timestamp(serial);
+        let said = Published { author, node, serial, set: 0, known, others: Mark(7) };
+        let known = Message::Known { times: Frontier::new(), published: vec![said] };
+        world.inject(1, 0, known);
+        world.pass(Duration::from_secs(7));
+    }
+    let told = world.sent.iter().filter(|sent| matches!(sent, Message::Known { .. }));
+    assert_eq!(told.count(), 1);
+}
+
 /// Nodes come and go, write and delete, and are waited for or not, as a seed wants it.
 #[test]
 fn whoever_is_waited_for_all_end_up_the_same() {

@@ -74,7 +74,9 @@ impl Link {
         if !matches!(self.state, State::Live) {
             return Ok(());
         }
-        if !self.is_delivered(&view.summary()) || self.is_adopting() || self.held {
+        // What was said before has to be heard first: a peer that does not listen would be told without end.
+        let is_heard = self.is_delivered(&view.summary()) && self.in_flight.len() == 0;
+        if !is_heard || self.is_adopting() || self.held {
             self.tell_at = Some(self.now.instant + LOOK_AGAIN_AFTER);
             return Ok(());
         }
@@ -99,8 +101,7 @@ impl Link {
         self.told.frontier = knowledge;
         let told = if *all { &mut self.told.published } else { &mut self.told.strangers };
         let told = core::mem::replace(told, Arc::clone(table));
-        let is_news =
-            |said: &&Published| told.get(&said.author).is_none_or(|told| told.serial < said.serial);
+        let is_news = |said: &&Published| told.get(&said.author) != Some(*said);
         let mut published: Vec<Published> = if Arc::ptr_eq(&told, table) {
             Vec::new()
         } else {
