@@ -23,15 +23,15 @@ use consort_core::{DatasetId, Instant, NodeId, WallTime};
 use consort_store::{Body, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::cluster::seals::{CheckError, Seals};
 use crate::cluster::Facts;
+use crate::cluster::seals::{CheckError, Seals};
 use crate::net::{NetEvent, Refusal, Role};
 use crate::shared::{PeerState, Shared};
 
 use helpers::Helpers;
 use members::Members;
-use registrar::Registrar;
 pub(crate) use members::{MemberView, short_digest, short_id};
+use registrar::Registrar;
 
 /// How soon a peer that was disconnected for what it sent is dialed again.
 const REDIAL_AFTER: Duration = Duration::from_secs(5);

@@ -140,9 +140,7 @@ impl Garbage {
                 continue;
             }
             let is_later = match self.table.get(&said.author) {
-                Some(known) => {
-                    known.serial < said.serial || known.serial.is_ahead_of(now.wall)
-                }
+                Some(known) => known.serial < said.serial || known.serial.is_ahead_of(now.wall),
                 None => self.table.len() < MAX_PUBLISHED,
             };
             if is_later {

@@ -204,6 +204,9 @@ pub(crate) struct Link {
     /// What the comparison found to be dead so far, and not more than is remembered.
     dead: Vec<(Key, Dot)>,
     dead_bytes: usize,
+    /// When that last came on. And until when the peer's state is not taken, after it did not.
+    came_on_at: Instant,
+    rests_until: Option<Instant>,
     /// Another link takes its peer's state by difference.
     held: bool,
     /// The replica forgets deletions, and listens to what others say of that.
@@ -315,6 +318,8 @@ impl Link {
             unsettled: false,
             dead: Vec::new(),
             dead_bytes: 0,
+            came_on_at: Instant(0),
+            rests_until: None,
             held: false,
             forgets: false,
             tell_at: None,
@@ -388,6 +393,9 @@ impl Link {
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
+        if brings_state(&message) {
+            self.came_on_at = self.now.instant;
+        }
         match message {
             Message::Hello(hello) => self.on_hello(hello, view, to),
             Message::Restart { reconcile } => self.on_restart(reconcile, view, to),
@@ -443,6 +451,7 @@ impl Link {
         // A commit of a conversation before the last Hello has nothing to report to.
         let Some(commit) = self.outstanding.pop_front() else { return Ok(()) };
         self.outstanding_bytes -= commit.bytes;
+        self.came_on_at = self.now.instant;
         if commit.inherited {
             // Both sides said what they hold before this was here. The peer may have lost it since it sent it.
             self.resent = self.resent.max(view.summary().head.sequence);
@@ -525,6 +534,9 @@ impl Link {
         if self.announcing.take_due(now) || self.go_on_at.is_some_and(|at| at <= now) {
             self.pump(view, to)?;
         }
+        if self.gives_up_at().is_some_and(|at| at <= now) {
+            self.give_up(view, to)?;
+        }
         let acknowledge = self.acknowledging.take_due(now);
         self.acknowledge(acknowledge, to);
         if self.check_at.is_some_and(|at| at <= now) {
@@ -539,7 +551,7 @@ impl Link {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let paced = [self.announcing.due(), self.acknowledging.due()];
         let others = [self.check_at, self.retry_at, self.ask_at, self.go_on_at, self.tell_at];
-        paced.into_iter().chain(others).flatten().min()
+        paced.into_iter().chain(others).chain([self.gives_up_at()]).flatten().min()
     }
 
     /// How far the peer's feed has been applied durably here.
@@ -593,6 +605,21 @@ impl Link {
         let in_flight = self.in_flight.len() + self.given_in_flight.len();
         if self.ends.ours == Access::Read { 0 } else { unsent + in_flight as u64 }
     }
+}
+
+/// Whether a message may belong to the transfer of the peer's state.
+fn brings_state(message: &Message) -> bool {
+    matches!(
+        message,
+        Message::Hello(_)
+            | Message::Describe(_)
+            | Message::Description(_)
+            | Message::Want { .. }
+            | Message::Unwanted { .. }
+            | Message::Given { .. }
+            | Message::Versions { .. }
+            | Message::Reconciled
+    )
 }
 
 fn peer(reason: String) -> LinkError {

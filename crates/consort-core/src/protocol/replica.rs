@@ -41,6 +41,8 @@ pub struct Replica {
     garbage: Garbage,
     /// The peer whose state is being taken by difference. From nobody else is anything taken meanwhile.
     adopts_from: Option<NodeId>,
+    /// Peers that did not give their state when it was to be taken, and until when they are not asked again.
+    resting: BTreeMap<NodeId, Instant>,
     /// Something was learnt or heard that may move the frontier.
     look: bool,
 }
@@ -65,7 +67,7 @@ pub struct LinkReport {
 impl Replica {
     /// A replica without links. `access` is what this node may do to the dataset; `seed` decides all randomness.
     pub fn new(fingerprint_key: FingerprintKey, access: Access, seed: u64) -> Self {
-        let (links, news, orphans, waves, garbage) = Default::default();
+        let (links, news, orphans, waves, garbage, resting) = Default::default();
         Self {
             fingerprint_key,
             access,
@@ -76,6 +78,7 @@ impl Replica {
             waves,
             garbage,
             adopts_from: None,
+            resting,
             look: false,
         }
     }
@@ -140,6 +143,7 @@ impl Replica {
                 };
                 let mut link = Link::new(ends, self.random.next_u64());
                 link.inherit(self.orphans.remove(&peer).unwrap_or_default());
+                link.rest_until(self.resting.remove(&peer));
                 self.links.insert(peer, link);
                 self.with_link(peer, now, effects, |link, to| link.begin(standing, view, to))
             }
@@ -406,6 +410,9 @@ impl Replica {
             self.news.forget(peer);
             if Elsewhere::Pushing <= link.does(now) {
                 self.news.lost_a_link(now);
+            }
+            if let Some(until) = link.rests_until() {
+                self.resting.insert(peer, until);
             }
             let orphans = link.take_outstanding();
             if !orphans.is_empty() {

@@ -13,9 +13,7 @@ use consort_core::protocol::message::{Hello, PROTOCOL_VERSION};
 use consort_core::protocol::{Event, Message};
 use consort_core::random::Random;
 use consort_core::store::{Epoch, Lesson, Store, View};
-use consort_core::{
-    AuthorId, Commit, Content, Entry, Key, OnConflict, Timestamp, WallTime,
-};
+use consort_core::{AuthorId, Commit, Content, Entry, Key, OnConflict, Timestamp, WallTime};
 
 use crate::world::{DATASET, World, id, key};
 
@@ -82,10 +80,7 @@ fn what_everybody_has_heard_of_is_forgotten_everywhere() {
     world.sent.clear();
     world.settle();
     assert!(
-        world
-            .sent
-            .iter()
-            .all(|message| matches!(message, Message::Check { .. })),
+        world.sent.iter().all(|message| matches!(message, Message::Check { .. })),
         "{:?}",
         world.sent
     );
@@ -402,6 +397,28 @@ fn who_does_not_acknowledge_what_is_known_is_told_no_more() {
     }
     let told = world.sent.iter().filter(|sent| matches!(sent, Message::Known { .. }));
     assert_eq!(told.count(), 1);
+}
+
+#[test]
+fn a_peer_that_does_not_give_its_state_holds_the_others_up_for_a_minute_only() {
+    let mut world = World::new(3, 1);
+    world.register(&[0, 1, 2]);
+    world.put(0, "a", "1");
+    world.connect(0, 2);
+    settle(&mut world);
+    for (name, waits) in [("b", true), ("c", false)] {
+        stranger(&mut world, 0, 1);
+        let times = [(AuthorId([9; 16]), Timestamp::at(world.now.wall))].into_iter().collect();
+        world.inject(1, 0, Message::Frontier { times });
+        world.pass(Duration::from_secs(2));
+        world.put(2, name, "1");
+        world.pass(Duration::from_secs(10));
+        assert_eq!(reads(&world, 0, name).is_none(), waits, "{name}");
+        for _ in 0..12 {
+            world.pass(Duration::from_secs(5));
+        }
+        assert!(reads(&world, 0, name).is_some(), "{name}");
+    }
 }
 
 /// Nodes come and go, write and delete, and are waited for or not, as a seed wants it.

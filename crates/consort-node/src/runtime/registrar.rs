@@ -58,10 +58,10 @@ impl Registrar {
         let (mut writes, mut waiting) = (Vec::new(), HashSet::new());
         for (&node, said) in published {
             let fact = known.get(&said.author);
-            let returns =
-                fact.is_some_and(|fact| fact.evicted.is_some_and(|at| at < said.serial));
+            let returns = fact.is_some_and(|fact| fact.evicted.is_some_and(|at| at < said.serial));
             // The rest comes next time.
-            if fact.is_none() && (self.given.contains_key(&node) || writes.len() == REGISTER_AT_ONCE)
+            if fact.is_none()
+                && (self.given.contains_key(&node) || writes.len() == REGISTER_AT_ONCE)
             {
                 waiting.insert(node);
             } else if (fact.is_none() || returns) && writes.len() < REGISTER_AT_ONCE {

@@ -112,7 +112,11 @@ fn a_store_that_meets_its_own_future_writes_under_another_author() {
     entry.key = key("lost");
     store.commit(from_peer(entry)).expect("commits");
     assert_ne!((store.author(), store.epoch()), (author, epoch));
-    assert_eq!(cursor(&store), Ok(None), "how far it had applied the feeds of others is not certain");
+    assert_eq!(
+        cursor(&store),
+        Ok(None),
+        "how far it had applied the feeds of others is not certain"
+    );
     let applied = store.commit(local(vec![write("lost", b"b")])).expect("commits");
     assert_eq!(applied.added[0].0.version.dot.author, store.author());
     let author = store.author();

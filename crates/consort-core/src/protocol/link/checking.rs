@@ -30,8 +30,7 @@ impl Link {
             LOOK_AGAIN_AFTER
         };
         self.check_at = Some(self.now.instant + after);
-        if self.cursor_is_stale && self.outstanding.is_empty() && !self.held && !self.unsettled
-        {
+        if self.cursor_is_stale && self.outstanding.is_empty() && !self.held && !self.unsettled {
             self.commit(Vec::new(), Some(self.applied.sequence), false, None, to);
         }
     }

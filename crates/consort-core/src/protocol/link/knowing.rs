@@ -20,9 +20,13 @@ use crate::protocol::event::Access;
 use crate::protocol::garbage::{Published, Table, ToTell, account};
 use crate::protocol::message::Message;
 use crate::store::{Lesson, StoreError, View};
+use crate::time::Instant;
 
 /// How long after something changed the peer is told: much of it shares a message.
 const TELL_AFTER: Duration = Duration::from_secs(5);
+/// How long a peer whose state is being taken may say nothing of it, and how long it then waits for another turn.
+const GIVES_UP_AFTER: Duration = Duration::from_secs(60);
+const RESTS_FOR: Duration = Duration::from_secs(300);
 /// What a dead version counts while it is remembered, in bytes, beside its key.
 const DEAD: usize = 64;
 
@@ -150,6 +154,7 @@ impl Link {
         self.learn(Lesson { anew: true, ..Lesson::default() }, false, to);
         self.adopting = Some(self.their_frontier.clone());
         self.unsettled = true;
+        self.came_on_at = self.now.instant;
         Ok(())
     }
 
@@ -191,6 +196,39 @@ impl Link {
     /// Whether this side takes the peer's state by difference. No other link takes anything in until that is done.
     pub(crate) fn is_adopting(&self) -> bool {
         self.adopting.is_some()
+    }
+
+    /// When a peer whose state is being taken has said nothing of it for too long. Nobody else is listened to meanwhile.
+    pub(super) fn gives_up_at(&self) -> Option<Instant> {
+        let waits = self.is_adopting() && self.outstanding.is_empty();
+        waits.then(|| self.came_on_at + GIVES_UP_AFTER)
+    }
+
+    /// Does not take the peer's state after all, nor for a while: others have their turn.
+    pub(super) fn give_up(&mut self, view: &impl View, to: &mut Vec<Ask>) -> Result<(), LinkError> {
+        (self.adopting, self.unsettled) = (None, false);
+        self.rests_until = Some(self.now.instant + RESTS_FOR);
+        self.begin_again(true, view, to)
+    }
+
+    /// Until when the peer's state is not taken: a new link to it goes on with that.
+    pub(crate) fn rest_until(&mut self, until: Option<Instant>) {
+        self.rests_until = until;
+    }
+
+    /// See [`rest_until`](Self::rest_until).
+    pub(crate) fn rests_until(&self) -> Option<Instant> {
+        self.rests_until.filter(|until| self.now.instant < *until)
+    }
+
+    /// Until when the peer's frontier is not looked at, since its state would have to be taken.
+    pub(super) fn rests(
+        &self,
+        times: &Frontier,
+        view: &impl View,
+    ) -> Result<Option<Instant>, StoreError> {
+        let until = self.rests_until();
+        Ok(if until.is_some() && times.is_within(&account(view)?) { None } else { until })
     }
 
     /// While another link takes its peer's state by difference, this one takes nothing in. If the replica does not

@@ -161,6 +161,7 @@ impl Link {
         (self.elsewhere, self.news) = (old.elsewhere, core::mem::take(&mut old.news));
         self.news.forget(self.ends.peer);
         self.adopting = old.adopting;
+        (self.came_on_at, self.rests_until) = (old.came_on_at, old.rests_until);
         self.unsettled = self.is_adopting() && !self.outstanding.is_empty();
         (self.held, self.forgets) = (old.held, old.forgets);
     }

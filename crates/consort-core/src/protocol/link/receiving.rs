@@ -61,6 +61,13 @@ impl Link {
                 }
                 continue;
             }
+            if nothing_wanted
+                && let Some(Message::Frontier { times }) = self.inbox.front()
+                && let Some(until) = self.rests(times, view)?
+            {
+                self.retry_at = Some(until);
+                return Ok(());
+            }
             let waiting = if nothing_wanted { &mut self.inbox } else { &mut self.given };
             match waiting.front() {
                 None => break,
