@@ -90,8 +90,9 @@ pub(crate) struct Garbage {
     /// A lesson that moves it is on its way to the store.
     moving: bool,
     promise_at: Option<Instant>,
-    /// The latest that others heard of this replica, or say so.
+    /// The latest that others heard of this replica, or say so, and what it said itself.
     echo: Timestamp,
+    said: Timestamp,
 }
 
 impl Garbage {
@@ -189,7 +190,8 @@ impl Garbage {
         view: &impl View,
     ) -> Result<(Option<Lesson>, bool), StoreError> {
         if self.promise_at.is_none_or(|at| now.instant < at) {
-            return Ok((None, false));
+            // When the clock is mended, others hear of what was said before.
+            return Ok((None, self.said.is_ahead_of(now.wall)));
         }
         let (author, reading) = view.own()?;
         let writes = self.registered.get(&author).is_some_and(|writes| *writes);
@@ -233,6 +235,7 @@ impl Garbage {
             let before = said.map_or(Timestamp(0), |said| said.serial).max(self.echo);
             let (node, set) = (self.node, self.set);
             let serial = Timestamp(before.0.saturating_add(1)).max(Timestamp::at(now.wall));
+            self.said = serial;
             let own = Published { author, node, serial, set, known: upto, others: mark };
             self.note(own);
         }

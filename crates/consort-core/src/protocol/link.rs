@@ -212,6 +212,8 @@ pub(crate) struct Link {
     /// The replica forgets deletions, and listens to what others say of that.
     forgets: bool,
     tell_at: Option<Instant>,
+    /// The peer said what lay ahead of our clock and was not taken. It will not say that again by itself.
+    missed: bool,
 
     /// When the event that is being handled happened.
     now: Now,
@@ -323,6 +325,7 @@ impl Link {
             held: false,
             forgets: false,
             tell_at: None,
+            missed: false,
             now: Now::default(),
             heard_at: Instant(0),
             check_at: None,
@@ -540,7 +543,7 @@ impl Link {
         let acknowledge = self.acknowledging.take_due(now);
         self.acknowledge(acknowledge, to);
         if self.check_at.is_some_and(|at| at <= now) {
-            self.check(view, to);
+            self.check(view, to)?;
         }
         if self.tell_at.is_some_and(|at| at <= now) {
             self.tell(published, view, to)?;

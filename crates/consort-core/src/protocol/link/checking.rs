@@ -1,6 +1,7 @@
 //! Whether two sides that should hold the same do: what convergence rests on.
 
 use alloc::vec::Vec;
+use core::mem;
 use core::time::Duration;
 
 use super::{Ask, Link, LinkError, State};
@@ -19,7 +20,7 @@ pub(super) const FIRST_CHECK_AFTER: Duration = Duration::from_secs(1);
 impl Link {
     /// Says what this side holds, for the peer to compare, if the link is quiet; otherwise looks again soon, since one that
     /// is seldom quiet has to be checked as well.
-    pub(super) fn check(&mut self, view: &impl View, to: &mut Vec<Ask>) {
+    pub(super) fn check(&mut self, view: &impl View, to: &mut Vec<Ask>) -> Result<(), LinkError> {
         let summary = view.summary();
         let after = if self.is_quiet(&summary) {
             self.acknowledge(true, to);
@@ -33,6 +34,11 @@ impl Link {
         if self.cursor_is_stale && self.outstanding.is_empty() && !self.held && !self.unsettled {
             self.commit(Vec::new(), Some(self.applied.sequence), false, None, to);
         }
+        // With a new conversation all is told once more: as long as there is something to forget, somebody waits for it.
+        if view.tombstones().count != 0 && !self.is_adopting() && mem::take(&mut self.missed) {
+            self.begin_again(false, view, to)?;
+        }
+        Ok(())
     }
 
     /// Whether nothing is on its way in either direction, as far as this side knows.

@@ -169,13 +169,15 @@ impl Link {
             self.take(0);
             return Ok(());
         }
+        self.missed |= published.iter().any(|said| said.serial.is_ahead_of(self.now.wall));
         if !published.is_empty() {
             let (author, _) = view.own()?;
             to.push(Ask::Hear { author, published });
         }
-        // A time that lies ahead of our clock would call dead what is written until then.
-        let now = self.now.wall;
-        let times: Frontier = times.times().filter(|(_, time)| !time.is_ahead_of(now)).collect();
+        // A time that lies ahead of our clock would call dead what is written until then. Up to now it is true as well.
+        let latest = Timestamp::latest(self.now.wall);
+        self.missed |= times.is_ahead_of(self.now.wall);
+        let times = times.until(latest);
         let known = times.news_for(&account(view)?);
         // Nothing of what a reader has was applied.
         if known.is_empty() || self.ends.theirs == Access::Read {
