@@ -1,6 +1,7 @@
 //! Arbitrary bytes as a request for chunks, and as a response. The body is shared with a test that runs everywhere.
 #![no_main]
 
+// Each target runs one of the bodies.
 #[allow(dead_code)]
 #[path = "../../crates/consort-core/tests/it/fuzz_bodies.rs"]
 mod fuzz_bodies;

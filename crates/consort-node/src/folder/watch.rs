@@ -778,20 +778,15 @@ mod tests {
         assert!(fixture.events().contains(&changed("later")));
     }
 
-    #[test]
-    fn after_the_kernel_lost_events_everything_is_watched_again() {
-        let fixture = Fixture::new(MAX_WAITING_EVENTS);
-        let queue = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
-        let root = Arc::clone(&fixture.watcher.root);
+    /// A worker that watches everything, without a thread, and what it tells.
+    fn worker_at_rest(root: Arc<Root>) -> (Worker, Receiver<WatchEvent>) {
         let ignores = Ignores::load(&root).unwrap();
-        // A worker whose thread never runs while the queue fills.
         let (sender, receiver) = bounded(16);
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
         let mut worker = Worker {
             root,
             ignores,
             inotify: Arc::new(new_inotify().unwrap()),
-            stop: Arc::clone(&stop),
+            stop: Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap()),
             tree: Tree::default(),
             cookie_watch: -1,
             moving: Vec::new(),
@@ -800,6 +795,17 @@ mod tests {
             outbox: Outbox::new(sender),
         };
         worker.watch_all().unwrap();
+        (worker, receiver)
+    }
+
+    #[test]
+    fn after_the_kernel_lost_events_everything_is_watched_again() {
+        let fixture = Fixture::new(MAX_WAITING_EVENTS);
+        let queue = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let root = Arc::clone(&fixture.watcher.root);
+        // Its thread does not run while the queue fills.
+        let (worker, receiver) = worker_at_rest(root);
+        let stop = Arc::clone(&worker.stop);
         for number in 0..=queue.trim().parse::<u32>().unwrap() {
             // Two names in turn, or the kernel would merge the events.
             let key = if number % 2 == 0 { "a" } else { "b" };
@@ -818,21 +824,7 @@ mod tests {
     fn a_directory_that_cannot_be_opened_at_the_moment_counts_as_unwatched_until_all_are_watched() {
         let dir = tempfile::tempdir().unwrap();
         let root = Arc::new(Root::open(dir.path()).unwrap());
-        let ignores = Ignores::load(&root).unwrap();
-        let (sender, receiver) = bounded(16);
-        let mut worker = Worker {
-            root,
-            ignores,
-            inotify: Arc::new(new_inotify().unwrap()),
-            stop: Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap()),
-            tree: Tree::default(),
-            cookie_watch: -1,
-            moving: Vec::new(),
-            exhausted: false,
-            listed: 0,
-            outbox: Outbox::new(sender),
-        };
-        worker.watch_all().unwrap();
+        let (mut worker, receiver) = worker_at_rest(root);
         // What is no directory any more, or may not be read, is known not to be watched.
         for errno in [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::XDEV, Errno::ACCESS] {
             worker.on_unwatched(errno);
