@@ -54,6 +54,10 @@
 //!                 events.push_back((n, Event::Committed { peer, stale: applied.stale }));
 //!                 events.push_back((n, Event::Grew));
 //!             }
+//!             Effect::Learn { peer, lesson } => {
+//!                 store.learn(photos.id, lesson)?;
+//!                 events.push_back((n, Event::Learned { peer }));
+//!             }
 //!             other => unreachable!("two well-behaved peers do not cause {other:?}"),
 //!         }
 //!     }

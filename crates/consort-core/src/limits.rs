@@ -64,6 +64,16 @@ pub const MAX_REQUEST_CHUNKS: usize = 1024;
 /// of a request (the length in an answer is shorter).
 pub const MAX_CONTENT_OVERHEAD_BYTES: usize = 4 + 2 + MAX_REQUEST_CHUNKS * (32 + 3);
 
+/// Tombstones that are collected in one step: some milliseconds of work, and a batch of about a megabyte.
+pub const MAX_COLLECTED: usize = 4096;
+
+/// What a comparison finds to be dead is dropped when it has ended. So many bytes of that are remembered until then; the rest
+/// is found by the next comparison.
+pub const MAX_DEAD_BYTES: usize = 4 * 1024 * 1024;
+
+/// The authors that one message about frontiers names. What does not fit follows in the next.
+pub const MAX_FRONTIER_AUTHORS: usize = 8192;
+
 /// How far a remote clock may be ahead of ours, in milliseconds, before its versions wait.
 pub const MAX_CLOCK_SKEW_MS: u64 = 5 * 60 * 1000;
 
@@ -105,4 +115,5 @@ pub const MAX_BATCH_FINGERPRINTS: usize = 32 * 1024;
 pub const MAX_REASON_BYTES: usize = 256;
 
 const _: () = assert!(MAX_BATCH_FINGERPRINTS * 16 + 1024 <= MAX_MESSAGE_BYTES);
+const _: () = assert!(MAX_FRONTIER_AUTHORS * (24 + 72) + 1024 <= MAX_MESSAGE_BYTES);
 const _: () = assert!(2 * MAX_COMMIT_BYTES <= WINDOW_BYTES);

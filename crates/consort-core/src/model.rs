@@ -2,14 +2,16 @@
 //!
 //! In reading order: [`key`] and [`id`] name things; [`hlc`] stamps what an author writes; [`vector`] says what a
 //! version replaces; [`attributes`] and [`version`] are what is stored; [`merge`] is the algebra by which replicas
-//! agree; [`conflict`] is what a reader sees of concurrent versions; [`commit`] is what is applied together; [`canonical`] is an entry's one encoding, and [`fingerprint`] what
-//! replicas compare.
+//! agree; [`conflict`] is what a reader sees of concurrent versions; [`commit`] is what is applied together; [`canonical`]
+//! is an entry's one encoding, and [`fingerprint`] what replicas compare; [`frontier`] says which deletions may be
+//! forgotten.
 
 pub mod attributes;
 pub mod canonical;
 pub mod commit;
 pub mod conflict;
 pub mod fingerprint;
+pub mod frontier;
 #[cfg(test)]
 pub(crate) mod generators;
 pub mod hlc;
@@ -23,6 +25,7 @@ pub use attributes::{Attributes, Kind, Origin};
 pub use commit::Commit;
 pub use conflict::OnConflict;
 pub use fingerprint::{Digest, Fingerprint, FingerprintKey};
+pub use frontier::{Frontier, Knowledge};
 pub use hlc::{Clock, Timestamp};
 pub use id::{AuthorId, DatasetId, NodeId};
 pub use key::{Key, KeyError};

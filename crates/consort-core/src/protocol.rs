@@ -20,11 +20,14 @@
 //! rests on reconciliation, which begins again whenever two sides that have applied all of each other's feed find
 //! that their digests differ ([`Message::Check`]).
 //!
+//! What was deleted everywhere is forgotten in the end: [`garbage`] decides when.
+//!
 //! [`message`] says what each message obliges its receiver to, [`event`] is the whole interface to the outside,
 //! [`link`] is one conversation, [`replica`] all conversations about one dataset, and [`codec`] the bytes.
 
 pub mod codec;
 pub mod event;
+pub mod garbage;
 pub mod link;
 pub mod membership;
 pub mod message;

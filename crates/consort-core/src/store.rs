@@ -1,7 +1,8 @@
 //! What a replica must remember: the contract of a store.
 //!
 //! A store keeps, for each dataset, the current versions of every key, a *feed* (its own order of what it applied),
-//! the fingerprints of the current versions, and a cursor for each peer's feed. It is read through a [`View`] of one
+//! the fingerprints of the current versions, a cursor for each peer's feed, and what it [knows](Knowledge) of deletions
+//! that may be forgotten. It is read through a [`View`] of one
 //! moment and changed by commits, each applied whole or not at all. How a commit changes these is decided here, in
 //! [`apply`], once for all stores; a store only keeps rows. [`memory`] is the reference that others are compared
 //! with, and `conformance` the suite that every store passes.
@@ -26,6 +27,7 @@ use crate::model::canonical;
 use crate::model::commit::Commit;
 use crate::model::conflict::Losers;
 use crate::model::fingerprint::{Digest, Fingerprint, FingerprintKey};
+use crate::model::frontier::{Frontier, Knowledge, Mark};
 use crate::model::hlc::Timestamp;
 use crate::model::id::{AuthorId, DatasetId, NodeId};
 use crate::model::key::Key;
@@ -60,6 +62,29 @@ pub struct Summary {
     pub digest: Digest,
     /// The end of its feed.
     pub head: Cursor,
+    /// How far it has collected: only between equal marks do equal contents have equal digests.
+    pub frontier: Mark,
+}
+
+/// The tombstones of a replica, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tombstones {
+    /// How many it holds.
+    pub count: u64,
+    /// The latest time of any that it ever held, and of what these replace: what has to be known for all of them to go.
+    pub latest: Timestamp,
+}
+
+impl Tombstones {
+    /// Counts a version, if it is one.
+    pub fn add(&mut self, version: &Version) {
+        if version.is_deleted() {
+            let seen = version.seen.authors().iter().map(|(_, time)| *time);
+            let latest = seen.fold(version.dot.time, Timestamp::max);
+            self.count += 1;
+            self.latest = self.latest.max(latest);
+        }
+    }
 }
 
 /// A current version as a store keeps it.
@@ -147,6 +172,23 @@ pub trait View {
         limit: usize,
     ) -> Result<Vec<Fingerprint>, StoreError>;
 
+    /// What the replica accounts for, and how far it has collected.
+    fn knowledge(&self) -> Result<Arc<Knowledge>, StoreError>;
+
+    /// How many tombstones there are.
+    fn tombstones(&self) -> Tombstones;
+
+    /// The tombstones after `after`, ordered by time and then author, with their keys; at most `limit`.
+    fn tombstones_after(
+        &self,
+        after: Option<Dot>,
+        limit: usize,
+    ) -> Result<Vec<(Dot, Key)>, StoreError>;
+
+    /// Who writes here, and the latest reading of its clock: what it wrote to this dataset up to that is in this view,
+    /// or was replaced, and it will never write anything with a time that is not later.
+    fn own(&self) -> Result<(AuthorId, Timestamp), StoreError>;
+
     /// The keys above `after` that have losers under some policy, in order, at most `limit`.
     fn contested(&self, after: Option<&Key>, limit: usize) -> Result<Vec<Key>, StoreError>;
 
@@ -203,6 +245,23 @@ pub trait Sealer: Debug + Send + Sync {
     /// The seal of an entry that is finished but for it: at most [`MAX_SEAL_BYTES`](crate::limits::MAX_SEAL_BYTES),
     /// always the same of the same entry.
     fn seal(&self, entry: &Entry) -> Box<[u8]>;
+}
+
+/// What a replica learns apart from versions: what it accounts for, how far it may collect, what is dead.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lesson {
+    /// What it accounts for as well from now on.
+    pub known: Frontier,
+    /// How far it may collect. It does so up to what it knows, and no more in one step than takes a moment: until the
+    /// frontier is there, the lesson has to be repeated.
+    pub frontier: Frontier,
+    /// Versions that are dead, as a peer's frontier shows: they go, where they are still current.
+    pub dead: Vec<(Key, Dot)>,
+    /// What it accounted for beyond its frontier counts no more, nor how far it has applied its peers' feeds: it is going
+    /// to drop what it learnt is dead, before it knows why.
+    pub anew: bool,
+    /// It promises to write nothing any more with a time that is not after this.
+    pub promise: Option<WallTime>,
 }
 
 /// What became of a [`LocalWrite`].
@@ -266,6 +325,9 @@ pub trait Store {
         commit: Commit,
         cursor: Option<Cursor>,
     ) -> Result<Applied, StoreError>;
+
+    /// Takes note of what the replica learnt. Durable like a commit, and ordered among commits.
+    fn learn(&mut self, dataset: DatasetId, lesson: Lesson) -> Result<Applied, StoreError>;
 
     /// Applies this node's own writes under fresh dots.
     fn apply_local(

@@ -4,13 +4,15 @@
 
 pub(crate) mod seals;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use consort_core::encoding::{DecodeError, Reader, Writer};
+use consort_core::protocol::garbage::Registered;
 use consort_core::store::{DatasetParameters, StoreError, View};
 use consort_core::{
-    AuthorId, Content, DatasetId, Dot, FingerprintKey, Key, NodeId, OnConflict, Version, WallTime,
+    AuthorId, Content, DatasetId, Dot, FingerprintKey, Key, NodeId, OnConflict, Timestamp, Version,
+    WallTime,
 };
 
 use crate::net::{GossipKey, Role};
@@ -84,6 +86,17 @@ impl GossipFact {
     }
 }
 
+/// A replica that others wait for before they forget a deletion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReplicaFact {
+    /// Who writes there.
+    pub(crate) author: AuthorId,
+    /// Whose it is.
+    pub(crate) node: NodeId,
+    /// It is not waited for, until it publishes something later than this.
+    pub(crate) evicted: Option<Timestamp>,
+}
+
 /// All facts at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
@@ -91,6 +104,8 @@ pub(crate) struct Facts {
     pub(crate) members: Vec<MemberFact>,
     /// Ordered by name.
     pub(crate) datasets: Vec<DatasetFact>,
+    /// Ordered by author.
+    pub(crate) replicas: Vec<ReplicaFact>,
     /// Those whose membership has ended.
     pub(crate) revoked: BTreeSet<NodeId>,
     /// None before the first contact.
@@ -150,6 +165,9 @@ impl Facts {
             }
             others.truncate(MAX_OLD_KEYS);
             self.gossip = Some(GossipFact { current, others, written: winner.dot.time.wall() });
+        } else if let Some(author) = key.strip_prefix(REPLICAS).and_then(|a| a.parse().ok()) {
+            let Some(bytes) = inline(winner) else { return Ok(()) };
+            self.replicas.push(decode_replica(author, &bytes)?);
         } else if let Some(name) = key.strip_prefix(DATASETS) {
             // Each of several that were made at the same time may hold what was acknowledged.
             for version in versions {
@@ -169,15 +187,33 @@ impl Facts {
         self.datasets.iter().find(|dataset| dataset.name == name)
     }
 
+    /// The replicas that are waited for before a deletion is forgotten: those of members, unless they are evicted.
+    pub(crate) fn registered(&self) -> Vec<Registered> {
+        let members = self.members.iter().filter(|member| !member.revoked);
+        let roles: BTreeMap<NodeId, Role> = members.map(|m| (m.node, m.role)).collect();
+        let replicas = self.replicas.iter().filter(|replica| replica.evicted.is_none());
+        replicas
+            .filter_map(|replica| {
+                let writes = *roles.get(&replica.node)? != Role::Reader;
+                Some(Registered { author: replica.author, writes })
+            })
+            .collect()
+    }
+
     /// The member with this identity.
     pub(crate) fn member(&self, node: NodeId) -> Option<&MemberFact> {
         self.members.iter().find(|member| member.node == node)
     }
 
-    /// The member whose store an author is: it begins as the node's identity does.
+    /// The member whose store an author is.
     pub(crate) fn writer(&self, author: AuthorId) -> Option<&MemberFact> {
-        self.members.iter().find(|member| member.node.0[..8] == author.0[..8])
+        self.members.iter().find(|member| begins_as(author, member.node))
     }
+}
+
+/// Whether an author is a node's store: it begins as the node's identity does.
+pub(crate) fn begins_as(author: AuthorId, node: NodeId) -> bool {
+    author.0[..8] == node.0[..8]
 }
 
 const MEMBERS: &str = "members/";
@@ -187,6 +223,7 @@ const GOSSIP: &str = "gossip/key";
 
 /// Keys that are accepted beside the current one.
 const MAX_OLD_KEYS: usize = 4;
+const REPLICAS: &str = "replicas/";
 
 /// The cluster's own dataset. Its identity and secret follow from the authority's fingerprint, which members have.
 pub(crate) fn cluster_dataset(authority_fingerprint: &[u8; 32]) -> DatasetParameters {
@@ -214,6 +251,31 @@ pub(crate) fn member_key(node: NodeId) -> Key {
 /// Where the end of a membership is.
 pub(crate) fn revocation_key(node: NodeId) -> Key {
     Key::new(format!("{REVOKED}{node}")).expect("hexadecimal digits are a key")
+}
+
+/// Where a replica's fact is.
+pub(crate) fn replica_key(author: AuthorId) -> Key {
+    Key::new(format!("{REPLICAS}{author}")).expect("hexadecimal digits are a key")
+}
+
+/// The value of a replica's fact.
+pub(crate) fn encode_replica(replica: &ReplicaFact) -> Content {
+    let mut bytes = Vec::new();
+    let mut to = Writer(&mut bytes);
+    to.u8(FORMAT);
+    to.raw(&replica.node.0);
+    to.u8(u8::from(replica.evicted.is_some()));
+    to.u64(replica.evicted.unwrap_or_default().0);
+    Content::Inline(bytes.into())
+}
+
+fn decode_replica(author: AuthorId, bytes: &[u8]) -> Result<ReplicaFact, DecodeError> {
+    let mut from = Reader::new(bytes);
+    read_format(&mut from, FORMAT)?;
+    let node = NodeId(from.array("node")?);
+    let is_evicted = from.u8("eviction")? != 0;
+    let upto = Timestamp(from.u64("eviction")?);
+    Ok(ReplicaFact { author, node, evicted: is_evicted.then_some(upto) })
 }
 
 /// Where a dataset's fact is.
@@ -397,6 +459,11 @@ mod tests {
 
     #[test]
     fn facts_come_back_from_their_bytes() {
+        for evicted in [None, Some(Timestamp(0)), Some(Timestamp(7))] {
+            let replica = ReplicaFact { author: AuthorId([3; 16]), node: NodeId([5; 16]), evicted };
+            let Content::Inline(bytes) = encode_replica(&replica) else { panic!("it is inline") };
+            assert_eq!(decode_replica(replica.author, &bytes), Ok(replica));
+        }
         let member = MemberFact {
             node: NodeId([5; 16]),
             name: "b".into(),

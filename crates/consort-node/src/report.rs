@@ -69,6 +69,8 @@ pub struct Member {
     pub addresses: Vec<SocketAddr>,
     /// It is connected with this node.
     pub connected: bool,
+    /// Deletions are remembered until it has heard of them.
+    pub waited_for: bool,
     /// It is this node.
     pub this_node: bool,
 }
@@ -380,6 +382,10 @@ pub struct DatasetStatus {
     pub name: String,
     /// Current versions, deletions among them.
     pub versions: u64,
+    /// Deletions among them, which are remembered until every registered replica has heard of them.
+    pub tombstones: u64,
+    /// The node that has not, if any are remembered.
+    pub tombstones_wait_for: Option<String>,
     /// What this node holds of it.
     pub digest: String,
     /// The directory that it is linked to.

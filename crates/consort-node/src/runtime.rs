@@ -4,6 +4,7 @@
 
 mod helpers;
 mod members;
+mod registrar;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant as StdInstant, SystemTime, UNIX_EPOCH};
 
 use consort_core::model::commit::Commit;
 use consort_core::protocol::event::Access;
+use consort_core::protocol::garbage::{Holdup, Published, Registered};
 use consort_core::protocol::link::Phase;
 use consort_core::protocol::membership;
 use consort_core::protocol::replica::LinkReport;
@@ -29,9 +31,12 @@ use crate::shared::{PeerState, Shared};
 use helpers::Helpers;
 use members::Members;
 pub(crate) use members::{MemberView, short_digest, short_id};
+use registrar::Registrar;
 
 /// How soon a peer that was disconnected for what it sent is dialed again.
 const REDIAL_AFTER: Duration = Duration::from_secs(5);
+/// How often an admin looks whether replicas are to be registered.
+const REGISTER_EVERY: Duration = Duration::from_secs(2);
 /// How soon a peer that has not answered a barrier is asked again: it may not have been able to.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -40,6 +45,8 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 pub(crate) enum Cause {
     /// A commit that a replica asked for is durable, or has failed.
     Committed { dataset: DatasetId, peer: NodeId, result: Result<Applied, StoreError> },
+    /// What a replica was to learn is durable, or has failed.
+    Learned { dataset: DatasetId, peer: Option<NodeId>, result: Result<Applied, StoreError> },
     /// The dataset's feed grew by something that was written here.
     Grew { dataset: DatasetId },
     /// A directory was flushed for a peer, or, if not `done`, could not be.
@@ -50,6 +57,10 @@ pub(crate) enum Cause {
     BarrierState { id: u64, reply: oneshot::Sender<Vec<Answer>> },
     /// A barrier is not waited for any more.
     BarrierOver { id: u64 },
+    /// What each node's replicas published last.
+    Published { reply: oneshot::Sender<BTreeMap<NodeId, Published>> },
+    /// What a dataset's replica has not forgotten, and whom that waits for.
+    Forgetting { dataset: DatasetId, reply: oneshot::Sender<Option<Holdup>> },
     /// How the links of a dataset stand.
     Links { dataset: DatasetId, reply: oneshot::Sender<Vec<LinkReport>> },
     /// What is known of the members.
@@ -129,6 +140,11 @@ pub(crate) struct Runtime {
     next_barrier: u64,
     epoch: StdInstant,
     redial_at: Option<StdInstant>,
+    /// The replicas that are waited for before a deletion is forgotten.
+    registered: Vec<Registered>,
+    /// When an admin looks next whether there are others.
+    register_at: Option<StdInstant>,
+    registrar: Registrar,
     /// The store failed: nothing more is taken from peers.
     failed: bool,
 }
@@ -150,6 +166,9 @@ impl Runtime {
             next_barrier: crate::net::random_u64() >> 1,
             epoch: StdInstant::now(),
             redial_at: None,
+            registered: Vec::new(),
+            register_at: None,
+            registrar: Registrar::default(),
             failed: false,
         }
     }
@@ -162,12 +181,13 @@ impl Runtime {
     ) {
         self.open(self.shared.cluster);
         self.refresh();
+        self.register_at = self.shared.sealer.is_some().then(StdInstant::now);
         loop {
             let deadlines = self.replicas.values().filter_map(|open| open.replica.deadline());
             let members = (!self.failed).then(|| self.members.deadline());
             let deadline = deadlines.chain(members).min();
             let deadline = deadline.map(|at| self.epoch + Duration::from_micros(at.0));
-            let next = [deadline, self.redial_at].into_iter().flatten().min();
+            let next = [deadline, self.redial_at, self.register_at].into_iter().flatten().min();
             let sleep = async {
                 match next {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -206,6 +226,16 @@ impl Runtime {
                 Err(StoreError::UnknownDataset(_)) => {}
                 Err(error) => self.fail(&error),
             },
+            Cause::Learned { dataset, peer, result } => match result {
+                Ok(_) => {
+                    self.event(dataset, Event::Learned { peer });
+                    // A directory may show what is dead.
+                    self.shared.wake_folder(dataset);
+                    self.shared.notify();
+                }
+                Err(StoreError::UnknownDataset(_)) => {}
+                Err(error) => self.fail(&error),
+            },
             Cause::Grew { dataset } => self.grew(dataset),
             Cause::DirectoryFlushed { dataset, peer, done } => {
                 let Some(Flushing { id, next }) = self.flushing.remove(&(dataset, peer)) else {
@@ -231,6 +261,14 @@ impl Runtime {
                 let _ = reply.send(self.barrier_state(id));
             }
             Cause::BarrierOver { id } => drop(self.barriers.remove(&id)),
+            Cause::Published { reply } => {
+                let _ = reply.send(self.published());
+            }
+            Cause::Forgetting { dataset, reply } => {
+                let view = self.shared.store.view(dataset).ok();
+                let holdup = self.replicas.get(&dataset).zip(view);
+                let _ = reply.send(holdup.and_then(|(open, view)| open.replica.holdup(&view)));
+            }
             Cause::Links { dataset, reply } => {
                 let _ = reply.send(self.links(dataset));
             }
@@ -411,6 +449,10 @@ impl Runtime {
             self.redial_at = None;
             self.dial_again();
         }
+        if self.register_at.is_some_and(|at| at <= StdInstant::now()) {
+            self.register_at = Some(StdInstant::now() + REGISTER_EVERY);
+            self.register();
+        }
         let now = self.now().instant;
         if !self.failed && self.members.deadline() <= now {
             self.membership(membership::Event::DeadlinePassed);
@@ -471,6 +513,13 @@ impl Runtime {
                     let _ = causes.send(Cause::Committed { dataset, peer, result });
                 });
             }
+            Effect::Learn { peer, lesson } => {
+                let causes = self.shared.causes.clone();
+                let transaction = Transaction::new(dataset, Body::Learn(lesson));
+                self.shared.store.submit(transaction, move |result| {
+                    let _ = causes.send(Cause::Learned { dataset, peer, result });
+                });
+            }
             Effect::FlushDirectory { peer, id } => self.flush_directory(dataset, peer, id),
             Effect::BarrierReached { id, peer, head } => {
                 for barrier in self.barriers.range_mut(..=id).map(|(_, barrier)| barrier) {
@@ -493,8 +542,16 @@ impl Runtime {
                 Ok(facts) => facts,
                 Err(error) => return self.fail(&error),
             };
+        let registered = facts.registered();
+        let is_news = registered != self.registered;
+        self.registered = registered;
         for dataset in &facts.datasets {
             self.open(dataset.parameters);
+        }
+        if is_news {
+            self.replicas.keys().copied().collect::<Vec<_>>().into_iter().for_each(|dataset| {
+                self.tell_registered(dataset);
+            });
         }
         self.set_members(&facts);
         let wanted: HashSet<DatasetId> = facts.datasets.iter().map(|d| d.parameters.id).collect();
@@ -520,6 +577,7 @@ impl Runtime {
         let access = self.access(parameters.id, self.shared.identity.role);
         let replica = Replica::new(parameters.fingerprint_key, access, crate::net::random_u64());
         self.replicas.insert(parameters.id, Open { replica });
+        self.tell_registered(parameters.id);
         let is_linked =
             |connection: &&Connection| connection.open || parameters.id == self.shared.cluster.id;
         let linked = self.connections.iter().filter(|(_, connection)| is_linked(connection));
@@ -528,6 +586,43 @@ impl Runtime {
         for (peer, role) in peers {
             self.connect(parameters.id, peer, role, true);
         }
+    }
+
+    /// Tells a replica which others are registered. The cluster's own dataset forgets nothing: its few deletions are
+    /// dropped datasets, and nobody may call its facts dead.
+    fn tell_registered(&mut self, dataset: DatasetId) {
+        if dataset != self.shared.cluster.id {
+            let (node, replicas) = (self.shared.identity.node, self.registered.clone());
+            self.event(dataset, Event::Registered { node, replicas });
+        }
+    }
+
+    /// What each member published last, in any dataset.
+    fn published(&self) -> BTreeMap<NodeId, Published> {
+        let published = self.replicas.values().flat_map(|open| open.replica.published());
+        registrar::latest(&self.shared.facts(), published)
+    }
+
+    /// An admin's part: registers replicas.
+    fn register(&mut self) {
+        if self.failed {
+            return;
+        }
+        let published = self.published();
+        let facts = self.shared.facts();
+        let writes = self.registrar.writes(&facts, &published, StdInstant::now());
+        if writes.is_empty() {
+            return;
+        }
+        let (dataset, sealer) = (self.shared.cluster.id, self.shared.sealer.clone());
+        let body = Body::Local { writes, now: wall_time() };
+        let causes = self.shared.causes.clone();
+        let transaction = Transaction { sealer, ..Transaction::new(dataset, body) };
+        self.shared.store.submit(transaction, move |result| {
+            if result.is_ok() {
+                let _ = causes.send(Cause::Grew { dataset });
+            }
+        });
     }
 
     fn connect(&mut self, dataset: DatasetId, peer: NodeId, role: Role, standing: bool) {

@@ -6,6 +6,7 @@ pub(crate) mod causal;
 pub(crate) mod converged;
 pub(crate) mod cursors;
 pub(crate) mod durable;
+pub(crate) mod forgotten;
 pub(crate) mod live;
 pub(crate) mod minimal;
 pub(crate) mod no_resurrection;

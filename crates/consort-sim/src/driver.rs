@@ -3,13 +3,15 @@
 
 use std::time::Duration;
 
+use consort_core::model::Frontier;
 use consort_core::protocol::event::Access;
 use consort_core::protocol::link::Phase;
-use consort_core::protocol::{Effect, Envelope, Event, codec};
+use consort_core::protocol::{Effect, Envelope, Event, Message, codec};
 use consort_core::store::{LocalWrite, Store, View};
 use consort_core::{Key, NodeId};
 
 use crate::checkers::{Checked, Checker, Violation, bounded, causal, durable};
+use crate::history::VersionIndex;
 use crate::network::{Frame, Pair, Side};
 use crate::node::{DATASET, Job, NodeIndex, Process, Wait, index_of};
 use crate::schedule::Happening;
@@ -27,6 +29,8 @@ const FLUSH: Duration = Duration::from_millis(1);
 struct Durable {
     from: Option<(NodeId, usize)>,
     grew: bool,
+    /// It was a lesson, of this peer's link or of the replica itself.
+    learned: Option<Option<NodeId>>,
 }
 
 impl World<'_, '_> {
@@ -60,10 +64,17 @@ impl World<'_, '_> {
                 };
                 let now = self.schedule.now();
                 self.trace.line(now, Some(n), format_args!("-> {peer:<6} {}", Brief(&message)));
+                let tells = matches!(message, Message::Frontier { .. } | Message::Known { .. });
+                if tells {
+                    self.told_at = now;
+                }
                 let mut bytes = Vec::new();
                 codec::encode(&Envelope { dataset: DATASET.id, message }, &mut bytes);
                 self.traffic.messages += 1;
-                self.traffic.bytes += bytes.len() as u64;
+                // What is known is told of replicas, not of versions.
+                if !tells {
+                    self.traffic.bytes += bytes.len() as u64;
+                }
                 if let Some(meter) = &mut self.meter {
                     meter.sent(n, bytes.len());
                 }
@@ -74,6 +85,7 @@ impl World<'_, '_> {
             Effect::Commit { peer, entries, cursor } => {
                 self.write(n, Job::Remote { peer, entries, cursor })
             }
+            Effect::Learn { peer, lesson } => self.write(n, Job::Learn { peer, lesson }),
             Effect::FlushDirectory { peer, id } => {
                 if let Some(Process { number: process, .. }) = self.node(n).process {
                     self.schedule.after(FLUSH, Happening::Flushed { node: n, process, peer, id });
@@ -138,6 +150,8 @@ impl World<'_, '_> {
             return Ok(());
         };
         process.is_open = true;
+        self.tell_registered(n)?;
+        let Some(process) = &self.node(n).process else { return Ok(()) };
         let peers: Vec<NodeIndex> = process.connections.keys().copied().collect();
         peers.into_iter().try_for_each(|peer| self.link(n, peer, true))
     }
@@ -256,7 +270,10 @@ impl World<'_, '_> {
         }
         let done: Vec<Durable> =
             jobs.into_iter().map(|job| self.apply(n, job, true)).collect::<Checked<_>>()?;
-        for Durable { from, grew } in done {
+        for Durable { from, grew, learned } in done {
+            if let Some(peer) = learned {
+                self.event(n, Event::Learned { peer })?;
+            }
             if let Some((peer, stale)) = from {
                 self.event(n, Event::Committed { peer, stale })?;
             }
@@ -280,20 +297,40 @@ impl World<'_, '_> {
         let failed = |error| Checker::Durable.finds(format!("{n}: {error}"));
         if let Some(meter) = meter {
             let from = job.peer();
+            let learned = match &job {
+                Job::Learn { peer, .. } => Some(*peer),
+                Job::Remote { .. } | Job::Local { .. } => None,
+            };
             let applied = node.apply(job).map_err(failed)?;
             meter.durable(n, from.map(index_of), &applied.added, now);
             let from = from.map(|peer| (peer, applied.stale));
-            return Ok(Durable { from, grew: !applied.added.is_empty() });
+            return Ok(Durable { from, grew: !applied.added.is_empty(), learned });
         }
         let (keys, before, applied, from) = match job {
+            Job::Learn { peer, lesson } => {
+                for (key, dot) in &lesson.dead {
+                    let is_over = |version: &VersionIndex| {
+                        history.known(*version).deleted || history.is_replaced(*version)
+                    };
+                    let version = history.find(*dot).filter(is_over);
+                    if version.is_none() {
+                        let what = format!("{n} drops {key} {dot:?}, which nobody replaced");
+                        return Err(Checker::Durable.finds(what));
+                    }
+                }
+                node.store.learn(DATASET.id, lesson).map_err(failed)?;
+                return Ok(Durable { from: None, grew: false, learned: Some(peer) });
+            }
             Job::Remote { peer, entries, cursor } => {
                 let dots: Vec<_> =
                     entries.iter().map(|entry| (entry.key.clone(), entry.version.dot)).collect();
                 let keys = dots.iter().map(|(key, _)| key);
                 let before = causal::held_by(history, &node.view(), keys.clone())?;
+                let knowledge = node.view().knowledge().map_err(failed)?;
                 let job = Job::Remote { peer, entries, cursor };
                 let applied = node.apply(job).map_err(failed)?;
-                causal::remote(history, &before, &dots, &applied, &node.view())
+                let frontier = &knowledge.frontier;
+                causal::remote(history, &before, frontier, &dots, &applied, &node.view())
                     .map_err(|violation| at(n, violation))?;
                 let keys: Vec<Key> = keys.cloned().collect();
                 (keys, before, applied, Some(peer))
@@ -319,7 +356,7 @@ impl World<'_, '_> {
         let (added, stale) = (applied.added.len(), applied.stale);
         let head = applied.summary.head.sequence.0;
         self.note(Some(n), format_args!("durable: {added} new, {stale} known, head {head}"));
-        Ok(Durable { from: from.map(|peer| (peer, stale)), grew: added != 0 })
+        Ok(Durable { from: from.map(|peer| (peer, stale)), grew: added != 0, learned: None })
     }
 
     // ---- Time ----
@@ -440,9 +477,19 @@ impl World<'_, '_> {
         let (over, waits) = std::mem::take(&mut process.waits).into_iter().partition(is_over);
         process.waits = waits;
         let over: Vec<Wait> = over;
+        if over.is_empty() {
+            return Ok(());
+        }
+        // Whoever is about to take a peer's state has dropped what is dead by a frontier that it does not have yet.
+        let mut frontier = Frontier::new();
+        for node in &self.nodes {
+            if let Ok(knowledge) = node.view().knowledge() {
+                frontier.join(&knowledge.frontier);
+            }
+        }
         over.iter().try_for_each(|wait| {
             let peer = self.node(wait.peer).view();
-            durable::waited(&self.history, (n, &view), &peer, &wait.promised)
+            durable::waited(&self.history, (n, &view), &peer, (&wait.promised, &frontier))
         })
     }
 }

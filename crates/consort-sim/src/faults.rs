@@ -50,6 +50,24 @@ pub(crate) fn draw(scenario: &Scenario, random: &mut Random, actions: &mut Vec<(
         actions.push((at, Action::SlowDisk { node, times: 10 + random.below(190) }));
         actions.push((later(at, random), Action::UsualDisk { node }));
     });
+    several(scenario.evictions, &mut |random, at| {
+        let node = any(random);
+        actions.push((at, Action::Evict { node }));
+        // Most are given up since they are away.
+        if random.below(3) != 0 {
+            actions.push((at, Action::Crash { node, power: random.below(2) == 0 }));
+        }
+        let back = at + Duration::from_micros(random.below(120_000_000));
+        actions.push((back, Action::Start { node }));
+        actions.push((later(back, random), Action::Return { node }));
+    });
+    several(scenario.restores, &mut |random, at| {
+        let node = any(random);
+        actions.push((at, Action::Save { node }));
+        let restored = at + Duration::from_micros(random.below(120_000_000));
+        actions.push((restored, Action::Restore { node }));
+        actions.push((later(restored, random), Action::Start { node }));
+    });
     several(scenario.joins, &mut |random, at| {
         let reads_only =
             scenario.reader_in != 0 && random.below(u64::from(scenario.reader_in)) == 0;

@@ -1,10 +1,12 @@
 //! What really happened: every version that was ever written, and which others it replaced. The simulator's own account
-//! of the model, kept with plain sets instead of version vectors, and by reading the promises rather than the code.
+//! of the model, kept with plain sets instead of version vectors, and by reading the promises rather than the code. Only
+//! what an author forgot that it had seen is told by its vectors.
 //! The checkers compare the replicas with it.
 
 use std::collections::BTreeMap;
 
 use consort_core::model::merge::Saw;
+use consort_core::model::{Frontier, VersionVector};
 use consort_core::store::LocalWrite;
 use consort_core::{Content, Dot, Entry, Fingerprint, FingerprintKey, Key};
 
@@ -27,6 +29,9 @@ pub(crate) struct Known {
     content: [u8; 16],
     place: u32,
     past: Past,
+    seen: VersionVector,
+    /// What its writer had forgotten that it was replaced, though not what that had replaced.
+    forgotten: Past,
     /// Its writer was told that it is safe.
     pub(crate) acknowledged: bool,
     /// The only replicas that held it are gone for good, so it may be gone too.
@@ -92,9 +97,30 @@ impl History {
         self.known(later).past.contains(self.known(earlier).place)
     }
 
+    /// Whether who wrote `later` had forgotten that `earlier` was replaced, though not what that had replaced.
+    pub(crate) fn has_forgotten(&self, later: VersionIndex, earlier: VersionIndex) -> bool {
+        self.known(later).forgotten.contains(self.known(earlier).place)
+    }
+
     /// Whether a key that holds these versions has nothing of `version` to tell any more: it is there, or was replaced.
     pub(crate) fn accounts_for(&self, held: &[VersionIndex], version: VersionIndex) -> bool {
         held.iter().any(|&held| held == version || self.covers(held, version))
+    }
+
+    /// Whether a replica that has collected up to `frontier` may hold nothing of `version`: it is a deletion, or was
+    /// replaced by one, directly or through others, and lies within.
+    pub(crate) fn may_be_forgotten(&self, frontier: &Frontier, version: VersionIndex) -> bool {
+        let known = self.known(version);
+        let deletes =
+            |other: &VersionIndex| self.known(*other).deleted && self.covers(*other, version);
+        frontier.contains(known.dot)
+            && (known.deleted || self.of_key(&known.key).iter().any(deletes))
+    }
+
+    /// Whether somebody replaced a version, anywhere.
+    pub(crate) fn is_replaced(&self, version: VersionIndex) -> bool {
+        let of_key = self.of_key(&self.known(version).key);
+        of_key.iter().any(|other| self.covers(*other, version))
     }
 
     /// The version that a reader gets: an edit rather than a deletion, the later one, that of the greater author.
@@ -135,7 +161,12 @@ impl History {
         if !like.is_empty() && replaced.iter().all(|version| like.contains(version)) {
             return Expected::Same(like);
         }
-        let stays = |version: &VersionIndex| !replaced.contains(version) && !like.contains(version);
+        let goes = |version: &VersionIndex| replaced.contains(version) || like.contains(version);
+        // What somebody replaced whose version is replaced now does not stay either.
+        let is_over = |version: &VersionIndex| {
+            held.iter().filter(|held| goes(held)).any(|held| self.has_forgotten(*held, *version))
+        };
+        let stays = |version: &VersionIndex| !goes(version) && !is_over(version);
         let beside: Vec<VersionIndex> = held.iter().copied().filter(stays).collect();
         let mut past = Past::default();
         for version in held {
@@ -153,9 +184,20 @@ impl History {
         &mut self,
         entry: &Entry,
         bytes: usize,
-        past: Past,
+        mut past: Past,
     ) -> Option<VersionIndex> {
         let Entry { key, version } = entry;
+        // An author is taken to have seen what it wrote to the key before, also what was deleted and forgotten since;
+        // but for what that replaced and it has forgotten as well.
+        let mut forgotten = Past::default();
+        for other in self.of_key(key) {
+            let is_over = self.known(*other).deleted || self.is_replaced(*other);
+            let Known { dot, place, seen, .. } = self.known(*other);
+            if version.seen.contains(*dot) && is_over {
+                let has_seen_all = version.seen.contains_all(seen);
+                if has_seen_all { &mut past } else { &mut forgotten }.insert(*place);
+            }
+        }
         let index = VersionIndex(u32::try_from(self.versions.len()).expect("runs are short"));
         if self.by_dot.contains_key(&version.dot) {
             return None;
@@ -170,6 +212,8 @@ impl History {
             content: version.content.id(),
             place: u32::try_from(of_key.len()).expect("runs are short"),
             past,
+            seen: version.seen.clone(),
+            forgotten,
             acknowledged: false,
             excused: false,
         });

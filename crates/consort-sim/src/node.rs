@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use consort_core::protocol::Replica;
 use consort_core::protocol::event::Access;
+use consort_core::protocol::garbage::Registered;
 use consort_core::random::Random;
 use consort_core::store::memory::{MemoryStore, MemoryView};
 use consort_core::store::{
-    Applied, Cursor, DatasetParameters, Epoch, LocalWrite, Sequence, Store, StoreError,
+    Applied, Cursor, DatasetParameters, Epoch, Lesson, LocalWrite, Sequence, Store, StoreError,
 };
 use consort_core::{
     AuthorId, Commit, Content, DatasetId, Entry, FingerprintKey, Instant, NodeId, WallTime,
@@ -43,6 +44,12 @@ pub(crate) struct Node {
     pub(crate) processes: u32,
     /// It has not left.
     pub(crate) is_member: bool,
+    /// Deletions are not forgotten before it has heard of them.
+    pub(crate) is_registered: bool,
+    /// The registered replicas, as this node has heard.
+    pub(crate) heard: Vec<Registered>,
+    /// The store as it was once.
+    pub(crate) backup: Option<MemoryStore>,
 }
 
 /// What a crash takes.
@@ -78,6 +85,7 @@ pub(crate) struct Wait {
 pub(crate) enum Job {
     Remote { peer: NodeId, entries: Vec<Entry>, cursor: Option<Cursor> },
     Local { writes: Vec<LocalWrite>, now: WallTime },
+    Learn { peer: Option<NodeId>, lesson: Lesson },
 }
 
 impl Job {
@@ -85,7 +93,7 @@ impl Job {
     pub(crate) fn peer(&self) -> Option<NodeId> {
         match self {
             Self::Remote { peer, .. } => Some(*peer),
-            Self::Local { .. } => None,
+            Self::Local { .. } | Self::Learn { .. } => None,
         }
     }
 
@@ -100,6 +108,7 @@ impl Job {
             Self::Remote { entries, .. } => {
                 entries.iter().map(|entry| content(&entry.version.content)).sum()
             }
+            Self::Learn { lesson, .. } => EACH * lesson.dead.len(),
             Self::Local { writes, .. } => writes.iter().map(|write| content(&write.content)).sum(),
         };
         EACH + bytes
@@ -123,6 +132,9 @@ impl Node {
             process: None,
             processes: 0,
             is_member: true,
+            is_registered: true,
+            heard: Vec::new(),
+            backup: None,
         }
     }
 
@@ -146,6 +158,15 @@ impl Node {
         self.disk = Disk::default();
     }
 
+    /// Puts the backup in place of the store, if there is one.
+    pub(crate) fn restore(&mut self, random: &mut Random) {
+        if let Some(backup) = self.backup.clone() {
+            let (author, epoch) = draw_identity(random);
+            self.store = backup.restored(author, epoch);
+            self.disk = Disk::default();
+        }
+    }
+
     /// A commit gets into the store.
     pub(crate) fn apply(&mut self, job: Job) -> Result<Applied, StoreError> {
         match job {
@@ -153,6 +174,7 @@ impl Node {
                 self.store.apply_remote(DATASET.id, peer, Commit { entries }, cursor)
             }
             Job::Local { writes, now } => self.store.apply_local(DATASET.id, writes, now),
+            Job::Learn { lesson, .. } => self.store.learn(DATASET.id, lesson),
         }
     }
 
@@ -167,12 +189,17 @@ impl Node {
 }
 
 fn new_store(random: &mut Random) -> MemoryStore {
+    let (author, epoch) = draw_identity(random);
+    let mut store = MemoryStore::new(author, epoch);
+    store.open_dataset(DATASET).expect("memory does not fail");
+    store
+}
+
+fn draw_identity(random: &mut Random) -> (AuthorId, Epoch) {
     let mut author = [0; 16];
     author[..8].copy_from_slice(&random.next_u64().to_le_bytes());
     author[8..].copy_from_slice(&random.next_u64().to_le_bytes());
-    let mut store = MemoryStore::new(AuthorId(author), Epoch(random.next_u64()));
-    store.open_dataset(DATASET).expect("memory does not fail");
-    store
+    (AuthorId(author), Epoch(random.next_u64()))
 }
 
 /// The identity of a machine: nothing about its order says which machine came first.

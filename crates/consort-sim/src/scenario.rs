@@ -59,6 +59,10 @@ pub struct Scenario {
     pub jumps: u32,
     /// Disks that are slow for a while.
     pub slow_disks: u32,
+    /// Machines that are not waited for any longer, for a while.
+    pub evictions: u32,
+    /// Stores that are restored from a backup.
+    pub restores: u32,
     /// Machines that join.
     pub joins: u32,
     /// Machines that leave for good.
@@ -103,6 +107,8 @@ pub(crate) const CALM: Scenario = Scenario {
     splits: 0,
     jumps: 0,
     slow_disks: 0,
+    evictions: 0,
+    restores: 0,
     joins: 0,
     leaves: 0,
     converges_within: Duration::from_secs(60),
@@ -128,6 +134,8 @@ pub const ALL: &[Scenario] = &[
         splits: 4,
         jumps: 3,
         slow_disks: 3,
+        evictions: 2,
+        restores: 1,
         joins: 2,
         leaves: 2,
         converges_within: Duration::from_secs(120),
@@ -268,6 +276,30 @@ pub const ALL: &[Scenario] = &[
         converges_within: Duration::from_secs(120),
         traffic_percent: 500,
         traffic_per_link: 200_000,
+        ..CALM
+    },
+    Scenario {
+        name: "forgetting",
+        about: "deletions are forgotten while machines are away, given up, return, and are restored",
+        weight: 4,
+        nodes: (2, 6),
+        reader_in: 8,
+        eventful: Duration::from_secs(240),
+        writes: 200,
+        keys: 30,
+        network: WORLD,
+        clock_ms: 2_000,
+        crashes: 6,
+        wipes: 2,
+        cuts: 10,
+        splits: 4,
+        evictions: 5,
+        restores: 2,
+        joins: 2,
+        leaves: 1,
+        converges_within: Duration::from_secs(180),
+        traffic_percent: 800,
+        traffic_per_link: 100_000,
         ..CALM
     },
     Scenario {

@@ -29,6 +29,8 @@ pub(crate) enum Happening {
     Synced { node: NodeIndex, process: u32 },
     /// A deadline of a node's replica.
     Wake { node: NodeIndex, process: u32 },
+    /// A node hears which replicas are registered by now.
+    Heard { node: NodeIndex },
     /// A node has taken in its directory, for a peer.
     Flushed { node: NodeIndex, process: u32, peer: NodeId, id: u64 },
     /// Whoever waits at a node asks again those who have not answered; and once more after twice the time.

@@ -45,6 +45,14 @@ pub(crate) enum Action {
     SlowDisk { node: u32, times: u64 },
     /// A disk is as it was.
     UsualDisk { node: u32 },
+    /// A machine is not waited for any longer before deletions are forgotten.
+    Evict { node: u32 },
+    /// It is again.
+    Return { node: u32 },
+    /// A backup of a machine's store is made.
+    Save { node: u32 },
+    /// A machine's store is replaced by its backup.
+    Restore { node: u32 },
     /// A new machine joins.
     Join { reads_only: bool },
     /// A machine leaves for good.
@@ -80,6 +88,9 @@ impl Script {
         let mut actions = Vec::new();
         workload::draw(scenario, nodes, random, &mut actions);
         faults::draw(scenario, random, &mut actions);
+        // Whatever would end later is ended with everything else.
+        let end = Instant(0) + scenario.eventful;
+        actions.retain(|(at, _)| *at < end);
         actions.sort_by_key(|(at, _)| *at);
         Self { seed, nodes, actions }
     }

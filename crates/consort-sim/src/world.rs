@@ -5,17 +5,20 @@
 use std::fmt;
 use std::time::Duration;
 
+use consort_core::model::Frontier;
 use consort_core::model::attributes::Attributes;
 use consort_core::model::merge::Saw;
+use consort_core::protocol::Event;
 use consort_core::protocol::event::Access;
+use consort_core::protocol::garbage::Registered;
 use consort_core::random::Random;
 use consort_core::store::memory::MemoryView;
-use consort_core::store::{LocalWrite, View};
+use consort_core::store::{LocalWrite, Store, View};
 use consort_core::{Content, Instant, Key};
 
 use crate::checkers::cursors::Cursors;
 use crate::checkers::no_resurrection::NoResurrection;
-use crate::checkers::{Checked, bounded, causal, converged, durable, live, minimal};
+use crate::checkers::{Checked, bounded, causal, converged, durable, forgotten, live, minimal};
 use crate::faults;
 use crate::history::{History, VersionIndex};
 use crate::meter::Meter;
@@ -35,6 +38,8 @@ const COMPARE_EVERY: Duration = Duration::from_millis(200);
 const ARRIVED_WITHIN: Duration = Duration::from_secs(20);
 /// How long a process may take to open its dataset, in microseconds.
 const OPENS_WITHIN_US: u64 = 1_000_000;
+/// How long news of who is registered may take to reach a node, in microseconds.
+const NEWS_WITHIN_US: u64 = 10_000_000;
 /// How far clocks are off when they are mended, in milliseconds.
 const MENDED_CLOCK_MS: u64 = 50;
 
@@ -78,6 +83,8 @@ pub(crate) struct World<'s, 't> {
     cursors: Cursors,
     pub(crate) next_wait: u64,
     pub(crate) traffic: Traffic,
+    /// When somebody last had something to say of what is known or forgotten.
+    pub(crate) told_at: Instant,
     /// If this is there, what happens is measured, and not checked: a plan is larger than checkers can follow.
     pub(crate) meter: Option<Meter>,
     pub(crate) trace: Trace<'t>,
@@ -100,6 +107,7 @@ impl<'s, 't> World<'s, 't> {
             cursors: Cursors::default(),
             next_wait: 0,
             traffic: Traffic::default(),
+            told_at: Instant(0),
             meter: None,
             trace,
         }
@@ -125,6 +133,7 @@ impl<'s, 't> World<'s, 't> {
         let converged_after = self.converge()?;
         let links = self.topology.edges().len() as u64;
         let lower_limit = self.history.bytes() * (self.nodes.len() as u64 - 1);
+        self.forget_what_was_deleted()?;
         let Traffic { messages, bytes } = self.traffic;
         minimal::check(self.scenario, bytes, lower_limit, links)?;
         self.rest(links)?;
@@ -173,6 +182,10 @@ impl<'s, 't> World<'s, 't> {
             Happening::Opened { node, process } => self.on_opened(node, process),
             Happening::Synced { node, process } => self.on_synced(node, process),
             Happening::Wake { node, process } => self.on_wake(node, process),
+            Happening::Heard { node } => {
+                self.node_mut(node).heard = self.registered();
+                self.tell_registered(node)
+            }
             Happening::Flushed { node, process, peer, id } => {
                 self.on_flushed(node, process, peer, id)
             }
@@ -213,19 +226,30 @@ impl<'s, 't> World<'s, 't> {
             if self.is_stranded(n)? {
                 self.wipe(n)?;
             }
+            self.node_mut(n).is_registered = true;
             self.start(n);
         }
+        self.spread_the_news();
         Ok(())
     }
 
-    /// Whether a node that only reads has what no writer has any more. Nobody takes that from it, so it will never be
-    /// like the others.
+    /// Whether a node that only reads has what no writer has any more, or has forgotten what no writer has. Nobody takes
+    /// that from it, so it will never be like the others.
     fn is_stranded(&self, n: NodeIndex) -> Checked<bool> {
         let node = self.node(n);
         if node.access == Access::Write {
             return Ok(false);
         }
         let writers = self.writers_but(n);
+        let frontier = |view: &MemoryView| {
+            let knowledge = view.knowledge();
+            knowledge.map(|knowledge| knowledge.frontier.clone()).expect("memory does not fail")
+        };
+        let mut forgotten = Frontier::new();
+        writers.iter().for_each(|writer| forgotten.join(&frontier(writer)));
+        if !frontier(&node.view()).is_within(&forgotten) {
+            return Ok(true);
+        }
         let is_current = |version: &VersionIndex| {
             let key = &self.history.known(*version).key;
             causal::held(&self.history, &node.view(), key).is_ok_and(|held| held.contains(version))
@@ -298,13 +322,54 @@ impl<'s, 't> World<'s, 't> {
                 })
                 .collect();
             let digest = view.summary().digest;
-            format!("{n} holds {} ({:032x}), idle {idle}, {links:?}", digest.count, digest.sum)
+            let mark = view.summary().frontier;
+            format!(
+                "{n} holds {} ({:032x}, {mark:?}), idle {idle}, {links:?}",
+                digest.count, digest.sum
+            )
         });
         let digests: Vec<String> = digests.collect();
         live::stuck(
             self.scenario.converges_within,
             &format!("not all are the same: {}", digests.join("; ")),
         )
+    }
+
+    /// Waits until what was deleted is forgotten everywhere.
+    fn forget_what_was_deleted(&mut self) -> Checked {
+        let deadline = self.schedule.now() + forgotten::WITHIN;
+        loop {
+            let registered = self.registered();
+            let views = self.members().map(|n| (n, self.node(n).view()));
+            let left = forgotten::left(&registered, views)?;
+            if left.is_none() && self.all_done() {
+                break;
+            }
+            let what = left.unwrap_or_else(|| "not all have forgotten the same".to_owned());
+            if deadline <= self.schedule.now() {
+                return live::stuck(forgotten::WITHIN, &what);
+            }
+            self.run_until(self.schedule.now() + COMPARE_EVERY)?;
+        }
+        self.note(None, format_args!("what was deleted is forgotten"));
+        let replicas = self.members().map(|n| (n, self.node(n).view()));
+        converged::check(&self.history, replicas)?;
+        for n in self.members() {
+            durable::everything(&self.history, n, &self.node(n).view())?;
+        }
+        Ok(())
+    }
+
+    /// Waits until nobody has anything new to say of what is known.
+    fn hear_the_last(&mut self) -> Checked {
+        let deadline = self.schedule.now() + forgotten::WITHIN;
+        while self.schedule.now() < self.told_at + forgotten::SILENCE {
+            if deadline <= self.schedule.now() {
+                return live::stuck(forgotten::WITHIN, "what is known is still being told");
+            }
+            self.run_until(self.schedule.now() + COMPARE_EVERY)?;
+        }
+        Ok(())
     }
 
     /// Everybody is told that all is there; then nothing is said any more.
@@ -316,6 +381,7 @@ impl<'s, 't> World<'s, 't> {
         while self.somebody_is_silent() && self.schedule.now() < given_up {
             self.run_until(self.schedule.now() + COMPARE_EVERY)?;
         }
+        self.hear_the_last()?;
         self.run_until(self.schedule.now() + live::CALMING)?;
         let before = self.traffic.messages;
         self.run_until(self.schedule.now() + live::REST)?;
@@ -373,6 +439,13 @@ impl<'s, 't> World<'s, 't> {
             Action::UsualDisk { node } => {
                 self.node_mut(member(*node)).sync_us = self.scenario.sync_us;
             }
+            Action::Evict { node } => self.register(member(*node), false),
+            Action::Return { node } => self.register(member(*node), true),
+            Action::Save { node } => {
+                let node = self.node_mut(member(*node));
+                node.backup = Some(node.store.clone());
+            }
+            Action::Restore { node } => return self.restore(member(*node)),
             Action::Join { reads_only } => {
                 self.join(*reads_only);
                 self.connect_neighbours();
@@ -447,7 +520,55 @@ impl<'s, 't> World<'s, 't> {
         let Self { nodes, random, .. } = self;
         nodes[n.0 as usize].wipe(random);
         self.no_resurrection.wiped(n);
+        self.spread_the_news();
         Ok(())
+    }
+
+    fn restore(&mut self, n: NodeIndex) -> Checked {
+        if self.node(n).backup.is_none() {
+            return Ok(());
+        }
+        self.crash(n, true)?;
+        self.note(Some(n), format_args!("gets the store of its backup"));
+        self.excuse(n)?;
+        let Self { nodes, random, .. } = self;
+        nodes[n.0 as usize].restore(random);
+        self.no_resurrection.wiped(n);
+        self.spread_the_news();
+        Ok(())
+    }
+
+    /// From now on, a node is waited for before deletions are forgotten, or is not.
+    fn register(&mut self, n: NodeIndex, is_registered: bool) {
+        let what = if is_registered { "is registered" } else { "is evicted" };
+        self.note(Some(n), format_args!("{what}"));
+        self.node_mut(n).is_registered = is_registered;
+        self.spread_the_news();
+    }
+
+    /// Which replicas are registered now.
+    fn registered(&self) -> Vec<Registered> {
+        let registered = self.members().map(|n| self.node(n)).filter(|node| node.is_registered);
+        registered
+            .map(|node| Registered {
+                author: node.store.author(),
+                writes: node.access == Access::Write,
+            })
+            .collect()
+    }
+
+    /// Everybody hears which replicas are registered, sooner or later.
+    fn spread_the_news(&mut self) {
+        self.told_at = self.schedule.now();
+        for node in self.members().collect::<Vec<_>>() {
+            let delay = Duration::from_micros(self.random.below(NEWS_WITHIN_US));
+            self.schedule.after(delay, Happening::Heard { node });
+        }
+    }
+
+    pub(crate) fn tell_registered(&mut self, n: NodeIndex) -> Checked {
+        let (node, replicas) = (self.node(n).id, self.node(n).heard.clone());
+        self.event(n, Event::Registered { node, replicas })
     }
 
     /// What only this node has may be lost with it.
@@ -488,6 +609,7 @@ impl<'s, 't> World<'s, 't> {
         self.nodes.push(node);
         self.topology.join(n, !reads_only);
         self.note(Some(n), format_args!("joins, {access:?}"));
+        self.spread_the_news();
         self.start(n);
     }
 
@@ -501,6 +623,7 @@ impl<'s, 't> World<'s, 't> {
         self.crash(n, false)?;
         self.node_mut(n).is_member = false;
         self.topology.leave(n);
+        self.spread_the_news();
         self.connect_neighbours();
         Ok(())
     }

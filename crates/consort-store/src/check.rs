@@ -45,6 +45,7 @@ pub(crate) fn check(shared: &Shared, progress: impl FnMut(CheckProgress)) -> Che
     check.part("versions", Check::versions);
     check.part("feed", Check::feed);
     check.part("fingerprints", Check::fingerprints);
+    check.part("tombstones", Check::tombstones);
     check.part("records", Check::records);
     check.part("pending", Check::pending);
     check.part("conflicts", Check::conflicts);
@@ -77,6 +78,8 @@ struct Dataset {
     digest: Digest,
     feed: u64,
     fingerprints: u64,
+    deleted: u64,
+    tombstones: u64,
     records: u64,
     pending: u64,
     pending_bytes: u64,
@@ -150,6 +153,14 @@ impl<P: FnMut(CheckProgress)> Check<P> {
                     owner(&mut check.datasets, Table::Node, layout::replica_of(row)?)?;
                     layout::decode_cursor(value)?;
                 }
+                [layout::KNOWLEDGE] => {
+                    let number = layout::replica_of(row)?;
+                    let mark = layout::decode_knowledge(value)?.frontier.mark();
+                    let dataset = owner(&mut check.datasets, Table::Node, number)?;
+                    if dataset.replica.frontier != mark {
+                        return Err(Finding::Frontier { dataset: dataset.id }.into());
+                    }
+                }
                 [layout::SETTING] => {}
                 _ => return Err(Finding::Stray { table: Table::Node.name() }.into()),
             }
@@ -161,6 +172,7 @@ impl<P: FnMut(CheckProgress)> Check<P> {
         let (replica, digest) = (ReplicaRow::default(), Digest::default());
         let (feed, fingerprints, records, pending, pending_bytes) = (0, 0, 0, 0, 0);
         let (contested, losers, conflicts) = (0, Losers::default(), 0);
+        let (deleted, tombstones) = (0, 0);
         let dataset = Dataset {
             id,
             row,
@@ -168,6 +180,8 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             digest,
             feed,
             fingerprints,
+            deleted,
+            tombstones,
             records,
             pending,
             pending_bytes,
@@ -225,6 +239,14 @@ impl<P: FnMut(CheckProgress)> Check<P> {
                 if place.is_none_or(|place| place.key != key) {
                     return Err(wrong("are not in the feed").into());
                 }
+                if entry.version.is_deleted() {
+                    let row = layout::tombstone_key(number, entry.version.dot);
+                    let named = check.moment.get(Table::Tombstones, &row)?;
+                    if named.is_none_or(|named| *named != *key.as_bytes()) {
+                        return Err(wrong("are not among the tombstones").into());
+                    }
+                    dataset.deleted += 1;
+                }
             }
             Ok(())
         })
@@ -252,6 +274,15 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             let dataset = owner(&mut check.datasets, Table::Fingerprints, layout::number_of(row)?)?;
             dataset.fingerprints += 1;
             dataset.within(Table::Fingerprints, Sequence(layout::decode_varint(value)?))
+        })
+    }
+
+    fn tombstones(&mut self) -> Result<(), StoreError> {
+        self.rows(Table::Tombstones, |check, row, value| {
+            layout::tombstone_of(row)?;
+            layout::decode_tombstone(value)?;
+            owner(&mut check.datasets, Table::Tombstones, layout::number_of(row)?)?.tombstones += 1;
+            Ok(())
         })
     }
 
@@ -303,6 +334,12 @@ impl<P: FnMut(CheckProgress)> Check<P> {
                     let table = table.name();
                     findings.push(Finding::Unequal { dataset: id, versions, table, rows });
                 }
+            }
+            // Every tombstone was found in the index, so equal counts mean that it names nothing else.
+            let counted = dataset.replica.tombstones.count;
+            let (tombstones, deleted) = (dataset.tombstones, dataset.deleted);
+            if (tombstones, counted) != (deleted, deleted) {
+                findings.push(Finding::Tombstones { dataset: id, deleted });
             }
             if dataset.digest != dataset.replica.digest {
                 findings.push(Finding::Digest { dataset: id });

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use consort_core::model::Clock;
 use consort_core::store::apply::{Application, Batch};
 use consort_core::store::{
-    Applied, LocalWrite, Sealer, Sequence, StoreError, Stored, Summary, Written,
+    Applied, Lesson, LocalWrite, Sealer, Sequence, StoreError, Stored, Summary, Written,
 };
 use consort_core::{AuthorId, ChunkHash, DatasetId, Dot, Entry, Key, OnConflict, WallTime};
 
@@ -22,7 +22,7 @@ use crate::lsm::{Moment, Rows};
 use crate::packs::Synced;
 use crate::store::{Shared, draw_identity, half};
 use crate::transaction::{Basis, Body, Place, RecordChange, Transaction};
-use crate::view::DiskView;
+use crate::view::{DiskView, knowledge_row};
 
 /// What the committer is asked to do.
 pub(crate) enum Job {
@@ -73,6 +73,8 @@ struct Committer<'s> {
 struct Work<'v> {
     view: &'v DiskView,
     application: Application<'v, DiskView>,
+    /// The cursors that were moved.
+    cursors: Vec<Vec<u8>>,
     linked: bool,
     /// Records that were put (true) or removed, and how many there are now.
     records: BTreeMap<Key, bool>,
@@ -192,9 +194,10 @@ impl Committer<'_> {
         }
         let mut works: BTreeMap<DatasetId, Work<'_>> = BTreeMap::new();
         for (id, view) in views.iter().filter_map(|(id, view)| Some((id, view.as_ref().ok()?))) {
-            works.insert(*id, Work::new(view, &datasets[id]));
+            works.insert(*id, Work::new(view, &datasets[id])?);
         }
         let mut rows = Rows::default();
+        let author = identity.author;
         for transaction in transactions {
             let id = transaction.dataset;
             let Some(work) = works.get_mut(&id) else {
@@ -209,6 +212,12 @@ impl Committer<'_> {
             let author = identity.author;
             let writer = Writer { rows: &mut rows, chunks, author, clock, datasets: &datasets };
             outcomes.push(work.apply(transaction, writer));
+        }
+        if identity.author != author {
+            begin_anew(moment, datasets.values(), &mut rows)?;
+            for work in works.values_mut() {
+                work.begin_anew(identity.author, clock, &mut rows)?;
+            }
         }
         let mut announced = Vec::with_capacity(works.len());
         for work in works.into_values() {
@@ -262,15 +271,28 @@ pub(crate) fn index(
 }
 
 impl<'v> Work<'v> {
-    fn new(view: &'v DiskView, row: &DatasetRow) -> Self {
-        Self {
+    fn new(view: &'v DiskView, row: &DatasetRow) -> Result<Self, StoreError> {
+        Ok(Self {
             view,
-            application: Application::new(view, row.fingerprint_key),
+            application: Application::new(view, row.fingerprint_key)?,
+            cursors: Vec::new(),
             linked: matches!(row.state, State::Linked | State::Linking),
             records: BTreeMap::new(),
             record_count: view.record_count(),
             pending: BTreeMap::new(),
-        }
+        })
+    }
+
+    /// The store was rolled back: what it accounts for beyond its frontier is not certain any more, nor are the cursors
+    /// that were moved in this batch.
+    fn begin_anew(
+        &mut self,
+        author: AuthorId,
+        clock: &mut Clock,
+        rows: &mut Rows,
+    ) -> Result<(), StoreError> {
+        self.cursors.drain(..).for_each(|key| rows.remove(Table::Node, key));
+        self.application.learn(Lesson { anew: true, ..Lesson::default() }, author, clock).map(drop)
     }
 
     fn apply(
@@ -292,9 +314,28 @@ impl<'v> Work<'v> {
                 let applied = self.application.remote(commit.entries, peer)?;
                 if let Some(cursor) = cursor {
                     let key = layout::cursor_key(number, peer);
-                    writer.rows.put(Table::Node, key, layout::encode_cursor(cursor));
+                    writer.rows.put(Table::Node, &key, layout::encode_cursor(cursor));
+                    self.cursors.push(key);
                 }
                 applied
+            }
+            Body::Learn(lesson) => {
+                let dead: Vec<Key> = lesson.dead.iter().map(|(key, _)| key.clone()).collect();
+                if lesson.anew {
+                    let moved = std::mem::take(&mut self.cursors);
+                    for key in self.view.cursors()?.into_iter().chain(moved) {
+                        writer.rows.remove(Table::Node, key);
+                    }
+                }
+                let learnt = self.application.learn(lesson, writer.author, writer.clock)?;
+                if self.linked {
+                    let sequence = learnt.summary.head.sequence;
+                    for key in dead {
+                        let pending = self.pending.entry(key).or_default();
+                        pending.after = Some(PendingRow { sequence, bytes: 0 });
+                    }
+                }
+                learnt
             }
             Body::Local { writes, now } => {
                 own = shown(&records, &writes);
@@ -338,15 +379,14 @@ impl<'v> Work<'v> {
         if !self.linked {
             return Ok(());
         }
-        let mut look = |key: &Key| {
-            // A key that nobody wrote was never pending.
-            if self.application.knows(key)? { self.look_at_pending(key) } else { Ok(()) }
-        };
+        // A key without versions may be pending as well: what is dead goes before the directory shows it.
+        let mut look = |key: &Key| self.look_at_pending(key);
         match body {
             Body::Nothing => Ok(()),
             Body::Remote { commit, .. } => {
                 commit.entries.iter().try_for_each(|entry| look(&entry.key))
             }
+            Body::Learn(lesson) => lesson.dead.iter().try_for_each(|(key, _)| look(key)),
             Body::Local { writes, .. } => writes.iter().try_for_each(|write| look(&write.key)),
         }
     }
@@ -440,10 +480,19 @@ impl<'v> Work<'v> {
             }
         }
         let batch = self.application.finish();
-        let Summary { digest, head } = batch.summary;
+        let Summary { digest, head, frontier } = batch.summary;
         let (head, records, pending) = (head.sequence, self.record_count, pending_count);
-        let losers = batch.losers;
-        let replica = ReplicaRow { digest, head, records, pending, pending_bytes, losers };
+        let (losers, tombstones) = (batch.losers, batch.tombstones);
+        let replica = ReplicaRow {
+            digest,
+            head,
+            records,
+            pending,
+            pending_bytes,
+            losers,
+            tombstones,
+            frontier,
+        };
         rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(&replica));
         put_batch(number, &batch, rows);
         batch
@@ -473,6 +522,9 @@ fn put_batch(number: Number, batch: &Batch, rows: &mut Rows) {
     for removed in &batch.removed {
         rows.remove(Table::Feed, layout::feed_key(number, removed.sequence));
         rows.remove(Table::Fingerprints, layout::fingerprint_key(number, removed.fingerprint));
+        if removed.deleted {
+            rows.remove(Table::Tombstones, layout::tombstone_key(number, removed.dot));
+        }
     }
     for added in &batch.added {
         let sequence = added.sequence;
@@ -480,10 +532,18 @@ fn put_batch(number: Number, batch: &Batch, rows: &mut Rows) {
         rows.put(Table::Feed, layout::feed_key(number, sequence), place);
         let key = layout::fingerprint_key(number, added.fingerprint);
         rows.put(Table::Fingerprints, key, layout::encode_varint(sequence.0));
+        if added.deleted {
+            let row = layout::tombstone_key(number, added.dot);
+            rows.put(Table::Tombstones, row, added.key.as_bytes());
+        }
     }
     for (key, siblings) in &batch.keys {
         let key = layout::name_key(number, key);
-        rows.put(Table::Versions, key, layout::encode_siblings(siblings));
+        if siblings.is_empty() {
+            rows.remove(Table::Versions, key);
+        } else {
+            rows.put(Table::Versions, key, layout::encode_siblings(siblings));
+        }
     }
     for (key, losers) in &batch.contested {
         let key = layout::name_key(number, key);
@@ -493,6 +553,29 @@ fn put_batch(number: Number, batch: &Batch, rows: &mut Rows) {
             rows.put(Table::Conflicts, key, layout::encode_losers(*losers));
         }
     }
+    if let Some(knowledge) = &batch.knowledge {
+        let row = layout::encode_knowledge(knowledge);
+        rows.put(Table::Node, layout::knowledge_key(number), row);
+    }
+}
+
+/// The store is another author from now on, since it has lost what it was: what its replicas account for beyond their
+/// frontiers is not certain any more, nor how far they have applied their peers' feeds.
+pub(crate) fn begin_anew<'d>(
+    moment: &Moment,
+    datasets: impl Iterator<Item = &'d DatasetRow>,
+    rows: &mut Rows,
+) -> Result<(), StoreError> {
+    for row in moment.rows(Table::Node, &[layout::CURSOR], vec![layout::CURSOR]) {
+        rows.remove(Table::Node, row?.0);
+    }
+    for DatasetRow { number, .. } in datasets {
+        let mut knowledge = knowledge_row(moment, *number)?;
+        knowledge.known = knowledge.frontier.clone();
+        let row = layout::encode_knowledge(&knowledge);
+        rows.put(Table::Node, layout::knowledge_key(*number), row);
+    }
+    Ok(())
 }
 
 /// The writes that the directory shows by itself: those whose own path is recorded to show them.
@@ -511,13 +594,18 @@ fn shown(records: &[RecordChange], writes: &[LocalWrite]) -> Vec<usize> {
 /// Whether a peer knows versions of this store's author that the store never wrote: then it was rolled back to an
 /// earlier state, and must not go on as if it had not.
 fn shows_a_lost_past(body: &Body, author: AuthorId, clock: &Clock) -> bool {
-    let Body::Remote { commit, .. } = body else { return false };
-    commit.entries.iter().any(|entry| {
+    let of_entry = |entry: &Entry| {
         let version = &entry.version;
         let own = (version.dot.author == author).then_some(version.dot.time);
         let seen = version.seen.authors().iter().find(|(other, _)| *other == author);
-        own.max(seen.map(|(_, time)| *time)) > Some(clock.last())
-    })
+        own.max(seen.map(|(_, time)| *time))
+    };
+    let known = match body {
+        Body::Remote { commit, .. } => commit.entries.iter().filter_map(of_entry).max(),
+        Body::Learn(lesson) => Some(lesson.known.of(author).max(lesson.frontier.of(author))),
+        Body::Nothing | Body::Local { .. } => None,
+    };
+    known > Some(clock.last())
 }
 
 /// A callback that panics must not take the committer with it.

@@ -73,6 +73,7 @@ impl Edit {
             Self::Forget { dataset } => {
                 let number = dataset_row(dataset, moment)?.number;
                 rows.remove(Table::Node, layout::replica_key(number));
+                rows.remove(Table::Node, layout::knowledge_key(number));
                 rows.remove(Table::Node, layout::dataset_key(dataset));
                 return Ok(Outcome { dataset: Some((dataset, None)), next: None });
             }

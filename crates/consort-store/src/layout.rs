@@ -7,12 +7,16 @@ mod tests;
 
 use consort_core::encoding::{DecodeError, Reader, Writer};
 use consort_core::limits::MAX_KEY_BYTES;
-use consort_core::model::canonical::{decode_dot, decode_version, encode_dot, encode_version};
+use consort_core::model::Knowledge;
+use consort_core::model::canonical::{
+    decode_dot, decode_frontier, decode_version, encode_dot, encode_frontier, encode_version,
+};
 use consort_core::model::conflict::Losers;
+use consort_core::model::frontier::Mark;
 use consort_core::reconcile::Index;
-use consort_core::store::{Cursor, Epoch, Sequence, Stored};
+use consort_core::store::{Cursor, Epoch, Sequence, Stored, Tombstones};
 use consort_core::{
-    AuthorId, DatasetId, Digest, Fingerprint, FingerprintKey, Key, Kind, NodeId, Timestamp,
+    AuthorId, DatasetId, Digest, Dot, Fingerprint, FingerprintKey, Key, Kind, NodeId, Timestamp,
 };
 
 use crate::transaction::Record;
@@ -20,7 +24,7 @@ use crate::transaction::Record;
 pub(crate) use chunks::*;
 
 /// The format that this program writes.
-pub(crate) const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 4;
 
 /// A table of rows: a keyspace of the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,11 +47,13 @@ pub(crate) enum Table {
     Conflicts,
     /// Live indexes, and what changed since they were written.
     Index,
+    /// Tombstones, by time.
+    Tombstones,
 }
 
 impl Table {
     /// All tables, each at its own number.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Node,
         Self::Versions,
         Self::Feed,
@@ -57,6 +63,7 @@ impl Table {
         Self::Chunks,
         Self::Conflicts,
         Self::Index,
+        Self::Tombstones,
     ];
 
     /// The name on disk.
@@ -71,6 +78,7 @@ impl Table {
             Self::Chunks => "chunks",
             Self::Conflicts => "conflicts",
             Self::Index => "index",
+            Self::Tombstones => "tombstones",
         }
     }
 }
@@ -108,6 +116,10 @@ pub(crate) struct ReplicaRow {
     pub(crate) pending_bytes: u64,
     /// Of all keys.
     pub(crate) losers: Losers,
+    /// Of all keys.
+    pub(crate) tombstones: Tombstones,
+    /// How far the replica has collected.
+    pub(crate) frontier: Mark,
 }
 
 /// A pending row: the newest change of a key that the linked directory may not show yet.
@@ -165,6 +177,7 @@ pub(crate) const DATASETS: [u8; 1] = [5];
 pub(crate) const REPLICA: u8 = 6;
 pub(crate) const CURSOR: u8 = 7;
 pub(crate) const SETTING: u8 = 8;
+pub(crate) const KNOWLEDGE: u8 = 9;
 
 /// The key of a dataset's own row.
 pub(crate) fn dataset_key(id: DatasetId) -> Vec<u8> {
@@ -197,6 +210,49 @@ pub(crate) fn cursors_prefix(number: Number) -> Vec<u8> {
 /// The key of the cursor of a peer's feed.
 pub(crate) fn cursor_key(number: Number, peer: NodeId) -> Vec<u8> {
     [&cursors_prefix(number)[..], &peer.0].concat()
+}
+
+/// The key of what a replica knows.
+pub(crate) fn knowledge_key(number: Number) -> Vec<u8> {
+    [&[KNOWLEDGE][..], &prefix(number)].concat()
+}
+
+/// The key of a row in `Tombstones`.
+pub(crate) fn tombstone_key(number: Number, dot: Dot) -> Vec<u8> {
+    [&prefix(number)[..], &dot.time.0.to_be_bytes(), &dot.author.0].concat()
+}
+
+/// Reads the dot back from such a row's key.
+pub(crate) fn tombstone_of(key: &[u8]) -> Result<Dot, DecodeError> {
+    let mut from = Reader::new(key);
+    from.raw(4, "dataset number")?;
+    let time = Timestamp(u64::from_be_bytes(from.array("time")?));
+    let author = AuthorId(from.array("author")?);
+    from.finish().map(|()| Dot { author, time })
+}
+
+/// Reads the value of such a row.
+pub(crate) fn decode_tombstone(bytes: &[u8]) -> Result<Key, DecodeError> {
+    rest_as_key(Reader::new(bytes))
+}
+
+/// The value of the row of what a replica knows.
+pub(crate) fn encode_knowledge(knowledge: &Knowledge) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode_frontier(&knowledge.known, &mut bytes);
+    encode_frontier(&knowledge.frontier, &mut bytes);
+    bytes
+}
+
+/// Reads such a value.
+pub(crate) fn decode_knowledge(bytes: &[u8]) -> Result<Knowledge, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let known = decode_frontier(&mut from, usize::MAX)?;
+    let frontier = decode_frontier(&mut from, usize::MAX)?;
+    if !frontier.is_within(&known) {
+        return Err(DecodeError::Invalid { what: "frontier" });
+    }
+    from.finish().map(|()| Knowledge { known, frontier })
 }
 
 /// The key of a setting.
@@ -438,6 +494,9 @@ pub(crate) fn encode_replica(row: &ReplicaRow) -> Vec<u8> {
     to.varint(row.pending);
     to.varint(row.pending_bytes);
     to.raw(&encode_losers(row.losers));
+    to.varint(row.tombstones.count);
+    to.varint(row.tombstones.latest.0);
+    to.u64(row.frontier.0);
     bytes
 }
 
@@ -451,7 +510,20 @@ pub(crate) fn decode_replica(bytes: &[u8]) -> Result<ReplicaRow, DecodeError> {
     let pending_bytes = later(&mut from, "pending bytes")?;
     let keep_both = later(&mut from, "count of losers")?;
     let losers = Losers { keep_both, prefer_real: later(&mut from, "count of losers")? };
-    from.finish().map(|()| ReplicaRow { digest, head, records, pending, pending_bytes, losers })
+    let count = later(&mut from, "count of tombstones")?;
+    let latest = Timestamp(later(&mut from, "latest tombstone")?);
+    let tombstones = Tombstones { count, latest };
+    let frontier = Mark(if from.is_empty() { 0 } else { from.u64("frontier")? });
+    from.finish().map(|()| ReplicaRow {
+        digest,
+        head,
+        records,
+        pending,
+        pending_bytes,
+        losers,
+        tombstones,
+        frontier,
+    })
 }
 
 /// The value of a row in `Conflicts`.

@@ -45,7 +45,7 @@ const fn memtable_bytes(table: Table) -> u64 {
     match table {
         Table::Versions | Table::Chunks | Table::Records | Table::Index => 2 << 20,
         Table::Feed | Table::Fingerprints => 1 << 20,
-        Table::Pending | Table::Node | Table::Conflicts => 1 << 20,
+        Table::Pending | Table::Node | Table::Conflicts | Table::Tombstones => 1 << 20,
     }
 }
 

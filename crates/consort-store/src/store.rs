@@ -17,7 +17,7 @@ use std::{fmt, fs, io};
 use consort_core::limits::MAX_CHUNK_BYTES;
 use consort_core::model::{Clock, Commit};
 use consort_core::store::{
-    Applied, Cursor, DatasetParameters, Epoch, LocalWrite, Sealer, Store, StoreError,
+    Applied, Cursor, DatasetParameters, Epoch, Lesson, LocalWrite, Sealer, Store, StoreError,
 };
 use consort_core::{AuthorId, ChunkHash, DatasetId, NodeId, WallTime};
 
@@ -112,6 +112,8 @@ impl DiskStore {
                 let begins = node.map(|node| half(node.0));
                 let identity = draw_identity(stamp, begins).map_err(unreadable)?;
                 rows.put(Table::Node, layout::IDENTITY, layout::encode_identity(&identity));
+                committer::begin_anew(&tables.moment(), found.datasets.values(), &mut rows)
+                    .map_err(unreadable)?;
                 identity
             }
         };
@@ -404,6 +406,10 @@ impl Store for DiskStore {
         cursor: Option<Cursor>,
     ) -> Result<Applied, StoreError> {
         self.commit(Transaction::new(dataset, Body::Remote { peer, commit, cursor }))
+    }
+
+    fn learn(&mut self, dataset: DatasetId, lesson: Lesson) -> Result<Applied, StoreError> {
+        self.commit(Transaction::new(dataset, Body::Learn(lesson)))
     }
 
     fn apply_sealed(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use consort_core::limits::MAX_SEAL_BYTES;
 use consort_core::model::commit::Commit;
-use consort_core::store::{Cursor, LocalWrite, Sealer, Sequence};
+use consort_core::store::{Cursor, Lesson, LocalWrite, Sealer, Sequence};
 use consort_core::{ChunkHash, DatasetId, Dot, Entry, Key, Kind, NodeId, OnConflict, WallTime};
 
 /// Changes of one dataset that become durable together or not at all.
@@ -43,6 +43,8 @@ pub enum Body {
         /// The place in the peer's feed, if the versions came from there.
         cursor: Option<Cursor>,
     },
+    /// What the replica learnt apart from versions.
+    Learn(Lesson),
     /// Writes of this store's author.
     Local {
         /// The writes, within the bounds of a commit.
@@ -144,6 +146,7 @@ impl Transaction {
     /// About how many bytes it takes in memory: what the queue's bound counts.
     pub(crate) fn weight(&self) -> usize {
         const ROW: usize = 256;
+        const DOT: usize = 48;
         let seal = if self.sealer.is_some() { MAX_SEAL_BYTES } else { 0 };
         let write = |LocalWrite { key, content, attributes, .. }: &LocalWrite| {
             ROW + key.len() + content.weight() + attributes.weight() + seal
@@ -151,6 +154,9 @@ impl Transaction {
         let body = match &self.body {
             Body::Nothing => 0,
             Body::Remote { commit, .. } => commit.entries.iter().map(Entry::weight).sum(),
+            Body::Learn(Lesson { known, frontier, dead, .. }) => {
+                DOT * (known.len() + frontier.len()) + ROW * dead.len()
+            }
             Body::Local { writes, .. } => writes.iter().map(write).sum(),
         };
         let others = self.settled.len() + self.places.len() + self.gone.len();
@@ -161,7 +167,7 @@ impl Transaction {
     pub(crate) fn is_consistent(&self) -> bool {
         let writes = match &self.body {
             Body::Local { writes, .. } => writes.len(),
-            Body::Nothing | Body::Remote { .. } => 0,
+            Body::Nothing | Body::Remote { .. } | Body::Learn(_) => 0,
         };
         self.records.iter().all(|change| match change {
             RecordChange::Put { version: Basis::Write(write), .. } => *write < writes,

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::mem;
 use std::path::Path;
 use std::sync::Arc;
 
 use consort_core::model::conflict::Losers;
-use consort_core::store::StoreError;
+use consort_core::store::{StoreError, Stored, Tombstones};
 
-use crate::layout::{self, FORMAT, Number, Table};
-use crate::lsm::{Rows, Tables, damaged};
+use crate::layout::{self, FORMAT, Number, ReplicaRow, Table};
+use crate::lsm::{Moment, Rows, Tables, damaged};
 use crate::packs::sync_directory;
 use crate::store::OpenError;
 use crate::view::replica_row;
@@ -51,8 +52,9 @@ pub(crate) fn upgrade(directory: &Path, found: u32, tables: &Arc<Tables>) -> Res
     }
     // Rows of format 1 are read as they are: the bytes that it did not count are none. Live indexes, since format 3, are
     // made when a dataset has none.
-    if found < 3 {
-        count_losers(tables).map_err(|error| OpenError::Damaged(error.to_string()))?;
+    let steps = [(3, count_losers as fn(&Arc<Tables>) -> _), (4, index_tombstones)];
+    for (_, step) in steps.into_iter().filter(|(since, _)| found < *since) {
+        step(tables).map_err(|error| OpenError::Damaged(error.to_string()))?;
     }
     let path = directory.join(NAME);
     write(directory).map_err(|source| OpenError::Io { path, source })
@@ -60,36 +62,103 @@ pub(crate) fn upgrade(directory: &Path, found: u32, tables: &Arc<Tables>) -> Res
 
 /// Since format 3 losers are counted.
 fn count_losers(tables: &Arc<Tables>) -> Result<(), StoreError> {
-    let moment = tables.moment();
-    let wrong = |error| damaged(Table::Versions, error);
-    let mut rows = Rows::default();
-    let mut changed = 0;
-    let mut write = |rows: &mut Rows| {
-        changed += 1;
-        if changed % STEP_ROWS == 0 { std::mem::take(rows).commit(tables) } else { Ok(()) }
-    };
-    // An upgrade that a crash ended may have left some, which an older version has not kept up.
-    for row in moment.rows(Table::Conflicts, &[], Vec::new()) {
-        rows.remove(Table::Conflicts, row?.0);
-        write(&mut rows)?;
-    }
+    let mut steps = Steps::begin(Table::Conflicts, tables)?;
     let mut totals: BTreeMap<Number, Losers> = BTreeMap::new();
-    for row in moment.rows(Table::Versions, &[], Vec::new()) {
-        let (key, value) = row?;
-        let siblings = layout::decode_siblings(&value).map_err(wrong)?;
+    steps.each_key(|number, row, siblings| {
         let losers = Losers::of(siblings.iter().map(|stored| &stored.version));
-        if !losers.are_none() {
-            let total = totals.entry(layout::number_of(&key).map_err(wrong)?).or_default();
-            *total = *total + losers;
-            rows.put(Table::Conflicts, key, layout::encode_losers(losers));
-            write(&mut rows)?;
+        if losers.are_none() {
+            return Vec::new();
+        }
+        let total = totals.entry(number).or_default();
+        *total = *total + losers;
+        vec![(row.to_vec(), layout::encode_losers(losers))]
+    })?;
+    steps.end(totals, |replica, losers| replica.losers = losers)
+}
+
+/// Since format 4 tombstones are indexed and counted.
+fn index_tombstones(tables: &Arc<Tables>) -> Result<(), StoreError> {
+    let mut steps = Steps::begin(Table::Tombstones, tables)?;
+    let mut totals: BTreeMap<Number, Tombstones> = BTreeMap::new();
+    steps.each_key(|number, row, siblings| {
+        let versions = siblings.iter().map(|stored| &stored.version);
+        let tombstones = versions.filter(|version| version.is_deleted());
+        tombstones
+            .map(|version| {
+                totals.entry(number).or_default().add(version);
+                let key = row[layout::prefix(number).len()..].to_vec();
+                (layout::tombstone_key(number, version.dot), key)
+            })
+            .collect()
+    })?;
+    steps.end(totals, |replica, tombstones| replica.tombstones = tombstones)
+}
+
+/// What follows from all versions, written anew into one table.
+struct Steps<'t> {
+    tables: &'t Arc<Tables>,
+    moment: Moment,
+    table: Table,
+    rows: Rows,
+    changed: usize,
+}
+
+impl<'t> Steps<'t> {
+    /// Begins without any row: an upgrade that a crash ended may have left some, which an older version has not kept up.
+    fn begin(table: Table, tables: &'t Arc<Tables>) -> Result<Self, StoreError> {
+        let (moment, rows) = (tables.moment(), Rows::default());
+        let mut steps = Self { tables, moment, table, rows, changed: 0 };
+        for row in steps.moment.rows(table, &[], Vec::new()) {
+            steps.rows.remove(table, row?.0);
+            steps.changed += 1;
+            steps.write()?;
+        }
+        Ok(steps)
+    }
+
+    /// Writes the rows that follow from each key's versions.
+    fn each_key(
+        &mut self,
+        mut follow: impl FnMut(Number, &[u8], Vec<Stored>) -> Vec<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<(), StoreError> {
+        let wrong = |error| damaged(Table::Versions, error);
+        for row in self.moment.rows(Table::Versions, &[], Vec::new()) {
+            let (row, value) = row?;
+            let number = layout::number_of(&row).map_err(wrong)?;
+            for (key, value) in
+                follow(number, &row, layout::decode_siblings(&value).map_err(wrong)?)
+            {
+                self.rows.put(self.table, key, value);
+                self.changed += 1;
+                self.write()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), StoreError> {
+        if self.changed.is_multiple_of(STEP_ROWS) {
+            mem::take(&mut self.rows).commit(self.tables)
+        } else {
+            Ok(())
         }
     }
-    for (number, losers) in totals {
-        let replica = layout::ReplicaRow { losers, ..replica_row(&moment, number)? };
-        rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(&replica));
+
+    /// Writes what is counted about each dataset.
+    fn end<T>(
+        mut self,
+        totals: BTreeMap<Number, T>,
+        set: impl Fn(&mut ReplicaRow, T),
+    ) -> Result<(), StoreError> {
+        for (number, total) in totals {
+            // Another step may have changed it.
+            let mut replica = replica_row(&self.tables.moment(), number)?;
+            set(&mut replica, total);
+            let row = layout::encode_replica(&replica);
+            self.rows.put(Table::Node, layout::replica_key(number), row);
+        }
+        self.rows.commit(self.tables)
     }
-    rows.commit(tables)
 }
 
 /// Writes the current format, beside the old one first.

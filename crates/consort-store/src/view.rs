@@ -5,13 +5,15 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use consort_core::encoding::DecodeError;
-use consort_core::model::canonical;
 use consort_core::model::conflict::Losers;
+use consort_core::model::{Knowledge, canonical};
 use consort_core::reconcile::Index;
-use consort_core::store::{Cursor, Epoch, FeedRow, Sequence, StoreError, Stored, Summary, View};
-use consort_core::{Entry, Fingerprint, Key, NodeId};
+use consort_core::store::{
+    Cursor, Epoch, FeedRow, Sequence, StoreError, Stored, Summary, Tombstones, View,
+};
+use consort_core::{AuthorId, Dot, Entry, Fingerprint, Key, NodeId, Timestamp};
 
-use crate::layout::{self, FeedPlace, Number, PendingRow, ReplicaRow, Table};
+use crate::layout::{self, FeedPlace, Identity, Number, PendingRow, ReplicaRow, Table};
 use crate::live::Known;
 use crate::lsm::{Moment, damaged};
 use crate::pending;
@@ -115,6 +117,13 @@ impl DiskView {
         self.moment.has(Table::Records, &layout::name_key(self.number, path))
     }
 
+    /// The keys of the cursors that it has.
+    pub(crate) fn cursors(&self) -> Result<Vec<Vec<u8>>, StoreError> {
+        let prefix = layout::cursors_prefix(self.number);
+        let rows = self.moment.rows(Table::Node, &prefix, prefix.clone());
+        rows.map(|row| row.map(|(key, _)| key.to_vec())).collect()
+    }
+
     /// What is counted about the dataset.
     #[cfg(test)]
     pub(crate) fn replica(&self) -> &ReplicaRow {
@@ -173,7 +182,7 @@ impl DiskView {
 impl View for DiskView {
     fn summary(&self) -> Summary {
         let head = Cursor { epoch: self.epoch, sequence: self.replica.head };
-        Summary { digest: self.replica.digest, head }
+        Summary { digest: self.replica.digest, head, frontier: self.replica.frontier }
     }
 
     fn siblings(&self, key: &Key) -> Result<Vec<Stored>, StoreError> {
@@ -249,6 +258,46 @@ impl View for DiskView {
         decoded(Table::Node, row.map(|row| layout::decode_cursor(&row)))
     }
 
+    fn knowledge(&self) -> Result<Arc<Knowledge>, StoreError> {
+        knowledge_row(&self.moment, self.number).map(Arc::new)
+    }
+
+    fn tombstones(&self) -> Tombstones {
+        self.replica.tombstones
+    }
+
+    fn tombstones_after(
+        &self,
+        after: Option<Dot>,
+        limit: usize,
+    ) -> Result<Vec<(Dot, Key)>, StoreError> {
+        let prefix = layout::prefix(self.number);
+        let from = after.map_or(prefix.to_vec(), |dot| layout::tombstone_key(self.number, dot));
+        let mut rows = self.moment.rows(Table::Tombstones, &prefix, from);
+        let wrong = |error| damaged(Table::Tombstones, error);
+        let mut found = Vec::new();
+        while found.len() < limit {
+            let Some(row) = rows.next() else { break };
+            let (key, value) = row?;
+            let dot = layout::tombstone_of(&key).map_err(wrong)?;
+            if Some(dot) != after {
+                found.push((dot, layout::decode_tombstone(&value).map_err(wrong)?));
+            }
+        }
+        Ok(found)
+    }
+
+    fn own(&self) -> Result<(AuthorId, Timestamp), StoreError> {
+        // Both of one moment: what an author before this one wrote may have been lost.
+        let identity = self.moment.get(Table::Node, &layout::IDENTITY)?;
+        let identity = decoded(Table::Node, identity.map(|row| layout::decode_identity(&row)))?;
+        let Identity { author, .. } =
+            identity.ok_or_else(|| StoreError::Damaged("the store has no identity".to_owned()))?;
+        let clock = self.moment.get(Table::Node, &layout::CLOCK)?;
+        let clock = decoded(Table::Node, clock.map(|row| layout::decode_clock(&row)))?;
+        Ok((author, clock.unwrap_or_default()))
+    }
+
     fn scan(
         &self,
         prefix: &str,
@@ -291,6 +340,13 @@ pub(crate) fn fingerprints(
 pub(crate) fn replica_row(moment: &Moment, number: Number) -> Result<ReplicaRow, StoreError> {
     let row = moment.get(Table::Node, &layout::replica_key(number))?;
     let row = decoded(Table::Node, row.map(|row| layout::decode_replica(&row)))?;
+    Ok(row.unwrap_or_default())
+}
+
+/// What a replica knows.
+pub(crate) fn knowledge_row(moment: &Moment, number: Number) -> Result<Knowledge, StoreError> {
+    let row = moment.get(Table::Node, &layout::knowledge_key(number))?;
+    let row = decoded(Table::Node, row.map(|row| layout::decode_knowledge(&row)))?;
     Ok(row.unwrap_or_default())
 }
 

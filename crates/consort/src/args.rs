@@ -158,6 +158,7 @@ mod tests {
             "join TICKET",
             "join TICKET --name b --listen 0.0.0.0:7440",
             "member list",
+            "member evict b",
             "member revoke b",
             "dataset create photos",
             "dataset create photos --mode mesh --on-conflict keep-both",

@@ -127,6 +127,8 @@ pub(crate) struct Member {
     pub(crate) revoked: bool,
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) connected: bool,
+    /// Deletions are remembered until it has heard of them.
+    pub(crate) waited_for: bool,
     pub(crate) this_node: bool,
 }
 
@@ -321,6 +323,9 @@ pub(crate) struct Datagrams {
 pub(crate) struct DatasetStatus {
     pub(crate) name: String,
     pub(crate) versions: u64,
+    /// Deletions among them, and the node that has to hear of them before they are forgotten.
+    pub(crate) tombstones: u64,
+    pub(crate) tombstones_wait_for: Option<String>,
     pub(crate) digest: String,
     pub(crate) dir: Option<String>,
     pub(crate) read_only: bool,
@@ -500,6 +505,7 @@ impl From<node::Member> for Member {
             revoked: member.revoked,
             addresses: member.addresses,
             connected: member.connected,
+            waited_for: member.waited_for,
             this_node: member.this_node,
         }
     }
@@ -687,6 +693,8 @@ impl From<node::DatasetStatus> for DatasetStatus {
             on_conflict: dataset.on_conflict.into(),
             conflicts: dataset.conflicts,
             conflict_copies: dataset.conflict_copies,
+            tombstones: dataset.tombstones,
+            tombstones_wait_for: dataset.tombstones_wait_for,
             problems: dataset.problems,
             rate_bytes: dataset.rate_bytes,
             links: dataset.links.into_iter().map(LinkStatus::from).collect(),

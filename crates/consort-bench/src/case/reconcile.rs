@@ -4,13 +4,18 @@
 
 use std::cell::Cell as Counter;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
+use consort_core::model::Knowledge;
 use consort_core::model::conflict::Losers;
+use consort_core::model::frontier::Mark;
 use consort_core::protocol::event::Access;
 use consort_core::protocol::{Effect, Envelope, Event, Message, Now, Replica, codec};
 use consort_core::reconcile::{Answer, Decoder, Index, Method};
-use consort_core::store::{Cursor, Epoch, FeedRow, Sequence, StoreError, Stored, Summary, View};
+use consort_core::store::{
+    Cursor, Epoch, FeedRow, Sequence, StoreError, Stored, Summary, Tombstones, View,
+};
 use consort_core::{
     AuthorId, Content, DatasetId, Digest, Dot, Entry, Fingerprint, FingerprintKey, Instant, Key,
     NodeId, Timestamp, Version, VersionVector, WallTime,
@@ -327,7 +332,7 @@ impl View for Set<'_> {
     fn summary(&self) -> Summary {
         // Of a feed that nobody reads: everything is found by comparing.
         let head = Cursor { epoch: Epoch(1), sequence: Sequence(1) };
-        Summary { digest: self.digest, head }
+        Summary { digest: self.digest, head, frontier: Mark::default() }
     }
 
     fn siblings(&self, _: &Key) -> Result<Vec<Stored>, StoreError> {
@@ -368,6 +373,24 @@ impl View for Set<'_> {
         let found: Vec<Fingerprint> = least.take(limit).collect();
         self.read.set(self.read.get() + found.len());
         Ok(found)
+    }
+
+    // Nothing was deleted.
+
+    fn knowledge(&self) -> Result<Arc<Knowledge>, StoreError> {
+        Ok(Arc::default())
+    }
+
+    fn tombstones(&self) -> Tombstones {
+        Tombstones::default()
+    }
+
+    fn tombstones_after(&self, _: Option<Dot>, _: usize) -> Result<Vec<(Dot, Key)>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn own(&self) -> Result<(AuthorId, Timestamp), StoreError> {
+        Ok((AuthorId([9; 16]), Timestamp(0)))
     }
 
     fn contested(&self, _: Option<&Key>, _: usize) -> Result<Vec<Key>, StoreError> {

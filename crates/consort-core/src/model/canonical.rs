@@ -9,6 +9,7 @@ use crate::content::{ChunkHash, ChunkRef, Content, NodeRef};
 use crate::encoding::{DecodeError, Reader, Writer};
 use crate::limits::*;
 use crate::model::attributes::{Attributes, Kind, MODE_MASK, Origin};
+use crate::model::frontier::Frontier;
 use crate::model::hlc::Timestamp;
 use crate::model::id::AuthorId;
 use crate::model::key::Key;
@@ -61,6 +62,28 @@ pub fn encode_dot(dot: Dot, to: &mut Vec<u8>) {
 pub fn decode_dot(from: &mut Reader<'_>) -> Result<Dot, DecodeError> {
     let author = AuthorId(from.array("author")?);
     Ok(Dot { author, time: Timestamp(from.u64("time")?) })
+}
+
+/// Appends a frontier: 24 bytes for each author, by rising author.
+pub fn encode_frontier(frontier: &Frontier, to: &mut Vec<u8>) {
+    Writer(to).count(frontier.len());
+    frontier.times().for_each(|(author, time)| encode_dot(Dot { author, time }, to));
+}
+
+/// Reads a frontier of at most `limit` authors.
+pub fn decode_frontier(from: &mut Reader<'_>, limit: usize) -> Result<Frontier, DecodeError> {
+    const WHAT: DecodeError = DecodeError::Invalid { what: "frontier" };
+    let count = from.count(24, limit, "frontier")?;
+    let (mut frontier, mut last) = (Frontier::new(), None);
+    for _ in 0..count {
+        let Dot { author, time } = decode_dot(from)?;
+        if Some(author) <= last || time == Timestamp(0) {
+            return Err(WHAT);
+        }
+        last = Some(author);
+        frontier.raise(author, time);
+    }
+    Ok(frontier)
 }
 
 fn encode_vector(vector: &VersionVector, to: &mut Vec<u8>) {

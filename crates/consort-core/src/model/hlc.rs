@@ -26,6 +26,12 @@ impl Timestamp {
         (self.0 & 0xffff) as u16
     }
 
+    /// The latest reading that is not [ahead](Self::is_ahead_of) of `now`.
+    pub const fn latest(now: WallTime) -> Self {
+        let wall = now.0.saturating_add(MAX_CLOCK_SKEW_MS);
+        Self(if wall < 1 << 48 { wall << 16 | 0xffff } else { u64::MAX })
+    }
+
     /// Whether this lies further ahead of `now` than clocks may differ.
     pub const fn is_ahead_of(self, now: WallTime) -> bool {
         now.0.saturating_add(MAX_CLOCK_SKEW_MS) < self.wall().0

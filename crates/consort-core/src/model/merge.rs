@@ -72,6 +72,9 @@ pub fn replaced_by_writer(siblings: &[Version], saw: &Saw, policy: OnConflict) -
 /// A version that is left beside adds what it has seen itself, and nothing else, so that it has to be excepted only
 /// where something that is replaced knows more of its author. The new version's own author is such a one: that it knows
 /// all that it wrote is taken for granted.
+///
+/// What is replaced may have seen one that it does not [cover](Version::covers), since its writer had forgotten what
+/// became of that. Somebody replaced it then, so it is not left beside.
 pub fn seen_by_successor(
     siblings: &[Version],
     replaced: &[Dot],
@@ -86,8 +89,12 @@ pub fn seen_by_successor(
             seen.union(&version.seen);
         }
     }
+    let is_over =
+        |dot| siblings.iter().filter(is_replaced).any(|version| version.seen.contains(dot));
     for version in siblings.iter().filter(|version| !is_replaced(version)) {
-        seen.exclude(version.dot);
+        if !is_over(version.dot) {
+            seen.exclude(version.dot);
+        }
     }
     seen
 }

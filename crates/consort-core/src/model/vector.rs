@@ -97,6 +97,17 @@ impl VersionVector {
         self.time_of(dot.author) >= Some(dot.time) && self.except.binary_search(&dot).is_err()
     }
 
+    /// Whether the set holds everything that `other` holds.
+    pub fn contains_all(&self, other: &Self) -> bool {
+        let last_of = |(author, time): (AuthorId, Timestamp)| {
+            let times = (1..=time.0).rev().map(|time| Dot { author, time: Timestamp(time) });
+            times.into_iter().find(|dot| other.contains(*dot))
+        };
+        let goes_as_far = |dot: Dot| self.time_of(dot.author) >= Some(dot.time);
+        other.upto.iter().copied().filter_map(last_of).all(goes_as_far)
+            && !self.except.iter().any(|dot| other.contains(*dot))
+    }
+
     /// Adds everything that `other` holds.
     pub fn union(&mut self, other: &Self) {
         // An exception of either side stays one unless the other side holds it. Decided before the times grow.
@@ -184,6 +195,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_one_set_holds_of_another_is_known(a in any_vector(), b in any_vector()) {
+            let mut both = a.clone();
+            both.union(&b);
+            prop_assert_eq!(a.contains_all(&b), members(&b).is_subset(&members(&a)));
+            prop_assert!(both.contains_all(&a) && both.contains_all(&b));
+        }
+
         #[test]
         fn a_union_holds_what_either_held(a in any_vector(), b in any_vector()) {
             let mut both = a.clone();

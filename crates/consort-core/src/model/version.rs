@@ -72,8 +72,12 @@ impl Attributes {
 impl Version {
     /// Whether this version replaces `other`, directly or through others. Two versions of a key of which neither
     /// covers the other are *concurrent*.
+    ///
+    /// An author has seen all that it wrote before, but it may have forgotten what that replaced: a deletion, say. Then
+    /// the deletion must not give way to this version where it is still remembered, or what it replaced could come back
+    /// there. So whoever covers a version has seen all that it has.
     pub fn covers(&self, other: &Self) -> bool {
-        self.seen.contains(other.dot)
+        self.seen.contains(other.dot) && self.seen.contains_all(&other.seen)
     }
 
     /// Whether this is a deletion.

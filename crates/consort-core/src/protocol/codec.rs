@@ -5,11 +5,16 @@
 use alloc::vec::Vec;
 
 use crate::encoding::{DecodeError, Reader, Writer};
-use crate::limits::{MAX_BATCH_FINGERPRINTS, MAX_COMMIT_VERSIONS, MAX_REASON_BYTES};
+use crate::limits::{
+    MAX_BATCH_FINGERPRINTS, MAX_COMMIT_VERSIONS, MAX_FRONTIER_AUTHORS, MAX_REASON_BYTES,
+};
 use crate::model::canonical::{self, LEAST_ENTRY_BYTES};
 use crate::model::fingerprint::{Digest, Fingerprint};
-use crate::model::id::DatasetId;
+use crate::model::frontier::{Frontier, Mark};
+use crate::model::hlc::Timestamp;
+use crate::model::id::{AuthorId, DatasetId, NodeId};
 use crate::model::version::Entry;
+use crate::protocol::garbage::Published;
 use crate::protocol::message::{Envelope, Hello, Message};
 use crate::reconcile::{Answer, Request};
 use crate::store::{Cursor, Epoch, Sequence, Summary};
@@ -29,6 +34,9 @@ const CHECK: u8 = 12;
 const FLUSH: u8 = 13;
 const FLUSHED: u8 = 14;
 const REJECT: u8 = 15;
+const FRONTIER: u8 = 16;
+const KNOWN: u8 = 17;
+const UNWANTED: u8 = 18;
 
 /// Appends the bytes of a message.
 pub fn encode(envelope: &Envelope, to: &mut Vec<u8>) {
@@ -57,6 +65,19 @@ pub fn encode(envelope: &Envelope, to: &mut Vec<u8>) {
         Message::Given { entries, more } => {
             to.extend_from_slice(&[GIVEN, u8::from(*more)]);
             encode_entries(entries, to);
+        }
+        Message::Frontier { times } => {
+            to.push(FRONTIER);
+            canonical::encode_frontier(times, to);
+        }
+        Message::Known { times, published } => {
+            to.push(KNOWN);
+            canonical::encode_frontier(times, to);
+            encode_published(published, to);
+        }
+        Message::Unwanted { fingerprints } => {
+            to.push(UNWANTED);
+            encode_fingerprints(fingerprints, to);
         }
         Message::Ack { count } => {
             to.push(ACK);
@@ -117,6 +138,12 @@ fn decode_message(from: &mut Reader<'_>) -> Result<Message, DecodeError> {
         }
         WANT => Message::Want { fingerprints: decode_fingerprints(from)? },
         GIVEN => Message::Given { more: flag(from, "given")?, entries: decode_entries(from)? },
+        FRONTIER => Message::Frontier { times: decode_frontier(from)? },
+        KNOWN => {
+            let times = decode_frontier(from)?;
+            Message::Known { times, published: decode_published(from)? }
+        }
+        UNWANTED => Message::Unwanted { fingerprints: decode_fingerprints(from)? },
         ACK => Message::Ack { count: from.varint("acknowledgement")? },
         LAZY => Message::Lazy { lazy: flag(from, "lazy")? },
         DESCRIBE => Message::Describe(Request::decode(from)?),
@@ -166,11 +193,13 @@ fn encode_summary(summary: &Summary, to: &mut Vec<u8>) {
     Writer(to).u128(summary.digest.sum);
     Writer(to).varint(summary.digest.count);
     encode_cursor(summary.head, to);
+    Writer(to).u64(summary.frontier.0);
 }
 
 fn decode_summary(from: &mut Reader<'_>) -> Result<Summary, DecodeError> {
     let digest = Digest { sum: from.u128("digest")?, count: from.varint("digest")? };
-    Ok(Summary { digest, head: decode_cursor(from)? })
+    let head = decode_cursor(from)?;
+    Ok(Summary { digest, head, frontier: Mark(from.u64("frontier")?) })
 }
 
 fn encode_cursor(cursor: Cursor, to: &mut Vec<u8>) {
@@ -208,6 +237,38 @@ fn decode_fingerprints(from: &mut Reader<'_>) -> Result<Vec<Fingerprint>, Decode
     (0..count).map(|_| from.u128("fingerprint").map(Fingerprint)).collect()
 }
 
+fn decode_frontier(from: &mut Reader<'_>) -> Result<Frontier, DecodeError> {
+    canonical::decode_frontier(from, MAX_FRONTIER_AUTHORS)
+}
+
+fn encode_published(published: &[Published], to: &mut Vec<u8>) {
+    let mut to = Writer(to);
+    to.count(published.len());
+    for Published { author, node, serial, set, known, others } in published {
+        to.raw(&author.0);
+        to.raw(&node.0);
+        to.u64(serial.0);
+        to.u64(*set);
+        to.u64(known.0);
+        to.u64(others.0);
+    }
+}
+
+fn decode_published(from: &mut Reader<'_>) -> Result<Vec<Published>, DecodeError> {
+    let count = from.count(64, MAX_FRONTIER_AUTHORS, "published")?;
+    let published = (0..count).map(|_| {
+        Ok(Published {
+            author: AuthorId(from.array("author")?),
+            node: NodeId(from.array("node")?),
+            serial: Timestamp(from.u64("serial")?),
+            set: from.u64("set")?,
+            known: Timestamp(from.u64("time")?),
+            others: Mark(from.u64("others")?),
+        })
+    });
+    published.collect()
+}
+
 fn flag(from: &mut Reader<'_>, what: &'static str) -> Result<bool, DecodeError> {
     match from.u8(what)? {
         0 => Ok(false),
@@ -232,12 +293,38 @@ mod tests {
     }
 
     fn any_summary() -> impl Strategy<Value = Summary> {
-        (any::<u128>(), any::<u64>(), any_cursor())
-            .prop_map(|(sum, count, head)| Summary { digest: Digest { sum, count }, head })
+        (any::<u128>(), any::<u64>(), any_cursor(), any::<u64>()).prop_map(
+            |(sum, count, head, mark)| Summary {
+                digest: Digest { sum, count },
+                head,
+                frontier: Mark(mark),
+            },
+        )
     }
 
     fn any_fingerprints() -> impl Strategy<Value = Vec<Fingerprint>> {
         prop::collection::vec(any::<u128>().prop_map(Fingerprint), 0..5)
+    }
+
+    fn any_frontier() -> impl Strategy<Value = Frontier> {
+        let time = (any::<[u8; 16]>(), 1u64..);
+        let times = prop::collection::vec(time, 0..4);
+        times.prop_map(|times| {
+            times.into_iter().map(|(author, time)| (AuthorId(author), Timestamp(time))).collect()
+        })
+    }
+
+    fn any_published() -> impl Strategy<Value = Published> {
+        any::<([u8; 16], [u8; 16], u64, u64, u64, u64)>().prop_map(
+            |(author, node, serial, set, known, others)| Published {
+                author: AuthorId(author),
+                node: NodeId(node),
+                serial: Timestamp(serial),
+                set,
+                known: Timestamp(known),
+                others: Mark(others),
+            },
+        )
     }
 
     fn any_message() -> impl Strategy<Value = Message> {
@@ -258,6 +345,10 @@ mod tests {
                 .prop_map(|(fingerprints, through)| Message::Have { fingerprints, through }),
             any_fingerprints().prop_map(|fingerprints| Message::Want { fingerprints }),
             (entries(), any::<bool>()).prop_map(|(entries, more)| Message::Given { entries, more }),
+            any_frontier().prop_map(|times| Message::Frontier { times }),
+            (any_frontier(), prop::collection::vec(any_published(), 0..3))
+                .prop_map(|(times, published)| Message::Known { times, published }),
+            any_fingerprints().prop_map(|fingerprints| Message::Unwanted { fingerprints }),
             any::<u64>().prop_map(|count| Message::Ack { count }),
             any::<bool>().prop_map(|lazy| Message::Lazy { lazy }),
             any_request().prop_map(Message::Describe),

@@ -5,8 +5,9 @@ use alloc::vec::Vec;
 
 use crate::model::id::NodeId;
 use crate::model::version::Entry;
+use crate::protocol::garbage::Registered;
 use crate::protocol::message::Message;
-use crate::store::{Cursor, Sequence};
+use crate::store::{Cursor, Lesson, Sequence};
 use crate::time::{Instant, WallTime};
 
 /// The time of an event.
@@ -61,6 +62,18 @@ pub enum Event {
         /// How many of them were known or covered already.
         stale: usize,
     },
+    /// An [`Effect::Learn`] is durable: the oldest one of that peer, in one order with its commits.
+    Learned {
+        /// For whom it was asked.
+        peer: Option<NodeId>,
+    },
+    /// These replicas are registered: deletions are not forgotten before all of them account for them.
+    Registered {
+        /// This replica's node.
+        node: NodeId,
+        /// The replicas, this one included if it is among them.
+        replicas: Vec<Registered>,
+    },
     /// The replica's feed grew, by whatever cause. Reported after the [`Committed`](Self::Committed) of the same commit.
     Grew,
     /// The deadline that was last given by [`Replica::deadline`](crate::protocol::Replica::deadline) has passed.
@@ -101,6 +114,14 @@ pub enum Effect {
         entries: Vec<Entry>,
         /// How far the peer's feed has been applied with them.
         cursor: Option<Cursor>,
+    },
+    /// Take note of what was learnt, durably, then report [`Event::Learned`]. It takes effect after all commits and
+    /// lessons that were asked for before, of whatever peer.
+    Learn {
+        /// For whom, if it is not for the replica itself.
+        peer: Option<NodeId>,
+        /// What was learnt.
+        lesson: Lesson,
     },
     /// Take in everything that was changed in the linked directory so far, then report [`Event::DirectoryFlushed`].
     FlushDirectory {

@@ -6,10 +6,11 @@
 //! writes to a store; it asks for commits, and acknowledges a message when they are durable.
 //!
 //! Here stands what a link is and what can happen to it. What it does then: `opening`, `comparing`, `sending`,
-//! `receiving`, `checking`.
+//! `receiving`, `checking`, `knowing`.
 
 mod checking;
 mod comparing;
+mod knowing;
 mod opening;
 mod pace;
 mod receiving;
@@ -23,10 +24,13 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::model::fingerprint::{Digest, Fingerprint, FingerprintKey};
-use crate::model::id::NodeId;
+use crate::model::frontier::Frontier;
+use crate::model::id::{AuthorId, NodeId};
+use crate::model::key::Key;
 use crate::model::vector::Dot;
 use crate::model::version::Entry;
 use crate::protocol::event::{Access, Now};
+use crate::protocol::garbage::{Published, ToTell};
 use crate::protocol::link::pace::Pace;
 use crate::protocol::link::receiving::Announced;
 use crate::protocol::message::{Hello, Message};
@@ -34,8 +38,10 @@ use crate::protocol::news::{Elsewhere, News};
 use crate::protocol::window::{Inbox, Overrun, Window};
 use crate::random::Random;
 use crate::reconcile::{Describer, Finder, Method};
-use crate::store::{Cursor, Sequence, StoreError, View};
+use crate::store::{Cursor, Lesson, Sequence, StoreError, View};
 use crate::time::Instant;
+
+use knowing::Told;
 
 /// A link that is about to bring everything and from which nothing was heard for so long is not relied on.
 const STALLED: Duration = Duration::from_secs(2);
@@ -44,8 +50,26 @@ const STALLED: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     Send(Message),
-    Commit { entries: Vec<Entry>, cursor: Option<Cursor> },
-    BarrierReached { id: u64, head: Sequence },
+    Commit {
+        entries: Vec<Entry>,
+        cursor: Option<Cursor>,
+    },
+    Learn {
+        lesson: Lesson,
+    },
+    /// Collect this far.
+    Collect {
+        frontier: Frontier,
+    },
+    /// Others published this, or say so. This replica's author is told with it.
+    Hear {
+        author: AuthorId,
+        published: Vec<Published>,
+    },
+    BarrierReached {
+        id: u64,
+        head: Sequence,
+    },
 }
 
 /// Why a link cannot go on.
@@ -168,6 +192,29 @@ pub(crate) struct Link {
     ungiven: usize,
     ahead: bool,
 
+    // What is accounted for.
+    told: Told,
+    /// How far the peer has collected, as far as it told.
+    their_frontier: Frontier,
+    /// The peer's frontier, while this side takes its state by difference.
+    adopting: Option<Frontier>,
+    /// While it does: what is on its way to the disk would escape the comparison. When all of it is there, the
+    /// conversation begins again; until then nothing is taken in.
+    unsettled: bool,
+    /// What the comparison found to be dead so far, and not more than is remembered.
+    dead: Vec<(Key, Dot)>,
+    dead_bytes: usize,
+    /// When that last came on. And until when the peer's state is not taken, after it did not.
+    came_on_at: Instant,
+    rests_until: Option<Instant>,
+    /// Another link takes its peer's state by difference.
+    held: bool,
+    /// The replica forgets deletions, and listens to what others say of that.
+    forgets: bool,
+    tell_at: Option<Instant>,
+    /// The peer said what lay ahead of our clock and was not taken. It will not say that again by itself.
+    missed: bool,
+
     /// When the event that is being handled happened.
     now: Now,
     /// When the peer last sent something.
@@ -205,8 +252,8 @@ struct Begin {
     difference: Digest,
 }
 
-/// A commit that was asked for and is not durable yet.
-#[derive(Debug)]
+/// A commit or a lesson that was asked for and is not durable yet.
+#[derive(Debug, Default)]
 pub(crate) struct Outstanding {
     bytes: usize,
     /// It answers a stream message, which is to be acknowledged.
@@ -217,6 +264,8 @@ pub(crate) struct Outstanding {
     through: Option<Sequence>,
     /// It belongs to a conversation before this one.
     inherited: bool,
+    /// The peer's state has been taken by difference once it is durable.
+    adopts: bool,
 }
 
 impl Link {
@@ -265,6 +314,18 @@ impl Link {
             wanting: None,
             ungiven: 0,
             ahead: false,
+            told: Told::default(),
+            their_frontier: Frontier::new(),
+            adopting: None,
+            unsettled: false,
+            dead: Vec::new(),
+            dead_bytes: 0,
+            came_on_at: Instant(0),
+            rests_until: None,
+            held: false,
+            forgets: false,
+            tell_at: None,
+            missed: false,
             now: Now::default(),
             heard_at: Instant(0),
             check_at: None,
@@ -282,10 +343,8 @@ impl Link {
     pub(crate) fn take_outstanding(&mut self) -> VecDeque<Outstanding> {
         let inert = |Outstanding { bytes, .. }| Outstanding {
             bytes,
-            counts: false,
-            decides: None,
-            through: None,
             inherited: true,
+            ..Outstanding::default()
         };
         self.outstanding.drain(..).map(inert).collect()
     }
@@ -337,6 +396,9 @@ impl Link {
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
+        if brings_state(&message) {
+            self.came_on_at = self.now.instant;
+        }
         match message {
             Message::Hello(hello) => self.on_hello(hello, view, to),
             Message::Restart { reconcile } => self.on_restart(reconcile, view, to),
@@ -358,6 +420,7 @@ impl Link {
                 self.lazy = lazy;
                 self.pump(view, to)
             }
+            Message::Unwanted { fingerprints } => self.on_unwanted(fingerprints, view),
             Message::Describe(request) => self.on_describe(request, view, to),
             Message::Check { summary, applied } => self.on_check(summary, applied, view, to),
             Message::Given { .. } => {
@@ -367,7 +430,9 @@ impl Link {
             Message::Versions { .. }
             | Message::Have { .. }
             | Message::Description(_)
-            | Message::Reconciled => {
+            | Message::Reconciled
+            | Message::Frontier { .. }
+            | Message::Known { .. } => {
                 if let Message::Versions { through: Some(through), .. }
                 | Message::Have { through, .. } = &message
                 {
@@ -389,15 +454,22 @@ impl Link {
         // A commit of a conversation before the last Hello has nothing to report to.
         let Some(commit) = self.outstanding.pop_front() else { return Ok(()) };
         self.outstanding_bytes -= commit.bytes;
+        self.came_on_at = self.now.instant;
         if commit.inherited {
             // Both sides said what they hold before this was here. The peer may have lost it since it sent it.
             self.resent = self.resent.max(view.summary().head.sequence);
+        }
+        if commit.adopts {
+            self.adopting = None;
         }
         if let Some(through) = commit.through {
             self.applied.sequence = self.applied.sequence.max(through);
         }
         if commit.counts {
             self.take(commit.bytes);
+        }
+        if self.unsettled && self.outstanding.is_empty() {
+            self.begin_again(true, view, to)?;
         }
         if let Some(pushed) = commit.decides {
             let was_known = pushed == stale && self.elsewhere != Elsewhere::Nobody;
@@ -414,6 +486,7 @@ impl Link {
 
     /// This side's feed grew: there may be something to send, and what the peer has announced may be here now.
     pub(crate) fn on_grew(&mut self, view: &impl View, to: &mut Vec<Ask>) -> Result<(), LinkError> {
+        self.tell_soon();
         if self.announced.is_some() {
             self.work_off(view, to)?;
             self.acknowledge(false, to);
@@ -436,9 +509,22 @@ impl Link {
         Ok(())
     }
 
-    /// Whatever was due before `now`.
+    /// This side learnt something: what waits for that can be believed now.
+    pub(crate) fn on_learned(
+        &mut self,
+        view: &impl View,
+        to: &mut Vec<Ask>,
+    ) -> Result<(), LinkError> {
+        self.tell_soon();
+        self.work_off(view, to)?;
+        self.acknowledge(false, to);
+        self.pump(view, to)
+    }
+
+    /// Whatever was due before `now`. `published` is what replicas say of themselves.
     pub(crate) fn on_deadline(
         &mut self,
+        published: &ToTell,
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
@@ -451,18 +537,24 @@ impl Link {
         if self.announcing.take_due(now) || self.go_on_at.is_some_and(|at| at <= now) {
             self.pump(view, to)?;
         }
+        if self.gives_up_at().is_some_and(|at| at <= now) {
+            self.give_up(view, to)?;
+        }
         let acknowledge = self.acknowledging.take_due(now);
         self.acknowledge(acknowledge, to);
         if self.check_at.is_some_and(|at| at <= now) {
-            self.check(view, to);
+            self.check(view, to)?;
+        }
+        if self.tell_at.is_some_and(|at| at <= now) {
+            self.tell(published, view, to)?;
         }
         Ok(())
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let paced = [self.announcing.due(), self.acknowledging.due()];
-        let others = [self.check_at, self.retry_at, self.ask_at, self.go_on_at];
-        paced.into_iter().chain(others).flatten().min()
+        let others = [self.check_at, self.retry_at, self.ask_at, self.go_on_at, self.tell_at];
+        paced.into_iter().chain(others).chain([self.gives_up_at()]).flatten().min()
     }
 
     /// How far the peer's feed has been applied durably here.
@@ -516,6 +608,21 @@ impl Link {
         let in_flight = self.in_flight.len() + self.given_in_flight.len();
         if self.ends.ours == Access::Read { 0 } else { unsent + in_flight as u64 }
     }
+}
+
+/// Whether a message may belong to the transfer of the peer's state.
+fn brings_state(message: &Message) -> bool {
+    matches!(
+        message,
+        Message::Hello(_)
+            | Message::Describe(_)
+            | Message::Description(_)
+            | Message::Want { .. }
+            | Message::Unwanted { .. }
+            | Message::Given { .. }
+            | Message::Versions { .. }
+            | Message::Reconciled
+    )
 }
 
 fn peer(reason: String) -> LinkError {

@@ -4,13 +4,15 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::model::fingerprint::Fingerprint;
+use crate::model::frontier::Frontier;
 use crate::model::id::DatasetId;
 use crate::model::version::Entry;
+use crate::protocol::garbage::Published;
 use crate::reconcile::{Answer, Request};
 use crate::store::{Cursor, Sequence, Summary};
 
 /// The protocol's version. A peer of another one is told so and left alone.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// What this program can do beyond its protocol version, a bit each. A peer ignores bits that it does not know.
 pub const FEATURES: u64 = 0;
@@ -81,7 +83,26 @@ pub enum Message {
         /// Whether more of the same Want follow.
         more: bool,
     },
-    /// So many of your Versions, Have and Given messages of this link are applied and durable, counted from its Hello.
+    /// Of what lies within these times I have collected the tombstones. If you do not account for all of it, take what I
+    /// hold by difference: what you hold of it and I do not is dead. Acknowledge at once.
+    Frontier {
+        /// The times that are later than those I told you before.
+        times: Frontier,
+    },
+    /// Once you have applied what I sent before this, you account for everything within these times, as I do. And this
+    /// is what others and I have published. Acknowledge when it is durable.
+    Known {
+        /// The times that are later than those I told you before.
+        times: Frontier,
+        /// What was published since I told you last.
+        published: Vec<Published>,
+    },
+    /// I hold none of these, and take none from you.
+    Unwanted {
+        /// The fingerprints.
+        fingerprints: Vec<Fingerprint>,
+    },
+    /// So many of your Versions, Have, Given, Frontier and Known messages of this link are applied and durable, counted from its Hello.
     Ack {
         /// How many.
         count: u64,
@@ -135,6 +156,9 @@ impl Message {
             | Self::Restart { .. }
             | Self::Have { .. }
             | Self::Want { .. }
+            | Self::Frontier { .. }
+            | Self::Known { .. }
+            | Self::Unwanted { .. }
             | Self::Ack { .. }
             | Self::Lazy { .. }
             | Self::Describe(_)

@@ -10,6 +10,7 @@ use core::mem;
 use crate::model::fingerprint::FingerprintKey;
 use crate::model::id::NodeId;
 use crate::protocol::event::{Access, Effect, Event, Now};
+use crate::protocol::garbage::{Garbage, Holdup, Published};
 use crate::protocol::link::{Ask, Ends, Link, LinkError, Outstanding, Phase};
 use crate::protocol::message::Message;
 use crate::protocol::news::{Elsewhere, News};
@@ -37,6 +38,13 @@ pub struct Replica {
     /// Commits that links asked for which are gone since, still to be reported.
     orphans: BTreeMap<NodeId, VecDeque<Outstanding>>,
     waves: Waves,
+    garbage: Garbage,
+    /// The peer whose state is being taken by difference. From nobody else is anything taken meanwhile.
+    adopts_from: Option<NodeId>,
+    /// Peers that did not give their state when it was to be taken, and until when they are not asked again.
+    resting: BTreeMap<NodeId, Instant>,
+    /// Something was learnt or heard that may move the frontier.
+    look: bool,
 }
 
 /// How one link stands, for people.
@@ -59,9 +67,20 @@ pub struct LinkReport {
 impl Replica {
     /// A replica without links. `access` is what this node may do to the dataset; `seed` decides all randomness.
     pub fn new(fingerprint_key: FingerprintKey, access: Access, seed: u64) -> Self {
-        let random = Random::new(seed);
-        let (links, news, orphans, waves) = Default::default();
-        Self { fingerprint_key, access, random, links, news, orphans, waves }
+        let (links, news, orphans, waves, garbage, resting) = Default::default();
+        Self {
+            fingerprint_key,
+            access,
+            random: Random::new(seed),
+            links,
+            news,
+            orphans,
+            waves,
+            garbage,
+            adopts_from: None,
+            resting,
+            look: false,
+        }
     }
 
     /// Handles one event and appends what should happen to `effects`.
@@ -76,11 +95,33 @@ impl Replica {
         view: &impl View,
         effects: &mut Vec<Effect>,
     ) -> Result<(), StoreError> {
-        let outcome = self.take(event, now, view, effects);
+        let adopted_from = self.adopts_from;
+        let mut outcome = self.take(event, now, view, effects);
+        if let Some(peer) = adopted_from.filter(|peer| self.adopts_from != Some(*peer)) {
+            let begins = |link: &mut Link, to: &mut Vec<Ask>| link.begin_anew(Some(peer), view, to);
+            outcome = outcome.and(self.with_each_link(now, effects, begins));
+        }
+        if mem::take(&mut self.look) {
+            outcome = outcome.and(self.look(now, view, effects));
+        }
         if self.waves.is_empty() {
             return outcome;
         }
         outcome.and(self.tend_waves(now, view, effects))
+    }
+
+    fn look(
+        &mut self,
+        now: Now,
+        view: &impl View,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), StoreError> {
+        let (lesson, publishes) = self.garbage.look(now, view, self.access == Access::Write)?;
+        effects.extend(lesson.map(|lesson| Effect::Learn { peer: None, lesson }));
+        if publishes {
+            self.links.values_mut().for_each(Link::tell_soon);
+        }
+        Ok(())
     }
 
     fn take(
@@ -102,6 +143,7 @@ impl Replica {
                 };
                 let mut link = Link::new(ends, self.random.next_u64());
                 link.inherit(self.orphans.remove(&peer).unwrap_or_default());
+                link.rest_until(self.resting.remove(&peer));
                 self.links.insert(peer, link);
                 self.with_link(peer, now, effects, |link, to| link.begin(standing, view, to))
             }
@@ -115,18 +157,35 @@ impl Replica {
             Event::Received { peer, message } => {
                 self.with_link(peer, now, effects, |link, to| link.on_message(message, view, to))
             }
-            Event::Committed { peer, stale } => {
-                if !self.links.contains_key(&peer) {
-                    if let Some(orphans) = self.orphans.get_mut(&peer) {
-                        orphans.pop_front();
-                    }
-                    return Ok(());
+            Event::Committed { peer, stale } => self.committed(peer, stale, now, view, effects),
+            Event::Learned { peer } => {
+                self.look = true;
+                match peer {
+                    Some(peer) => self.committed(peer, 0, now, view, effects)?,
+                    None => self.garbage.moved(),
                 }
-                self.with_link(peer, now, effects, |link, to| link.on_committed(stale, view, to))
+                self.with_each_link(now, effects, |link, to| link.on_learned(view, to))
             }
-            Event::Grew => self.with_each_link(now, effects, |link, to| link.on_grew(view, to)),
+            Event::Registered { node, replicas } => {
+                let was_on = self.garbage.is_on();
+                self.garbage.set_registered(node, &replicas);
+                self.garbage.grew(now, view, &mut self.random);
+                self.look = true;
+                self.with_each_link(now, effects, |link, to| {
+                    // What it was told before was in the wind.
+                    if was_on { link.on_learned(view, to) } else { link.begin_anew(None, view, to) }
+                })
+            }
+            Event::Grew => {
+                self.garbage.grew(now, view, &mut self.random);
+                self.with_each_link(now, effects, |link, to| link.on_grew(view, to))
+            }
             Event::DeadlinePassed => {
-                self.with_each_link(now, effects, |link, to| link.on_deadline(view, to))
+                let (promise, look) = self.garbage.on_deadline(now, view)?;
+                self.look |= look;
+                effects.extend(promise.map(|lesson| Effect::Learn { peer: None, lesson }));
+                let told = self.garbage.to_tell(view);
+                self.with_each_link(now, effects, |link, to| link.on_deadline(&told, view, to))
             }
             Event::DirectoryFlushed { id, .. } => {
                 let mut outcome = Ok(());
@@ -150,7 +209,18 @@ impl Replica {
 
     /// When the next [`Event::DeadlinePassed`] is due.
     pub fn deadline(&self) -> Option<Instant> {
-        self.links.values().filter_map(Link::deadline).chain(self.waves.deadline()).min()
+        let links = self.links.values().filter_map(Link::deadline);
+        links.chain(self.waves.deadline()).chain(self.garbage.deadline()).min()
+    }
+
+    /// What all replicas published of themselves, as far as it is known here.
+    pub fn published(&self) -> impl Iterator<Item = &Published> {
+        self.garbage.published()
+    }
+
+    /// Whom forgetting deletions waits for, if there are any.
+    pub fn holdup(&self, view: &impl View) -> Option<Holdup> {
+        self.garbage.holdup(view)
     }
 
     /// How each link stands, ordered by peer. `head` is the end of this replica's feed.
@@ -163,6 +233,23 @@ impl Replica {
             lacks: link.lacks(),
             applied: link.applied(),
         })
+    }
+
+    fn committed(
+        &mut self,
+        peer: NodeId,
+        stale: usize,
+        now: Now,
+        view: &impl View,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), StoreError> {
+        if !self.links.contains_key(&peer) {
+            if let Some(orphans) = self.orphans.get_mut(&peer) {
+                orphans.pop_front();
+            }
+            return Ok(());
+        }
+        self.with_link(peer, now, effects, |link, to| link.on_committed(stale, view, to))
     }
 
     fn with_link(
@@ -178,10 +265,30 @@ impl Replica {
         let Some(link) = self.links.get_mut(&peer) else { return Ok(()) };
         let mut asks = Vec::new();
         link.lend(now, elsewhere, mem::take(&mut self.news));
+        let held = self.adopts_from.is_some_and(|adopts_from| adopts_from != peer);
+        link.hold(held, self.garbage.is_on());
         let outcome = act(link, &mut asks);
         self.news = link.take_back();
-        let waves = &mut self.waves;
-        effects.extend(asks.into_iter().filter_map(|ask| effect(peer, ask, waves)));
+        if link.is_adopting() {
+            self.adopts_from = Some(peer);
+        } else if self.adopts_from == Some(peer) {
+            self.adopts_from = None;
+        }
+        for ask in asks {
+            match ask {
+                Ask::Collect { frontier } => {
+                    self.garbage.aim(&frontier);
+                    self.look = true;
+                }
+                Ask::Hear { author, published } => {
+                    if self.garbage.hear(&published, author, now) {
+                        self.look = true;
+                        self.links.values_mut().for_each(Link::tell_soon);
+                    }
+                }
+                ask => effects.extend(effect(peer, ask, &mut self.waves)),
+            }
+        }
         match outcome {
             Ok(()) => Ok(()),
             Err(LinkError::Store(error)) => {
@@ -298,10 +405,14 @@ impl Replica {
 
     fn forget(&mut self, peer: NodeId, now: Instant) {
         self.waves.on_gone(peer);
+        self.adopts_from = self.adopts_from.filter(|adopts_from| *adopts_from != peer);
         if let Some(mut link) = self.links.remove(&peer) {
             self.news.forget(peer);
             if Elsewhere::Pushing <= link.does(now) {
                 self.news.lost_a_link(now);
+            }
+            if let Some(until) = link.rests_until() {
+                self.resting.insert(peer, until);
             }
             let orphans = link.take_outstanding();
             if !orphans.is_empty() {
@@ -316,9 +427,11 @@ fn effect(peer: NodeId, ask: Ask, waves: &mut Waves) -> Option<Effect> {
     match ask {
         Ask::Send(message) => Some(Effect::Send { peer, message }),
         Ask::Commit { entries, cursor } => Some(Effect::Commit { peer, entries, cursor }),
+        Ask::Learn { lesson } => Some(Effect::Learn { peer: Some(peer), lesson }),
         Ask::BarrierReached { id, head } => {
             let concerns_others = waves.on_answered(peer, id, head);
             (!concerns_others).then_some(Effect::BarrierReached { id, peer, head })
         }
+        Ask::Collect { .. } | Ask::Hear { .. } => None,
     }
 }

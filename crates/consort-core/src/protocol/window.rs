@@ -23,10 +23,12 @@ const REFILL_AT_MESSAGES: usize = WINDOW_MESSAGES / 4 * 3;
 /// The messages that a peer has been sent and has not acknowledged, by weight, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Window {
-    weights: VecDeque<usize>,
+    /// With whether each is about versions, rather than about what is known of them.
+    weights: VecDeque<(usize, bool)>,
     bytes: usize,
     /// It was full, and no quarter of it is free yet.
     is_closed: bool,
+    about_versions: usize,
 }
 
 impl Window {
@@ -40,11 +42,18 @@ impl Window {
         self.weights.len()
     }
 
+    /// How many of them are about versions.
+    pub(super) fn about_versions(&self) -> usize {
+        self.about_versions
+    }
+
     /// Takes in a message; returns what it weighs.
     pub(super) fn add(&mut self, message: &Message) -> usize {
         let weight = weight(message);
-        self.weights.push_back(weight);
+        let about_versions = !matches!(message, Message::Frontier { .. } | Message::Known { .. });
+        self.weights.push_back((weight, about_versions));
         self.bytes += weight;
+        self.about_versions += usize::from(about_versions);
         self.is_closed |= WINDOW_BYTES <= self.bytes || WINDOW_MESSAGES <= self.weights.len();
         weight
     }
@@ -52,7 +61,10 @@ impl Window {
     /// Takes off the oldest `count` messages, or all if there are fewer; returns how many `count` has left.
     pub(super) fn take_off(&mut self, count: usize) -> usize {
         let here = count.min(self.weights.len());
-        self.bytes -= self.weights.drain(..here).sum::<usize>();
+        for (weight, about_versions) in self.weights.drain(..here) {
+            self.bytes -= weight;
+            self.about_versions -= usize::from(about_versions);
+        }
         self.is_closed &= REFILL_AT_BYTES < self.bytes || REFILL_AT_MESSAGES < self.weights.len();
         count - here
     }
@@ -94,6 +106,8 @@ impl Inbox {
 }
 
 const EACH: usize = 64;
+/// What an author of a frontier counts.
+const AUTHOR: usize = 40;
 
 /// What a message counts, in bytes: about what it takes in memory.
 fn weight(message: &Message) -> usize {
@@ -102,6 +116,8 @@ fn weight(message: &Message) -> usize {
             EACH + weight_of(entries)
         }
         Message::Have { fingerprints, .. } => EACH + fingerprints.len() * 16,
+        Message::Frontier { times } => EACH + times.len() * AUTHOR,
+        Message::Known { times, published } => EACH + (times.len() + 2 * published.len()) * AUTHOR,
         Message::Description(Answer::Symbols { run, .. }) => {
             EACH + run.symbols.len() * size_of::<Symbol>()
         }

@@ -5,21 +5,26 @@
 //! a store can make them durable together.
 
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::mem;
 
-use crate::limits::{MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS, MAX_SEAL_BYTES, MAX_VECTOR_EXCEPTIONS};
+use crate::limits::{
+    MAX_COLLECTED, MAX_COMMIT_BYTES, MAX_COMMIT_VERSIONS, MAX_SEAL_BYTES, MAX_VECTOR_EXCEPTIONS,
+};
 use crate::model::canonical;
 use crate::model::conflict::{Losers, OnConflict};
 use crate::model::fingerprint::{Fingerprint, FingerprintKey};
-use crate::model::hlc::Clock;
+use crate::model::frontier::{Frontier, Knowledge};
+use crate::model::hlc::{Clock, Timestamp};
 use crate::model::id::{AuthorId, NodeId};
 use crate::model::key::Key;
 use crate::model::merge::{self, Merged};
 use crate::model::vector::Dot;
 use crate::model::version::{Entry, Version};
 use crate::store::{
-    Applied, LocalWrite, Sealer, Sequence, StoreError, Stored, Summary, View, Written,
+    Applied, Lesson, LocalWrite, Sealer, Sequence, StoreError, Stored, Summary, Tombstones, View,
+    Written,
 };
 use crate::time::WallTime;
 
@@ -30,6 +35,8 @@ pub struct Added {
     pub key: Key,
     /// The version.
     pub dot: Dot,
+    /// Whether it is a tombstone.
+    pub deleted: bool,
     /// The length of its canonical encoding in bytes.
     pub bytes: usize,
     /// Its fingerprint.
@@ -42,13 +49,15 @@ pub struct Added {
     pub via: Option<NodeId>,
 }
 
-/// A version that was replaced, and whose rows go: the version, its feed row, its fingerprint.
+/// A version that was replaced or collected, and whose rows go: the version, its feed row, its fingerprint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removed {
     /// The key.
     pub key: Key,
     /// The version.
     pub dot: Dot,
+    /// Whether it was a tombstone.
+    pub deleted: bool,
     /// Its place in the feed.
     pub sequence: Sequence,
     /// Its fingerprint.
@@ -62,12 +71,19 @@ pub struct Batch {
     pub added: Vec<Added>,
     /// Rows to remove; none of them is among those to write.
     pub removed: Vec<Removed>,
-    /// The keys that changed, in order, each with its current versions as they are after it, ordered by dot.
+    /// The keys that changed, in order, each with its current versions as they are after it, ordered by dot. A key of
+    /// which there are none any more has no row.
     pub keys: Vec<(Key, Vec<Stored>)>,
     /// The keys whose losers are others than before, in order, each with how many it has now.
     pub contested: Vec<(Key, Losers)>,
     /// The losers of the replica after it.
     pub losers: Losers,
+    /// The cursors of all peers' feeds go.
+    pub anew: bool,
+    /// What the replica knows, if that changed.
+    pub knowledge: Option<Arc<Knowledge>>,
+    /// The tombstones after it.
+    pub tombstones: Tombstones,
     /// The replica after it.
     pub summary: Summary,
 }
@@ -77,12 +93,18 @@ pub struct Batch {
 struct Touched {
     /// Its current versions, ordered by dot.
     siblings: Vec<Stored>,
-    /// Whether the view has any.
-    known: bool,
     /// How many of those that the view has are losers.
     lost: Losers,
     /// Whether a commit changed them.
     changed: bool,
+}
+
+/// A tombstone that can go.
+#[derive(Debug)]
+struct Due {
+    key: Key,
+    place: usize,
+    dot: Dot,
 }
 
 /// Commits on their way into a replica.
@@ -91,6 +113,10 @@ pub struct Application<'v, V> {
     view: &'v V,
     fingerprint_key: FingerprintKey,
     summary: Summary,
+    knowledge: Arc<Knowledge>,
+    learnt: bool,
+    anew: bool,
+    tombstones: Tombstones,
     /// Every key that was looked at, with its place in `touched`.
     places: BTreeMap<Key, usize>,
     touched: Vec<Touched>,
@@ -102,21 +128,27 @@ pub struct Application<'v, V> {
 
 impl<'v, V: View> Application<'v, V> {
     /// Begins on top of `view`.
-    pub fn new(view: &'v V, fingerprint_key: FingerprintKey) -> Self {
-        let summary = view.summary();
-        let (added, removed, canonical) = (Vec::new(), Vec::new(), Vec::with_capacity(256));
-        let (places, touched) = (BTreeMap::new(), Vec::new());
-        Self { view, fingerprint_key, summary, places, touched, added, removed, canonical }
+    pub fn new(view: &'v V, fingerprint_key: FingerprintKey) -> Result<Self, StoreError> {
+        let (places, touched, added, removed) = Default::default();
+        Ok(Self {
+            view,
+            fingerprint_key,
+            summary: view.summary(),
+            knowledge: view.knowledge()?,
+            learnt: false,
+            anew: false,
+            tombstones: view.tombstones(),
+            places,
+            touched,
+            added,
+            removed,
+            canonical: Vec::with_capacity(256),
+        })
     }
 
     /// The current versions of a key that an earlier commit touched, ordered by dot.
     pub fn touched(&self, key: &Key) -> &[Stored] {
         self.places.get(key).map_or(&[], |place| &self.touched[*place].siblings)
-    }
-
-    /// Whether the view has versions of a key: whether it was written before all of these commits.
-    pub fn knows(&mut self, key: &Key) -> Result<bool, StoreError> {
-        self.touch(key).map(|place| self.touched[place].known)
     }
 
     /// Merges versions that a peer sent, as one commit. If it fails, nothing has changed.
@@ -170,7 +202,8 @@ impl<'v, V: View> Application<'v, V> {
             self.added.retain(|added| passing.binary_search(&added.sequence).is_err());
             self.removed.retain(|removed| passing.binary_search(&removed.sequence).is_err());
         }
-        let Self { added, removed, places, mut touched, summary, .. } = self;
+        let Self { added, removed, places, mut touched, anew, tombstones, summary, .. } = self;
+        let knowledge = self.learnt.then_some(self.knowledge);
         let (mut keys, mut contested) = (Vec::new(), Vec::new());
         let mut losers = self.view.losers();
         for (key, place) in places {
@@ -186,7 +219,7 @@ impl<'v, V: View> Application<'v, V> {
             }
             keys.push((key, siblings));
         }
-        Batch { added, removed, keys, contested, losers, summary }
+        Batch { added, removed, keys, contested, losers, anew, knowledge, tombstones, summary }
     }
 
     /// Reads all that a commit will look at before it changes anything, since only reading can fail. The places of
@@ -253,7 +286,10 @@ impl<'v, V: View> Application<'v, V> {
         }
         // Nobody has seen what is not written yet. Whoever claims so must not make this write look like an old one.
         let claimed = version.seen.authors().iter().find(|(seen, _)| *seen == author);
-        *clock = Clock::after(clock.last().max(claimed.map_or(clock.last(), |(_, time)| *time)));
+        let claimed = claimed.map(|(_, time)| *time).unwrap_or_default();
+        // Nor is it dead: what is within the frontier would be.
+        let collected = self.knowledge.frontier.of(author);
+        *clock = Clock::after(clock.last().max(claimed).max(collected));
         version.dot.time = clock.tick(now);
         let dot = version.dot;
         let mut entry = Entry { key, version };
@@ -268,9 +304,15 @@ impl<'v, V: View> Application<'v, V> {
 
     fn merge(&mut self, entry: Entry, place: usize, via: Option<NodeId>, applied: &mut Applied) {
         let held = self.touched[place].siblings.iter().map(|stored| &stored.version);
-        let Merged::Added { replaced } = merge::merge(held, &entry.version) else {
-            applied.stale += 1;
-            return;
+        let merged = merge::merge(held, &entry.version);
+        // What is within the frontier and not held is dead: what covers it may be gone.
+        let is_dead = self.knowledge.frontier.contains(entry.version.dot);
+        let replaced = match merged {
+            Merged::Added { replaced } if !is_dead => replaced,
+            _ => {
+                applied.stale += 1;
+                return;
+            }
         };
         self.canonical.clear();
         canonical::encode_entry(&entry, &mut self.canonical);
@@ -288,18 +330,151 @@ impl<'v, V: View> Application<'v, V> {
         }
         let place = held.partition_point(|stored| stored.version.dot < entry.version.dot);
         held.insert(place, Stored { version: entry.version.clone(), sequence });
-        for stored in gone {
-            let dot = stored.version.dot;
-            let replaced = Entry { key: entry.key.clone(), version: stored.version };
-            let fingerprint = Fingerprint::of(&replaced, &self.fingerprint_key);
-            self.summary.digest.remove(fingerprint);
-            let key = replaced.key;
-            self.removed.push(Removed { key, dot, sequence: stored.sequence, fingerprint });
-        }
+        gone.into_iter().for_each(|stored| self.remove(entry.key.clone(), stored));
+        let deleted = entry.version.is_deleted();
+        self.tombstones.add(&entry.version);
         let (key, dot, bytes) = (entry.key.clone(), entry.version.dot, self.canonical.len());
         let commit_end = sequence;
-        self.added.push(Added { key, dot, bytes, fingerprint, sequence, commit_end, via });
+        self.added.push(Added { key, dot, deleted, bytes, fingerprint, sequence, commit_end, via });
         applied.added.push((entry, sequence));
+    }
+
+    /// A version that was current is so no more.
+    fn remove(&mut self, key: Key, Stored { version, sequence }: Stored) {
+        let (dot, deleted) = (version.dot, version.is_deleted());
+        let entry = Entry { key, version };
+        let fingerprint = Fingerprint::of(&entry, &self.fingerprint_key);
+        self.summary.digest.remove(fingerprint);
+        self.tombstones.count -= u64::from(deleted);
+        self.removed.push(Removed { key: entry.key, dot, deleted, sequence, fingerprint });
+    }
+
+    // ---- What is learnt ----
+
+    /// Takes note of what the replica learnt, as one commit. If it fails, nothing has changed.
+    pub fn learn(
+        &mut self,
+        lesson: Lesson,
+        author: AuthorId,
+        clock: &mut Clock,
+    ) -> Result<Applied, StoreError> {
+        let Lesson { known, frontier, dead, anew, promise } = lesson;
+        let dead_at = self.read(dead.iter().map(|(key, _)| key))?;
+        let mut reading = *clock;
+        if let Some(now) = promise {
+            reading.observe(self.tombstones.latest, now);
+            reading.tick(now);
+        }
+        let before = Arc::clone(&self.knowledge);
+        let mut after = (*before).clone();
+        if anew {
+            after.known = after.frontier.clone();
+        }
+        // Nobody knows better than this store what it wrote.
+        after.known.join(&known.times().filter(|(of, _)| *of != author).collect());
+        after.known.raise(author, reading.last());
+        let mut target = frontier.meet(&after.known);
+        target.join(&before.frontier);
+        let collected = self.collectable(&mut target, &before.frontier)?;
+        after.frontier = target;
+
+        *clock = reading;
+        self.anew |= anew;
+        let digest = self.summary.digest;
+        for ((key, dot), place) in dead.into_iter().zip(dead_at) {
+            self.forget(key, place, dot);
+        }
+        for Due { key, place, dot } in collected {
+            self.forget(key, place, dot);
+        }
+        if self.summary.digest != digest {
+            // A place of which nothing is left: no two states of a replica have one head.
+            self.summary.head.sequence.0 += 1;
+        }
+        if after != *before {
+            self.summary.frontier = after.frontier.mark();
+            self.knowledge = Arc::new(after);
+            self.learnt = true;
+        }
+        Ok(Applied { summary: self.summary, ..Applied::default() })
+    }
+
+    /// The tombstones that `frontier` collects. If they are too many for one step, the frontier is moved back, though
+    /// not behind `before`.
+    fn collectable(
+        &mut self,
+        frontier: &mut Frontier,
+        before: &Frontier,
+    ) -> Result<Vec<Due>, StoreError> {
+        if frontier == before {
+            return Ok(Vec::new());
+        }
+        let latest = |frontier: &Frontier| frontier.times().map(|(_, time)| time).max();
+        let (latest, latest_before) = (latest(frontier), latest(before));
+        // What came with commits before in the same batch is in no view.
+        let recent = self.added.iter().filter(|added| added.deleted);
+        let mut recent: BTreeMap<(Timestamp, AuthorId), Key> =
+            recent.map(|added| ((added.dot.time, added.dot.author), added.key.clone())).collect();
+        let mut found: Vec<Due> = Vec::new();
+        let mut after = None;
+        loop {
+            let page = self.view.tombstones_after(after, MAX_COLLECTED)?;
+            after = page.last().map(|(dot, _)| *dot);
+            let mut due: BTreeMap<(Timestamp, AuthorId), Key> =
+                page.into_iter().map(|(dot, key)| ((dot.time, dot.author), key)).collect();
+            let later = match after {
+                Some(last) => recent.split_off(&(last.time, last.author)),
+                None => BTreeMap::new(),
+            };
+            due.append(&mut mem::replace(&mut recent, later));
+            for ((time, author), key) in due {
+                let dot = Dot { author, time };
+                if frontier.contains(dot) && self.collects(frontier, &key, dot)? {
+                    let place = self.touch(&key)?;
+                    found.push(Due { key, place, dot });
+                }
+            }
+            let last = after.map(|last| last.time);
+            if last.is_none() || latest < last {
+                return Ok(found);
+            }
+            // What is later than all that was within before is later than what a shorter frontier collects.
+            if MAX_COLLECTED <= found.len() && latest_before < last {
+                break;
+            }
+        }
+        let Some(last) = found.get(MAX_COLLECTED - 1) else { return Ok(found) };
+        *frontier = frontier.until(last.dot.time);
+        frontier.join(before);
+        let mut within = Vec::with_capacity(found.len());
+        for due in found {
+            if self.collects(frontier, &due.key, due.dot)? {
+                within.push(due);
+            }
+        }
+        Ok(within)
+    }
+
+    /// Whether the version with this dot is current, and `frontier` collects it.
+    fn collects(&self, frontier: &Frontier, key: &Key, dot: Dot) -> Result<bool, StoreError> {
+        let collects = |held: &[Stored]| {
+            let versions = held.iter().map(|stored| &stored.version);
+            versions.into_iter().any(|held| held.dot == dot && frontier.collects(held))
+        };
+        match self.places.get(key) {
+            Some(place) => Ok(collects(&self.touched[*place].siblings)),
+            None => Ok(collects(&self.view.siblings(key)?)),
+        }
+    }
+
+    /// Drops a version, if it is current.
+    fn forget(&mut self, key: Key, place: usize, dot: Dot) {
+        let touched = &mut self.touched[place];
+        if let Some(at) = touched.siblings.iter().position(|stored| stored.version.dot == dot) {
+            touched.changed = true;
+            let stored = touched.siblings.remove(at);
+            self.remove(key, stored);
+        }
     }
 
     /// Says where the commit that began at `from` ends in the feed. It is applied whole here, but one that is too
@@ -339,7 +514,7 @@ impl<'v, V: View> Application<'v, V> {
         let siblings = self.view.siblings(key)?;
         let place = self.touched.len();
         let lost = Losers::of(siblings.iter().map(|stored| &stored.version));
-        self.touched.push(Touched { known: !siblings.is_empty(), lost, changed: false, siblings });
+        self.touched.push(Touched { lost, changed: false, siblings });
         self.places.insert(key.clone(), place);
         Ok(place)
     }

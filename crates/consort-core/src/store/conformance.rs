@@ -11,20 +11,22 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::content::{ChunkRef, Content};
+use crate::limits::{MAX_COLLECTED, MAX_COMMIT_VERSIONS};
 use crate::model::attributes::Attributes;
 use crate::model::commit::Commit;
 use crate::model::conflict::Losers;
 use crate::model::fingerprint::{Fingerprint, FingerprintKey};
+use crate::model::frontier::Frontier;
 use crate::model::hlc::Timestamp;
-use crate::model::id::{DatasetId, NodeId};
+use crate::model::id::{AuthorId, DatasetId, NodeId};
 use crate::model::key::Key;
 use crate::model::merge::Saw;
 use crate::model::vector::Dot;
 use crate::model::version::Entry;
 use crate::store::memory::{MemoryStore, MemoryView};
 use crate::store::{
-    Cursor, DatasetParameters, Epoch, FeedRow, LocalWrite, Sealer, Sequence, Store, StoreError,
-    View, Written,
+    Cursor, DatasetParameters, Epoch, FeedRow, Lesson, LocalWrite, Sealer, Sequence, Store,
+    StoreError, View, Written,
 };
 use crate::time::WallTime;
 
@@ -60,6 +62,20 @@ pub fn run<S: Store>(seed: u64, mut make: impl FnMut() -> S, mut between: impl F
         pairs.push(pair);
     }
     feeds_make_stores_equal(&mut pairs, make());
+    // Lessons may be wrong here, so each of these stores is equal to its reference, and to no other.
+    let mut pairs: Vec<Pair<S>> = (0..STORES).map(|number| Pair::new(make(), number)).collect();
+    for step in 0..STEPS {
+        let place = random.below(STORES);
+        let mut pair = pairs.swap_remove(place);
+        pair.store = between(pair.store, random.next());
+        match random.below(6) {
+            0..2 => pair.write(step, &mut random),
+            2..4 => pair.learn(step, &mut random),
+            _ => pair.pull(&pairs[random.below(STORES - 1)], &mut random),
+        }
+        pair.compare(&mut random, &format!("seed {seed}, learning, step {step}"));
+        pairs.push(pair);
+    }
 }
 
 /// A store, and the reference that got the same commits.
@@ -119,6 +135,16 @@ impl<S: Store> Pair<S> {
         assert_eq!(applied.expect("applies"), expected);
     }
 
+    fn learn(&mut self, step: usize, random: &mut Random) {
+        let held = view(&self.reference);
+        let lesson = random.lesson(&held, WallTime(1_000 + step as u64 / 4));
+        let expected = self.reference.learn(DATASET.id, lesson.clone());
+        let mut expected = expected.expect("learns");
+        let learnt = self.store.learn(DATASET.id, lesson).expect("learns");
+        expected.summary.head.epoch = self.epoch;
+        assert_eq!(learnt, expected);
+    }
+
     /// Compares everything that can be read.
     fn compare(&self, random: &mut Random, context: &str) {
         let (store, reference) = (view(&self.store), view(&self.reference));
@@ -130,6 +156,10 @@ impl<S: Store> Pair<S> {
         assert_eq!(store.index().digest(), expected.digest, "{context}");
         let mut symbols = store.index().iter().zip(reference.index().iter());
         assert!(symbols.all(|(own, expected)| own == expected), "{context}");
+        assert_eq!(summary.frontier, expected.frontier, "{context}");
+        assert_eq!(store.knowledge(), reference.knowledge(), "{context}");
+        assert_eq!(store.own(), reference.own(), "{context}");
+        compare_tombstones(&store, &reference, random, context);
         compare_keys(&store, &reference, random, context);
         compare_feeds(&store, &reference, random, context);
         compare_fingerprints(&store, &reference, random, context);
@@ -222,10 +252,59 @@ fn compare_fingerprints(
     assert_eq!(last, Ok(Vec::new()), "{context}");
 }
 
+fn compare_tombstones(
+    store: &impl View,
+    reference: &MemoryView,
+    random: &mut Random,
+    context: &str,
+) {
+    assert_eq!(store.tombstones(), reference.tombstones(), "{context}");
+    let all = reference.tombstones_after(None, usize::MAX).expect("reads");
+    assert_eq!(reference.tombstones().count, all.len() as u64, "{context}");
+    let after = if all.is_empty() { None } else { Some(all[random.below(all.len())].0) };
+    for after in [None, after] {
+        for limit in [0, 1 + random.below(3), usize::MAX] {
+            let expected = reference.tombstones_after(after, limit);
+            assert_eq!(store.tombstones_after(after, limit), expected, "{context}");
+        }
+    }
+}
+
+/// However many tombstones can go, a lesson collects no more than a step of them; repeated, it collects them all.
+pub fn collects_many_in_steps<S: Store>(mut store: S) {
+    const MANY: usize = MAX_COLLECTED + MAX_COLLECTED / 2;
+    store.open_dataset(DATASET).expect("opens");
+    let keys: Vec<Key> =
+        (0..MANY).map(|n| Key::new(format!("k{n}")).expect("a valid key")).collect();
+    for (now, content) in [(1, Content::Inline([1].into())), (2, Content::Deleted)] {
+        for keys in keys.chunks(MAX_COMMIT_VERSIONS) {
+            let writes = keys.iter().map(|key| LocalWrite::new(key.clone(), content.clone()));
+            store.apply_local(DATASET.id, writes.collect(), WallTime(now)).expect("applies");
+        }
+    }
+    assert_eq!(view(&store).tombstones().count, MANY as u64);
+    let (author, reading) = view(&store).own().expect("reads");
+    let frontier: Frontier = [(author, reading)].into_iter().collect();
+    let mut left = MANY as u64;
+    while left != 0 {
+        let lesson = Lesson { frontier: frontier.clone(), ..Lesson::default() };
+        store.learn(DATASET.id, lesson).expect("learns");
+        let before = core::mem::replace(&mut left, view(&store).tombstones().count);
+        let collected = before - left;
+        assert!((1..=MAX_COLLECTED as u64).contains(&collected), "{collected} in one step");
+    }
+    let view = view(&store);
+    assert_eq!(view.summary().digest.count, 0);
+    assert_eq!(view.scan("", None, 1), Ok(Vec::new()));
+    assert_eq!(view.feed(Sequence(0), usize::MAX), Ok(Vec::new()));
+    assert_eq!(view.knowledge().expect("reads").frontier, frontier);
+}
+
 fn knows_only_what_was_opened<S: Store>(mut store: S) {
     let unknown = Some(StoreError::UnknownDataset(DATASET.id));
     assert_eq!(store.view(DATASET.id).err(), unknown);
     assert_eq!(store.apply_local(DATASET.id, Vec::new(), WallTime(1)).err(), unknown);
+    assert_eq!(store.learn(DATASET.id, Lesson::default()).err(), unknown);
     let commit = Commit::default();
     assert_eq!(store.apply_remote(DATASET.id, NodeId([1; 16]), commit, None).err(), unknown);
 
@@ -333,6 +412,37 @@ impl Random {
         usize::try_from(self.next() % bound as u64).expect("below a usize")
     }
 
+    /// Something to learn, be it true or not.
+    fn lesson(&mut self, held: &impl View, now: WallTime) -> Lesson {
+        let (own, _) = held.own().expect("reads");
+        let authors: Vec<AuthorId> = held
+            .feed(Sequence(0), usize::MAX)
+            .expect("reads")
+            .into_iter()
+            .map(|row| row.entry.version.dot.author)
+            .chain([AuthorId([77; 16])])
+            // Who knows more of a store's author than itself shows it a lost past, which only some stores notice.
+            .filter(|author| *author != own)
+            .collect();
+        let mut frontier = || -> Frontier {
+            let times = (0..self.below(4)).map(|_| {
+                let time = Timestamp::at(WallTime(1_000 + self.below(20) as u64));
+                (authors[self.below(authors.len())], time)
+            });
+            times.collect::<Vec<_>>().into_iter().collect()
+        };
+        let (known, frontier) = (frontier(), frontier());
+        let mut dead = Vec::new();
+        for (key, held) in held.scan("", None, usize::MAX).expect("reads") {
+            if self.below(8) == 0 {
+                dead.push((key, held[0].version.dot));
+            }
+        }
+        let anew = self.below(4) == 0;
+        let promise = (self.below(3) == 0).then_some(now);
+        Lesson { known, frontier, dead, anew, promise }
+    }
+
     /// A write by somebody who sees what `held` shows, or something older.
     fn write(&mut self, held: &impl View) -> LocalWrite {
         let key = Key::new(KEYS[self.below(KEYS.len())]).expect("a valid key");
@@ -367,7 +477,6 @@ mod tests {
     use core::cell::Cell;
 
     use super::*;
-    use crate::model::id::AuthorId;
 
     #[test]
     fn the_store_in_memory_conforms() {
@@ -379,5 +488,6 @@ mod tests {
             };
             run(seed, make, |store, _| store);
         }
+        collects_many_in_steps(MemoryStore::new(AuthorId([1; 16]), Epoch(3)));
     }
 }

@@ -11,7 +11,8 @@ use crate::model::canonical;
 use crate::model::commit::Commit;
 use crate::model::conflict::{Losers, OnConflict};
 use crate::model::fingerprint::Fingerprint;
-use crate::model::hlc::Clock;
+use crate::model::frontier::Knowledge;
+use crate::model::hlc::{Clock, Timestamp};
 use crate::model::id::{AuthorId, DatasetId, NodeId};
 use crate::model::key::Key;
 use crate::model::vector::Dot;
@@ -19,13 +20,13 @@ use crate::model::version::Entry;
 use crate::reconcile::Index;
 use crate::store::apply::{Application, Batch};
 use crate::store::{
-    Applied, Cursor, DatasetParameters, Epoch, FeedRow, LocalWrite, Sealer, Sequence, Store,
-    StoreError, Stored, Summary, View,
+    Applied, Cursor, DatasetParameters, Epoch, FeedRow, Lesson, LocalWrite, Sealer, Sequence,
+    Store, StoreError, Stored, Summary, Tombstones, View,
 };
 use crate::time::WallTime;
 
 /// A store in memory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct MemoryStore {
     author: AuthorId,
     epoch: Epoch,
@@ -43,17 +44,59 @@ struct Rows {
     contested: BTreeSet<Key>,
     losers: Losers,
     index: Index,
+    tombstones: BTreeMap<(Timestamp, AuthorId), Key>,
+    counted: Tombstones,
+    knowledge: Arc<Knowledge>,
     cursors: BTreeMap<NodeId, Cursor>,
 }
 
 /// A [`MemoryStore`]'s dataset at one moment.
 #[derive(Clone, Debug)]
-pub struct MemoryView(Arc<Rows>);
+pub struct MemoryView {
+    rows: Arc<Rows>,
+    author: AuthorId,
+    reading: Timestamp,
+}
 
 impl MemoryStore {
     /// An empty store of `author`, whose feeds are of `epoch`.
     pub fn new(author: AuthorId, epoch: Epoch) -> Self {
         Self { author, epoch, clock: Clock::default(), datasets: BTreeMap::new() }
+    }
+
+    /// This store as one that was restored from a backup: another author, whose feeds are of another epoch. It has lost
+    /// what came after the backup, so its feeds' places mean nothing, and neither do those that it knows in others'.
+    pub fn restored(mut self, author: AuthorId, epoch: Epoch) -> Self {
+        (self.author, self.epoch) = (author, epoch);
+        for (_, rows) in self.datasets.values_mut() {
+            let rows = Arc::make_mut(rows);
+            rows.summary.head.epoch = epoch;
+            rows.cursors.clear();
+            let knowledge = Arc::make_mut(&mut rows.knowledge);
+            knowledge.known = knowledge.frontier.clone();
+        }
+        self
+    }
+
+    fn apply(
+        &mut self,
+        dataset: DatasetId,
+        act: impl FnOnce(
+            &mut Application<'_, MemoryView>,
+            AuthorId,
+            &mut Clock,
+        ) -> Result<Applied, StoreError>,
+    ) -> Result<Applied, StoreError> {
+        let view = self.view(dataset)?;
+        let (author, mut clock) = (self.author, self.clock);
+        let (parameters, rows) = self.dataset(dataset)?;
+        let mut application = Application::new(&view, parameters.fingerprint_key)?;
+        let applied = act(&mut application, author, &mut clock)?;
+        let batch = application.finish();
+        drop(view);
+        Arc::make_mut(rows).apply(batch);
+        self.clock = clock;
+        Ok(applied)
     }
 
     fn dataset(
@@ -82,8 +125,8 @@ impl Store for MemoryStore {
     }
 
     fn view(&self, dataset: DatasetId) -> Result<MemoryView, StoreError> {
-        let rows = self.datasets.get(&dataset).map(|(_, rows)| MemoryView(Arc::clone(rows)));
-        rows.ok_or(StoreError::UnknownDataset(dataset))
+        let (_, rows) = self.datasets.get(&dataset).ok_or(StoreError::UnknownDataset(dataset))?;
+        Ok(MemoryView { rows: Arc::clone(rows), author: self.author, reading: self.clock.last() })
     }
 
     fn apply_remote(
@@ -93,18 +136,17 @@ impl Store for MemoryStore {
         commit: Commit,
         cursor: Option<Cursor>,
     ) -> Result<Applied, StoreError> {
-        let (parameters, rows) = self.dataset(dataset)?;
-        let view = MemoryView(Arc::clone(rows));
-        let mut application = Application::new(&view, parameters.fingerprint_key);
-        let applied = application.remote(commit.entries, peer)?;
-        let batch = application.finish();
-        drop(view);
-        let rows = Arc::make_mut(rows);
-        rows.apply(batch);
+        let applied =
+            self.apply(dataset, |application, _, _| application.remote(commit.entries, peer))?;
         if let Some(cursor) = cursor {
-            rows.cursors.insert(peer, cursor);
+            let (_, rows) = self.dataset(dataset)?;
+            Arc::make_mut(rows).cursors.insert(peer, cursor);
         }
         Ok(applied)
+    }
+
+    fn learn(&mut self, dataset: DatasetId, lesson: Lesson) -> Result<Applied, StoreError> {
+        self.apply(dataset, |application, author, clock| application.learn(lesson, author, clock))
     }
 
     fn apply_sealed(
@@ -114,18 +156,10 @@ impl Store for MemoryStore {
         now: WallTime,
         sealer: Option<Arc<dyn Sealer>>,
     ) -> Result<Applied, StoreError> {
-        let (author, mut clock) = (self.author, self.clock);
-        let (parameters, rows) = self.dataset(dataset)?;
-        let view = MemoryView(Arc::clone(rows));
-        let mut application = Application::new(&view, parameters.fingerprint_key);
-        let policy = OnConflict::KeepBoth;
-        let sealer = sealer.as_deref();
-        let applied = application.local(writes, policy, author, &mut clock, now, sealer)?;
-        let batch = application.finish();
-        drop(view);
-        Arc::make_mut(rows).apply(batch);
-        self.clock = clock;
-        Ok(applied)
+        self.apply(dataset, |application, author, clock| {
+            let policy = OnConflict::KeepBoth;
+            application.local(writes, policy, author, clock, now, sealer.as_deref())
+        })
     }
 }
 
@@ -135,9 +169,15 @@ impl Rows {
             self.feed.remove(&removed.sequence);
             self.fingerprints.remove(&removed.fingerprint);
             self.index.remove(removed.fingerprint);
+            if removed.deleted {
+                self.tombstones.remove(&(removed.dot.time, removed.dot.author));
+            }
         }
         for added in batch.added {
             let (key, dot) = (added.key, added.dot);
+            if added.deleted {
+                self.tombstones.insert((dot.time, dot.author), key.clone());
+            }
             self.feed.insert(added.sequence, (key.clone(), dot, added.commit_end, added.via));
             self.fingerprints.insert(added.fingerprint, (key, dot));
             self.index.add(added.fingerprint);
@@ -154,7 +194,20 @@ impl Rows {
             }
         }
         self.losers = batch.losers;
-        self.versions.extend(batch.keys);
+        for (key, held) in batch.keys {
+            if held.is_empty() {
+                self.versions.remove(&key);
+            } else {
+                self.versions.insert(key, held);
+            }
+        }
+        if let Some(knowledge) = batch.knowledge {
+            self.knowledge = knowledge;
+        }
+        if batch.anew {
+            self.cursors.clear();
+        }
+        self.counted = batch.tombstones;
         self.summary = batch.summary;
     }
 
@@ -170,20 +223,20 @@ impl Rows {
 
 impl View for MemoryView {
     fn summary(&self) -> Summary {
-        self.0.summary
+        self.rows.summary
     }
 
     fn siblings(&self, key: &Key) -> Result<Vec<Stored>, StoreError> {
-        Ok(self.0.versions.get(key).cloned().unwrap_or_default())
+        Ok(self.rows.versions.get(key).cloned().unwrap_or_default())
     }
 
     fn feed(&self, after: Sequence, limit_bytes: usize) -> Result<Vec<FeedRow>, StoreError> {
         let mut rows = Vec::new();
         let mut bytes = Vec::new();
         for (&sequence, (key, dot, commit_end, via)) in
-            self.0.feed.range((Excluded(after), Unbounded))
+            self.rows.feed.range((Excluded(after), Unbounded))
         {
-            let entry = self.0.entry(key, *dot)?;
+            let entry = self.rows.entry(key, *dot)?;
             canonical::encode_entry(&entry, &mut bytes);
             if limit_bytes < bytes.len() && !rows.is_empty() {
                 break;
@@ -194,16 +247,16 @@ impl View for MemoryView {
     }
 
     fn by_fingerprint(&self, fingerprint: Fingerprint) -> Result<Option<Entry>, StoreError> {
-        let found = self.0.fingerprints.get(&fingerprint);
-        found.map(|(key, dot)| self.0.entry(key, *dot)).transpose()
+        let found = self.rows.fingerprints.get(&fingerprint);
+        found.map(|(key, dot)| self.rows.entry(key, *dot)).transpose()
     }
 
     fn has(&self, fingerprint: Fingerprint) -> Result<bool, StoreError> {
-        Ok(self.0.fingerprints.contains_key(&fingerprint))
+        Ok(self.rows.fingerprints.contains_key(&fingerprint))
     }
 
     fn index(&self) -> &Index {
-        &self.0.index
+        &self.rows.index
     }
 
     fn fingerprints(
@@ -214,7 +267,7 @@ impl View for MemoryView {
         let above = |fingerprint: &&Fingerprint| after < Some(**fingerprint);
         let from = after.unwrap_or(Fingerprint(0));
         Ok(self
-            .0
+            .rows
             .fingerprints
             .range(from..)
             .map(|(f, _)| f)
@@ -224,17 +277,39 @@ impl View for MemoryView {
             .collect())
     }
 
+    fn knowledge(&self) -> Result<Arc<Knowledge>, StoreError> {
+        Ok(Arc::clone(&self.rows.knowledge))
+    }
+
+    fn tombstones(&self) -> Tombstones {
+        self.rows.counted
+    }
+
+    fn tombstones_after(
+        &self,
+        after: Option<Dot>,
+        limit: usize,
+    ) -> Result<Vec<(Dot, Key)>, StoreError> {
+        let from = after.map_or(Unbounded, |dot| Excluded((dot.time, dot.author)));
+        let rows = self.rows.tombstones.range((from, Unbounded)).take(limit);
+        Ok(rows.map(|(&(time, author), key)| (Dot { author, time }, key.clone())).collect())
+    }
+
+    fn own(&self) -> Result<(AuthorId, Timestamp), StoreError> {
+        Ok((self.author, self.reading))
+    }
+
     fn contested(&self, after: Option<&Key>, limit: usize) -> Result<Vec<Key>, StoreError> {
         let from = after.map_or(Unbounded, Excluded);
-        Ok(self.0.contested.range::<Key, _>((from, Unbounded)).take(limit).cloned().collect())
+        Ok(self.rows.contested.range::<Key, _>((from, Unbounded)).take(limit).cloned().collect())
     }
 
     fn losers(&self) -> Losers {
-        self.0.losers
+        self.rows.losers
     }
 
     fn cursor(&self, peer: NodeId) -> Result<Option<Cursor>, StoreError> {
-        Ok(self.0.cursors.get(&peer).copied())
+        Ok(self.rows.cursors.get(&peer).copied())
     }
 
     fn scan(
@@ -244,7 +319,7 @@ impl View for MemoryView {
         limit: usize,
     ) -> Result<Vec<(Key, Vec<Stored>)>, StoreError> {
         let from = after.map_or(prefix, |after| after.as_str().max(prefix));
-        let range = self.0.versions.range::<str, _>((Included(from), Unbounded));
+        let range = self.rows.versions.range::<str, _>((Included(from), Unbounded));
         let matching = range
             .take_while(|(key, _)| key.as_str() <= from || key.starts_with(prefix))
             .filter(|(key, _)| key.starts_with(prefix) && after < Some(*key));

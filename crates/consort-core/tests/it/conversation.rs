@@ -77,7 +77,7 @@ fn what_two_peers_would_push_alike_is_announced_by_one() {
     // 50 changes to two nodes are 100 versions. If everybody pushed to everybody it would be 200.
     let sent = versions_sent(&world);
     // One in four decides anew which links push, so all do, since much time passes between two.
-    assert!((100..130).contains(&sent), "{sent} versions were sent");
+    assert!((100..150).contains(&sent), "{sent} versions were sent");
 }
 
 #[test]

@@ -113,6 +113,10 @@ pub(crate) fn link(mut bytes: &[u8]) {
                         let stale = applied.expect("memory does not fail").stale;
                         events.splice(0..0, [Event::Grew, Event::Committed { peer, stale }]);
                     }
+                    Effect::Learn { peer, lesson } => {
+                        store.learn(dataset.id, lesson).expect("memory does not fail");
+                        events.insert(0, Event::Learned { peer });
+                    }
                     Effect::Disconnect { .. } => return,
                     Effect::FlushDirectory { .. } | Effect::BarrierReached { .. } => {}
                 }

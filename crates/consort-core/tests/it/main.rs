@@ -7,6 +7,7 @@
 //! - `convergence`: whatever happens, all replicas end up the same and nothing is lost.
 //! - `conversation`: what a link says in the common cases, and how little it is.
 //! - `fuzz_bodies`: what the fuzz targets do, with a bounded number of random inputs.
+//! - `forgetting`: deletions are forgotten in the end, and nothing comes back for that.
 //! - `hostile`: a peer that says anything at all.
 //! - `members`: who is there is found out, and everybody has a few neighbours.
 //! - `progress`: no link waits for ever, and what has to wait is not lost.
@@ -18,6 +19,7 @@ mod checking;
 mod comparing;
 mod convergence;
 mod conversation;
+mod forgetting;
 mod fuzz_bodies;
 mod hostile;
 mod members;

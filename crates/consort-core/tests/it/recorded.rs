@@ -12,6 +12,7 @@ use std::sync::Arc;
 use consort_core::content::{ChunkRef, NodeRef};
 use consort_core::model::attributes::{Attributes, Kind};
 use consort_core::model::merge::Saw;
+use consort_core::protocol::event::Access;
 use consort_core::protocol::{Envelope, Event, Message, codec};
 use consort_core::store::{Epoch, LocalWrite, Sealer, Store};
 use consort_core::{Content, Entry, Origin};
@@ -20,7 +21,7 @@ use crate::world::{DATASET, World, key};
 
 /// How many messages of one kind are kept.
 const OF_EACH_KIND: usize = 3;
-const KINDS: usize = 15;
+const KINDS: usize = 18;
 
 fn fixture() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/conversation.txt")
@@ -59,6 +60,22 @@ fn conversation() -> Vec<Message> {
     world.settle();
     world.assert_converged();
     world.inject(1, 0, Message::Given { entries: Vec::new(), more: false });
+    world.sent.append(&mut forgetting());
+    world.sent
+}
+
+/// A reader was away while a deletion was forgotten.
+fn forgetting() -> Vec<Message> {
+    let mut world = World::with_access(&[Access::Read, Access::Write], 2026);
+    world.connect(0, 1);
+    world.put(1, "a", "1");
+    world.settle();
+    world.disconnect(0, 1);
+    world.register(&[1]);
+    world.write(1, "a", Saw::Winner, Content::Deleted);
+    world.settle();
+    world.connect(0, 1);
+    world.settle();
     world.sent
 }
 

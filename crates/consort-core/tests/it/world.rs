@@ -3,24 +3,27 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
+use consort_core::model::Knowledge;
 use consort_core::model::attributes::Attributes;
 use consort_core::model::conflict::Losers;
 use consort_core::model::merge::Saw;
 use consort_core::protocol::event::Access;
+use consort_core::protocol::garbage::Registered;
 use consort_core::protocol::replica::LinkReport;
 use consort_core::protocol::{Effect, Envelope, Event, Message, Now, Replica, codec};
 use consort_core::random::Random;
 use consort_core::reconcile::Index;
 use consort_core::store::memory::{MemoryStore, MemoryView};
 use consort_core::store::{
-    Cursor, DatasetParameters, Epoch, FeedRow, LocalWrite, Sequence, Store, StoreError, Stored,
-    Summary, View, Written,
+    Cursor, DatasetParameters, Epoch, FeedRow, Lesson, LocalWrite, Sequence, Store, StoreError,
+    Stored, Summary, Tombstones, View, Written,
 };
 use consort_core::{
     AuthorId, Commit, Content, DatasetId, Dot, Entry, Fingerprint, FingerprintKey, Instant, Key,
-    NodeId, OnConflict, WallTime,
+    NodeId, OnConflict, Timestamp, WallTime,
 };
 
 pub(crate) const DATASET: DatasetId = DatasetId([7; 16]);
@@ -41,10 +44,16 @@ pub(crate) struct Node {
     pub(crate) epoch: Option<Epoch>,
     /// How many reads of its store succeed before one fails; then the next ones succeed again.
     pub(crate) reads_before_a_failure: Option<u64>,
-    pub(crate) committing: VecDeque<(NodeId, Vec<Entry>, Option<Cursor>)>,
+    pub(crate) committing: VecDeque<Job>,
     /// Barriers that peers answered.
     pub(crate) reached: Vec<Effect>,
     pub(crate) disconnected: Vec<String>,
+}
+
+/// Something on its way to a disk.
+pub(crate) enum Job {
+    Commit { peer: NodeId, entries: Vec<Entry>, cursor: Option<Cursor> },
+    Learn { peer: Option<NodeId>, lesson: Lesson },
 }
 
 /// The bytes on their way from one node to another.
@@ -60,7 +69,11 @@ pub(crate) struct World {
     pub(crate) sent_bytes: usize,
     /// Every version ever acknowledged to a writer.
     pub(crate) written: BTreeMap<Dot, (Key, Content)>,
+    registered: Vec<Registered>,
 }
+
+/// Long enough for links to be checked.
+const CHECKS: Duration = Duration::from_secs(90);
 
 pub(crate) fn id(node: usize) -> NodeId {
     NodeId([u8::try_from(node).expect("few nodes") + 1; 16])
@@ -96,8 +109,8 @@ impl World {
         });
         let nodes = nodes.collect();
         let now = Now { instant: Instant(0), wall: WallTime(1_700_000_000_000) };
-        let (pipes, sent, written) = Default::default();
-        Self { nodes, pipes, random, now, sent, sent_bytes: 0, written }
+        let (pipes, sent, written, registered) = Default::default();
+        Self { nodes, pipes, random, now, sent, sent_bytes: 0, written, registered }
     }
 
     pub(crate) fn summary(&self, node: usize) -> Summary {
@@ -203,9 +216,14 @@ impl World {
 
     /// Lets things happen until nothing is left to do, and checks of the quiet links have passed.
     pub(crate) fn settle(&mut self) {
-        for _ in 0..4 {
+        let until = self.now.instant + CHECKS;
+        while self.now.instant < until {
             self.run();
+            let before = self.now.instant;
             self.pass_deadlines();
+            if self.now.instant == before {
+                break;
+            }
         }
         self.run();
     }
@@ -240,6 +258,16 @@ impl World {
         self.run();
     }
 
+    /// Lets time pass, and messages arrive, while all disks stand still.
+    pub(crate) fn pass_while_disks_stand_still(&mut self, time: Duration) {
+        const STEP: Duration = Duration::from_millis(100);
+        let end = self.now.instant + time;
+        while self.now.instant < end {
+            self.pass_until(self.now.instant + STEP);
+            while self.deliver_one() {}
+        }
+    }
+
     /// Takes everything from a node that is not durable: its process was killed, and begins anew.
     pub(crate) fn crash(&mut self, node: usize) {
         for other in 0..self.nodes.len() {
@@ -249,6 +277,32 @@ impl World {
         let seed = self.random.next_u64();
         this.replica = Replica::new(PARAMETERS.fingerprint_key, this.access, seed);
         this.committing.clear();
+        self.tell_registered(node);
+    }
+
+    /// Says to all nodes that the replicas of these are registered.
+    pub(crate) fn register(&mut self, registered: &[usize]) {
+        let replicas = registered.iter().map(|&n| {
+            let Node { store, access, .. } = &self.nodes[n];
+            Registered { author: store.author(), writes: *access == Access::Write }
+        });
+        self.registered = replicas.collect();
+        (0..self.nodes.len()).for_each(|node| self.tell_registered(node));
+    }
+
+    fn tell_registered(&mut self, node: usize) {
+        if !self.registered.is_empty() {
+            let replicas = self.registered.clone();
+            self.event(node, Event::Registered { node: id(node), replicas });
+        }
+    }
+
+    /// Replaces a node's store by what it was once, as a restored backup.
+    pub(crate) fn restore(&mut self, node: usize, backup: MemoryStore) {
+        self.crash(node);
+        let author = AuthorId(self.random.next_u64().to_le_bytes().repeat(2).try_into().unwrap());
+        let epoch = Epoch(self.random.next_u64());
+        self.nodes[node].store = backup.restored(author, epoch);
     }
 
     /// Takes everything from a node but its name: its disk was replaced.
@@ -285,11 +339,18 @@ impl World {
 
     fn commit(&mut self, node: usize) {
         let this = &mut self.nodes[node];
-        let (peer, entries, cursor) = this.committing.pop_front().expect("not empty");
-        let applied = this.store.apply_remote(DATASET, peer, Commit { entries }, cursor);
-        let stale = applied.expect("memory does not fail").stale;
-        self.event(node, Event::Committed { peer, stale });
-        self.event(node, Event::Grew);
+        match this.committing.pop_front().expect("not empty") {
+            Job::Commit { peer, entries, cursor } => {
+                let applied = this.store.apply_remote(DATASET, peer, Commit { entries }, cursor);
+                let stale = applied.expect("memory does not fail").stale;
+                self.event(node, Event::Committed { peer, stale });
+                self.event(node, Event::Grew);
+            }
+            Job::Learn { peer, lesson } => {
+                this.store.learn(DATASET, lesson).expect("memory does not fail");
+                self.event(node, Event::Learned { peer });
+            }
+        }
     }
 
     pub(crate) fn event(&mut self, node: usize, event: Event) {
@@ -324,7 +385,10 @@ impl World {
                 }
             }
             Effect::Commit { peer, entries, cursor } => {
-                self.nodes[node].committing.push_back((peer, entries, cursor));
+                self.nodes[node].committing.push_back(Job::Commit { peer, entries, cursor });
+            }
+            Effect::Learn { peer, lesson } => {
+                self.nodes[node].committing.push_back(Job::Learn { peer, lesson });
             }
             Effect::FlushDirectory { peer, id } => {
                 self.event(node, Event::DirectoryFlushed { peer, id });
@@ -429,6 +493,26 @@ impl View for WorldView {
         limit: usize,
     ) -> Result<Vec<Fingerprint>, StoreError> {
         self.read()?.fingerprints(after, limit)
+    }
+
+    fn knowledge(&self) -> Result<Arc<Knowledge>, StoreError> {
+        self.read()?.knowledge()
+    }
+
+    fn tombstones(&self) -> Tombstones {
+        self.view.tombstones()
+    }
+
+    fn tombstones_after(
+        &self,
+        after: Option<Dot>,
+        limit: usize,
+    ) -> Result<Vec<(Dot, Key)>, StoreError> {
+        self.read()?.tombstones_after(after, limit)
+    }
+
+    fn own(&self) -> Result<(AuthorId, Timestamp), StoreError> {
+        self.read()?.own()
     }
 
     fn contested(&self, after: Option<&Key>, limit: usize) -> Result<Vec<Key>, StoreError> {

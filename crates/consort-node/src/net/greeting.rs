@@ -11,7 +11,7 @@ use super::identity::NodeId;
 use super::wire::{Malformed, Reader, put_address, put_option};
 
 /// The version of everything inside a control connection.
-pub(super) const VERSION: u16 = 2;
+pub(super) const VERSION: u16 = 3;
 
 /// The most addresses of others in a greeting; it keeps a greeting below 10 KiB.
 pub(super) const MAX_KNOWN: usize = 256;

@@ -1,19 +1,22 @@
 //! Members: inviting, listing, revoking.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::cluster::{MemberFact, encode_revocation, revocation_key};
+use crate::cluster::{
+    MemberFact, ReplicaFact, encode_replica, encode_revocation, replica_key, revocation_key,
+};
 use crate::error::NodeError;
 use crate::net::Role;
 use crate::net::invites::CreateInviteError;
 use crate::report::Member;
-use crate::runtime::Cause;
+use crate::runtime::{Cause, wall_time};
 
 use super::{Node, blocking, likeliest, new_gossip_key, reachable};
 
-use consort_core::OnConflict;
 use consort_core::store::LocalWrite;
+use consort_core::{NodeId, OnConflict, Timestamp};
 
 /// Less than a second by as little as can be.
 const LAST_SECOND: Duration = Duration::from_nanos(999_999_999);
@@ -58,6 +61,9 @@ impl Node {
         let learned = self.shared.learned();
         let views = self.ask(|reply| Cause::Members { reply }).await?;
         let own = self.shared.identity.node;
+        let facts = self.shared.facts();
+        let replicas = facts.replicas.iter().filter(|replica| replica.evicted.is_none());
+        let waited_for: BTreeSet<NodeId> = replicas.map(|replica| replica.node).collect();
         let describe = |fact: &MemberFact| {
             let connected = peers.get(&fact.node).is_some_and(|peer| peer.connected);
             let addresses = if fact.node == own {
@@ -75,12 +81,40 @@ impl Node {
                 revoked: fact.revoked,
                 addresses,
                 connected,
+                waited_for: waited_for.contains(&fact.node) && !fact.revoked,
                 this_node: fact.node == own,
             }
         };
-        let mut members: Vec<Member> = self.shared.facts().members.iter().map(describe).collect();
+        let mut members: Vec<Member> = facts.members.iter().map(describe).collect();
         members.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(members)
+    }
+
+    /// Stops waiting for a member, by its name or identity, before deletions are forgotten. When it returns, it takes
+    /// the state of the others, keeps what it wrote itself meanwhile, and is waited for again.
+    pub async fn evict(&self, node_or_name: &str) -> Result<(), NodeError> {
+        self.require(&[Role::Admin], "evict members")?;
+        self.require_store()?;
+        let facts = self.shared.facts();
+        let member = find(&facts.members, node_or_name)?;
+        if member.node == self.shared.identity.node {
+            return Err(NodeError::usage("a node cannot evict itself"));
+        }
+        let published = self.ask(|reply| Cause::Published { reply }).await?;
+        // What others still tell of it was said before.
+        let said = published.get(&member.node).map(|said| said.serial).unwrap_or_default();
+        let now = said.max(Timestamp::at(wall_time()));
+        let waited_for =
+            |replica: &&ReplicaFact| replica.node == member.node && replica.evicted.is_none();
+        let evict = |replica: &ReplicaFact| {
+            let evicted = ReplicaFact { evicted: Some(now), ..*replica };
+            LocalWrite::new(replica_key(replica.author), encode_replica(&evicted))
+        };
+        let writes: Vec<LocalWrite> = facts.replicas.iter().filter(waited_for).map(evict).collect();
+        if writes.is_empty() {
+            return Ok(());
+        }
+        self.write(self.shared.cluster.id, OnConflict::KeepBoth, writes).await.map(drop)
     }
 
     /// Ends a membership for good, by the member's name or identity. What the member wrote before stays.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use consort_core::protocol::garbage::Holdup;
 use consort_core::protocol::link::Phase;
 use consort_core::protocol::membership::{Liveness, News};
 use consort_core::protocol::replica::LinkReport;
@@ -103,11 +104,23 @@ impl Node {
         let dataset = fact.parameters.id;
         let links = self.ask(|reply| Cause::Links { dataset, reply }).await?;
         let store = self.shared.store.clone();
-        let (summary, pending, pending_bytes, losers) = blocking(move || {
+        let (summary, tombstones, pending, pending_bytes, losers) = blocking(move || {
             let view = store.view(dataset)?;
-            Ok((view.summary(), view.pending_count(), view.pending_bytes(), view.losers()))
+            let (tombstones, losers) = (view.tombstones().count, view.losers());
+            let (pending, bytes) = (view.pending_count(), view.pending_bytes());
+            Ok((view.summary(), tombstones, pending, bytes, losers))
         })
         .await?;
+        let holdup = self.ask(|reply| Cause::Forgetting { dataset, reply }).await?;
+        let name = |holdup: Holdup| {
+            let node = holdup.node.or_else(|| {
+                let facts = self.shared.facts();
+                let fact = facts.replicas.iter().find(|fact| fact.author == holdup.author)?;
+                Some(fact.node)
+            });
+            node.map_or_else(|| holdup.author.short().to_string(), |node| self.name_of(node))
+        };
+        let tombstones_wait_for = holdup.filter(|_| 0 < tombstones).map(name);
         let folder = self.shared.folder(dataset);
         let link = self.shared.link_of(dataset);
         let progress = folder.as_ref().map(|folder| folder.progress());
@@ -155,6 +168,8 @@ impl Node {
         Ok(DatasetStatus {
             name: fact.name.clone(),
             versions: summary.digest.count,
+            tombstones,
+            tombstones_wait_for,
             digest: format!("{:032x}", summary.digest.sum),
             dir: link.as_ref().map(|link| link.dir.clone()),
             metadata_only: link.is_none(),
@@ -288,6 +303,19 @@ impl Node {
             let what = format!("{name} is {}{why}", dataset.state);
             findings.push(Finding { severity, what, todo });
             findings.extend(conflicts(dataset));
+            let away = |name: &&String| {
+                status.peers.iter().any(|peer| peer.name == **name && !peer.connected)
+            };
+            if let Some(away) = dataset.tombstones_wait_for.as_ref().filter(away) {
+                findings.push(Finding {
+                    severity: Severity::Ok,
+                    what: format!(
+                        "{name} remembers {} deletions until {away} has heard of them",
+                        dataset.tombstones
+                    ),
+                    todo: Some(format!("start it; if it stays away: consort member evict {away}")),
+                });
+            }
             findings.extend(dataset.problems.iter().map(|problem| Finding {
                 severity: Severity::Warning,
                 what: format!("{name}: {problem}"),

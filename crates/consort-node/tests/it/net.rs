@@ -529,11 +529,11 @@ async fn another_version_is_told_ours_and_reported() {
     let stream = raw_member(&cluster.member("b").await, &cluster.first).await;
     let (read, write) = tokio::io::split(stream);
     let mut writer = FrameWriter::new(write, MAX_CONTROL_FRAME_BYTES);
-    writer.write(&greeting(3)).await.unwrap();
+    writer.write(&greeting(4)).await.unwrap();
     writer.flush().await.unwrap();
-    assert_eq!(cluster.first.refused().await, Refusal::Version { theirs: 3 });
+    assert_eq!(cluster.first.refused().await, Refusal::Version { theirs: 4 });
     let answer = FrameReader::new(read, MAX_CONTROL_FRAME_BYTES).read().await.unwrap().unwrap();
-    assert_eq!(answer[..2], [2, 0]);
+    assert_eq!(answer[..2], [3, 0]);
 }
 
 #[tokio::test]
@@ -542,7 +542,7 @@ async fn a_peer_that_stalls_is_disconnected_before_its_queue_grows_further() {
     let stalling = cluster.member("b").await;
     let mut stream = raw_member(&stalling, &cluster.first).await;
     let mut writer = FrameWriter::new(&mut stream, MAX_CONTROL_FRAME_BYTES);
-    writer.write(&greeting(2)).await.unwrap();
+    writer.write(&greeting(3)).await.unwrap();
     writer.flush().await.unwrap();
     let a = &mut cluster.first;
     let connection = a.connected(stalling.node()).await;
@@ -588,7 +588,7 @@ async fn hostile_bytes_on_the_port_harm_nobody_else() {
         for bad in bodies {
             for greet in [false, true] {
                 let mut stream = raw_member(&hostile, &a).await;
-                let head = if greet { frame(greeting(2)) } else { Vec::new() };
+                let head = if greet { frame(greeting(3)) } else { Vec::new() };
                 let _ = stream.write_all(&[head, bad.clone()].concat()).await;
                 let _ = stream.shutdown().await;
             }

@@ -1,7 +1,7 @@
 //! A version replaces exactly what its writer saw, on every replica that it reaches: no more, whatever the clocks say,
 //! and no less.
 
-use consort_core::model::canonical;
+use consort_core::model::{Frontier, canonical};
 use consort_core::store::memory::MemoryView;
 use consort_core::store::{Applied, LocalWrite, View, Written};
 use consort_core::{Dot, Key};
@@ -62,7 +62,8 @@ pub(crate) fn local(
                 };
                 let claimed = |other: &&VersionIndex| {
                     let claims = entry.version.seen.contains(history.known(**other).dot);
-                    claims != history.covers(index, **other)
+                    let has_forgotten = history.has_forgotten(index, **other);
+                    claims != (history.covers(index, **other) || has_forgotten)
                 };
                 if let Some(other) = history.of_key(&write.key).iter().find(claimed) {
                     let other = history.known(*other).dot;
@@ -88,10 +89,12 @@ pub(crate) fn local(
     Ok(acknowledged)
 }
 
-/// A commit from a peer was applied where `before` was held: what is there now is what no other version replaced.
+/// A commit from a peer was applied where `before` was held: what is there now is what no other version replaced. What
+/// lies within the frontier was replaced by something that may be forgotten.
 pub(crate) fn remote(
     history: &History,
     before: &Held,
+    frontier: &Frontier,
     dots: &[(Key, Dot)],
     applied: &Applied,
     after: &MemoryView,
@@ -101,6 +104,15 @@ pub(crate) fn remote(
     for (key, dot) in dots {
         let incoming = find(history, key, *dot)?;
         let held = expected.get_mut(key).expect("every key was looked at");
+        if frontier.contains(*dot) && !held.contains(&incoming) {
+            if !history.accounts_for(held, incoming)
+                && !history.may_be_forgotten(frontier, incoming)
+            {
+                return wrong(key, format!("{dot:?} is taken for dead, and nobody replaced it"));
+            }
+            stale += 1;
+            continue;
+        }
         stale += usize::from(!history.merge(held, incoming));
     }
     for (entry, _) in &applied.added {

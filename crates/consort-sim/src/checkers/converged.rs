@@ -15,8 +15,9 @@ use crate::node::NodeIndex;
 
 /// Whether all summaries say the same.
 pub(crate) fn say_the_same(mut views: impl Iterator<Item = MemoryView>) -> bool {
-    let first = views.next().map(|view| view.summary().digest);
-    views.all(|view| Some(view.summary().digest) == first)
+    let said = |view: MemoryView| (view.summary().digest, view.summary().frontier);
+    let first = views.next().map(said);
+    views.all(|view| Some(said(view)) == first)
 }
 
 /// Everything that a replica holds, by key, with what stands for the bytes; and what a reader of each key gets under

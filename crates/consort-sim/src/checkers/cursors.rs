@@ -50,7 +50,9 @@ impl Cursors {
             }
             let (key, dot) = (&row.entry.key, row.entry.version.dot);
             let Some(version) = history.find(dot) else { continue };
-            if !history.accounts_for(&held(history, view, key)?, version) {
+            let knowledge = view.knowledge().map_err(damaged)?;
+            let forgotten = history.may_be_forgotten(&knowledge.frontier, version);
+            if !forgotten && !history.accounts_for(&held(history, view, key)?, version) {
                 let (at, said) = (row.sequence.0, cursor.sequence.0);
                 let what = format!(
                     "{node} has applied the feed of {name} up to {said}, but not {key} {dot:?} at {at}"

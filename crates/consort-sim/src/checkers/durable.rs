@@ -1,6 +1,7 @@
 //! What was acknowledged is there, or was replaced by somebody who saw it: on the node that acknowledged it, however
 //! often that crashes; on a node that waited for it; and in the end everywhere.
 
+use consort_core::model::Frontier;
 use consort_core::store::memory::MemoryView;
 use consort_core::store::{StoreError, View};
 
@@ -16,7 +17,11 @@ pub(crate) fn accounts_for(
     version: VersionIndex,
 ) -> Checked<bool> {
     let held = held(history, view, &history.known(version).key)?;
-    Ok(history.accounts_for(&held, version))
+    if history.accounts_for(&held, version) {
+        return Ok(true);
+    }
+    let knowledge = view.knowledge().map_err(|e| Checker::Durable.finds(e.to_string()))?;
+    Ok(history.may_be_forgotten(&knowledge.frontier, version))
 }
 
 /// Whether one of these replicas does.
@@ -34,12 +39,13 @@ pub(crate) fn is_anywhere(
 }
 
 /// A node waited until it had what a peer held: it has. But what was replaced at the peer meanwhile is not in its feed
-/// any more, and what replaced it may lie behind the place that was waited for.
+/// any more, and what replaced it may lie behind the place that was waited for. What lies within `frontier`, and was deleted, is
+/// dead.
 pub(crate) fn waited(
     history: &History,
     (node, view): (NodeIndex, &MemoryView),
     peer: &MemoryView,
-    promised: &MemoryView,
+    (promised, frontier): (&MemoryView, &Frontier),
 ) -> Checked {
     if view.summary().digest == peer.summary().digest {
         return Ok(());
@@ -49,7 +55,11 @@ pub(crate) fn waited(
         let (here, there) = (held(history, view, &key)?, held(history, peer, &key)?);
         let promised = held(history, promised, &key)?;
         let mut current = promised.iter().filter(|version| there.contains(version));
-        if let Some(lost) = current.find(|version| !history.accounts_for(&here, **version)) {
+        let is_lost = |version: &&VersionIndex| {
+            !history.accounts_for(&here, **version)
+                && !history.may_be_forgotten(frontier, **version)
+        };
+        if let Some(lost) = current.find(is_lost) {
             let dot = history.known(*lost).dot;
             let what = format!("{node} was told that it has all, and lacks {key} {dot:?}");
             return Err(Checker::Durable.finds(what));

@@ -120,6 +120,20 @@ pub enum Finding {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// The index of tombstones is not that of the versions, or their count is wrong.
+    #[error("{dataset} has {deleted} tombstones, but indexes or counts others")]
+    Tombstones {
+        /// The dataset.
+        dataset: DatasetId,
+        /// The tombstones among the versions.
+        deleted: u64,
+    },
+    /// What stands for the frontier is not the frontier's.
+    #[error("{dataset} has collected up to another frontier than it says")]
+    Frontier {
+        /// The dataset.
+        dataset: DatasetId,
+    },
     /// The stored count of records is wrong.
     #[error("the number of records in {dataset} is {found}, but {counted} is stored")]
     RecordCount {

@@ -155,6 +155,8 @@ fn what_is_counted_wrong_is_found() {
     };
     let dataset = DATASET;
     assert_eq!(with(|row| row.digest.sum += 1), [Finding::Digest { dataset }]);
+    let deleted = 0;
+    assert_eq!(with(|row| row.tombstones.count = 1), [Finding::Tombstones { dataset, deleted }]);
     assert_eq!(
         with(|row| row.records = 5),
         [Finding::RecordCount { dataset, counted: 5, found: 1 }]

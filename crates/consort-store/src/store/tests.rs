@@ -2,8 +2,8 @@
 
 use consort_core::model::conflict::Losers;
 use consort_core::model::merge::Saw;
-use consort_core::store::View;
-use consort_core::{Attributes, Content, FingerprintKey, Key};
+use consort_core::store::{Tombstones, View};
+use consort_core::{Attributes, Content, Dot, FingerprintKey, Key, Timestamp};
 
 use super::*;
 use crate::layout::ReplicaRow;
@@ -103,7 +103,47 @@ fn the_losers_of_an_older_store_are_counted_when_it_is_opened() {
         let report = store.check(|_| {});
         assert!(report.is_clean(), "{report}");
         let format = fs::read_to_string(directory.path().join("FORMAT")).expect("reads");
-        assert_eq!(format, "consort store 3\n");
+        assert_eq!(format, "consort store 4\n");
+    }
+}
+
+/// Format 3 did not index tombstones.
+#[test]
+fn the_tombstones_of_an_older_store_are_indexed_when_it_is_opened() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = DiskStore::open(directory.path()).expect("opens");
+    store.open_dataset(DATASET).expect("opens");
+    let key = |name: &str| Key::new(name).expect("a valid key");
+    for content in [Content::Inline([1].into()), Content::Deleted] {
+        let write = |name: &str| LocalWrite::new(key(name), content.clone());
+        let body = Body::Local { writes: vec![write("a"), write("b")], now: WallTime(1) };
+        store.commit(Transaction::new(DATASET.id, body)).expect("commits");
+    }
+    let view = store.view(DATASET.id).expect("views");
+    let (counted, indexed) = (view.tombstones(), view.tombstones_after(None, 9));
+    assert_eq!((counted.count, indexed.as_ref().expect("reads").len()), (2, 2));
+
+    let number = layout::Number(0);
+    let mut rows = Rows::default();
+    let replica = ReplicaRow { tombstones: Tombstones::default(), ..*view.replica() };
+    rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(&replica));
+    let (dot, _) = indexed.as_ref().expect("reads")[1].clone();
+    rows.remove(Table::Tombstones, layout::tombstone_key(number, dot));
+    // Left by an upgrade that was not completed.
+    let gone = Dot { time: Timestamp(1), ..dot };
+    rows.put(Table::Tombstones, layout::tombstone_key(number, gone), "c");
+    rows.commit(&store.shared().tables).expect("commits");
+    drop(view);
+    drop(store);
+    fs::write(directory.path().join("FORMAT"), "consort store 3\n").expect("writes");
+
+    // Once by the upgrade, and once as any other store.
+    for _ in 0..2 {
+        let store = DiskStore::open(directory.path()).expect("opens");
+        let view = store.view(DATASET.id).expect("views");
+        assert_eq!((view.tombstones(), view.tombstones_after(None, 9)), (counted, indexed.clone()));
+        let report = store.check(|_| {});
+        assert!(report.is_clean(), "{report}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Records, pending keys and places of a linked directory.
 
 use consort_core::model::Commit;
-use consort_core::store::{Applied, Sequence, View, Written};
+use consort_core::store::{Applied, Lesson, Sequence, View, Written};
 use consort_core::{
     Attributes, AuthorId, ChunkHash, Content, DatasetId, Dot, Entry, Key, Timestamp, Version,
     VersionVector,
@@ -73,6 +73,25 @@ fn what_changes_is_pending_unless_the_directory_shows_it() {
     assert_clean(&store);
 
     store.set_linked(DATASET, false).expect("unlinks");
+    assert_eq!(pending(&store), []);
+    assert_clean(&store);
+}
+
+#[test]
+fn a_key_that_died_and_is_written_again_is_pending_once() {
+    let (_directory, store) = store();
+    store.set_linked(DATASET, true).expect("links");
+    store.commit(remote(&["a", "b"], 1)).expect("commits");
+    settle(&store, "a", 1);
+    let dot = Dot { author: AuthorId([9; 16]), time: Timestamp(1) };
+    let lesson = Lesson { dead: vec![(key("a"), dot)], ..Lesson::default() };
+    store.commit(Transaction::new(DATASET, Body::Learn(lesson))).expect("commits");
+    let count = || store.view(DATASET).expect("views").pending_count();
+    assert_eq!(count(), 2, "the directory still shows what is dead");
+    let sequence = store.commit(remote(&["a"], 2)).expect("commits").added[0].1;
+    assert_eq!(count(), 2);
+    settle(&store, "a", sequence.0);
+    settle(&store, "b", 2);
     assert_eq!(pending(&store), []);
     assert_clean(&store);
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use consort_core::model::Commit;
-use consort_core::store::View;
+use consort_core::store::{Cursor, Epoch, Sequence, View};
 use consort_core::{Dot, Timestamp, VersionVector};
 use consort_store::{Body, DiskStore, OpenError, Transaction};
 
@@ -47,10 +47,10 @@ fn a_store_is_opened_once_at_a_time() {
 fn a_newer_format_is_refused_and_left_alone() {
     let (directory, store) = store();
     drop(store);
-    for (text, newer) in [("consort store 4\n", true), ("consort store\n", false)] {
+    for (text, newer) in [("consort store 5\n", true), ("consort store\n", false)] {
         fs::write(directory.path().join("FORMAT"), text).expect("writes");
         match DiskStore::open(directory.path()) {
-            Err(OpenError::NewerFormat { found: 4, known: 3 }) => assert!(newer),
+            Err(OpenError::NewerFormat { found: 5, known: 4 }) => assert!(newer),
             Err(OpenError::Damaged(_)) => assert!(!newer),
             other => panic!("{other:?}"),
         }
@@ -97,11 +97,14 @@ fn a_store_that_meets_its_own_future_writes_under_another_author() {
     let (author, epoch) = (store.author(), store.epoch());
     let from_peer = |entry| {
         let commit = Commit { entries: vec![entry] };
-        Transaction::new(DATASET, Body::Remote { peer: PEER, commit, cursor: None })
+        let cursor = Some(Cursor { epoch: Epoch(1), sequence: Sequence(1) });
+        Transaction::new(DATASET, Body::Remote { peer: PEER, commit, cursor })
     };
+    let cursor = |store: &DiskStore| store.view(DATASET).expect("views").cursor(PEER);
     let mut entry = applied.added[0].0.clone();
     store.commit(from_peer(entry.clone())).expect("commits");
     assert_eq!(store.author(), author, "its own past is nothing new");
+    assert!(cursor(&store).expect("reads").is_some());
 
     let lost = Timestamp(entry.version.dot.time.0 + 1);
     entry.version.seen = VersionVector::new();
@@ -109,6 +112,11 @@ fn a_store_that_meets_its_own_future_writes_under_another_author() {
     entry.key = key("lost");
     store.commit(from_peer(entry)).expect("commits");
     assert_ne!((store.author(), store.epoch()), (author, epoch));
+    assert_eq!(
+        cursor(&store),
+        Ok(None),
+        "how far it had applied the feeds of others is not certain"
+    );
     let applied = store.commit(local(vec![write("lost", b"b")])).expect("commits");
     assert_eq!(applied.added[0].0.version.dot.author, store.author());
     let author = store.author();

@@ -1,4 +1,4 @@
-//! `consort member list|revoke`
+//! `consort member list|evict|revoke`
 
 use crate::command::{Context, NOTHING_HEARD};
 use crate::control::wire::Request;
@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::json;
 use crate::text::{Table, plain};
 
-/// Show who belongs to the cluster, or end a membership.
+/// Show who belongs to the cluster, stop waiting for a member, or end a membership.
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = "\
 Examples:
@@ -16,6 +16,17 @@ pub(crate) enum Member {
     /// Show the members of the cluster.
     #[command(after_help = "Example:\n  consort member list")]
     List,
+    /// Stop waiting for a member that is away, before deletions are forgotten
+    #[command(after_help = "\
+Example:
+  consort member evict laptop-3
+
+It stays a member. When it returns, nothing that was deleted comes back, what was written on it
+meanwhile is kept, and it is waited for again.")]
+    Evict {
+        /// The member's name or identity
+        member: String,
+    },
     /// End a membership: the node can neither connect nor write any more.
     #[command(after_help = "\
 Examples:
@@ -37,6 +48,11 @@ impl Member {
                 }
                 context.ui.result(&members, |members, _| table(members))
             }
+            Self::Evict { member } => {
+                let message = format!("Nobody waits for {} any more.", plain(&member));
+                context.node().tell(Request::Evict { member }).await?;
+                context.ui.outcome(&json::Done { done: true }, message)
+            }
             Self::Revoke { member } => {
                 let message = format!("{} is no member any more.", plain(&member));
                 context.node().tell(Request::Revoke { member }).await?;
@@ -53,6 +69,7 @@ fn table(members: &[json::Member]) -> String {
             json::Member { revoked: true, .. } => "revoked",
             json::Member { this_node: true, .. } => "this node",
             json::Member { connected: true, .. } => "connected",
+            json::Member { waited_for: false, .. } => "not connected, not waited for",
             _ => "not connected",
         };
         let addresses: Vec<String> = member.addresses.iter().map(ToString::to_string).collect();

@@ -49,6 +49,7 @@ impl Service for NodeService {
                 Ok(())
             }
             Request::Revoke { member } => Ok(node.revoke(&member).await?),
+            Request::Evict { member } => Ok(node.evict(&member).await?),
             Request::CreateDataset { name, mode, authority, on_conflict } => {
                 let options = DatasetOptions {
                     mode: mode.into(),

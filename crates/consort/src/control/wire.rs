@@ -60,6 +60,8 @@ pub(crate) enum Request {
     Members,
     /// Nothing.
     Revoke { member: String },
+    /// Stop waiting for a member.
+    Evict { member: String },
     /// One [`json::Dataset`].
     CreateDataset {
         name: String,

@@ -506,13 +506,22 @@ pub(crate) fn patience() -> Duration {
 }
 
 /// Waits until `condition` holds.
-pub(crate) fn until<A: Answer>(what: &str, mut condition: impl FnMut() -> A) -> A::Found {
+pub(crate) fn until<A: Answer>(what: &str, condition: impl FnMut() -> A) -> A::Found {
+    within(patience(), what, condition)
+}
+
+/// The same for what takes its time.
+pub(crate) fn within<A: Answer>(
+    patience: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> A,
+) -> A::Found {
     let started = Instant::now();
     loop {
         if let Some(found) = condition().found() {
             return found;
         }
-        assert!(started.elapsed() < patience(), "waited too long for {what}");
+        assert!(started.elapsed() < patience, "waited too long for {what}");
         thread::sleep(POLL);
     }
 }

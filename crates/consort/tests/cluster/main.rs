@@ -15,6 +15,7 @@
 //! - [`syncing`]: a tree, an edit, a rename, a restart: what arrives, and what it costs on the wire.
 //! - [`storm`]: thousands of random operations on three nodes at once, also while nodes are killed.
 //! - [`apart`]: nodes that are down, a chain of availability, concurrent writes.
+//! - [`forgetting`]: deletions that are not remembered any more, and a node that was away too long.
 //! - [`conflicts`]: concurrent writes under each policy, and choosing.
 //! - [`dev`]: a cluster on one machine, on a directory that somebody named.
 //! - [`directories`]: what can happen to a linked directory: mass deletion, ignored and impossible names, a full disk.
@@ -28,6 +29,7 @@ mod cluster;
 mod conflicts;
 mod dev;
 mod directories;
+mod forgetting;
 mod ledger;
 mod neighbours;
 mod network;

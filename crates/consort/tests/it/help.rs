@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{consort, stdout};
 
-const COMMANDS: [&str; 29] = [
+const COMMANDS: [&str; 30] = [
     "",
     "init",
     "up",
@@ -14,6 +14,7 @@ const COMMANDS: [&str; 29] = [
     "join",
     "member",
     "member list",
+    "member evict",
     "member revoke",
     "dataset",
     "dataset create",

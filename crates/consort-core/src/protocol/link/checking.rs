@@ -1,6 +1,7 @@
 //! Whether two sides that should hold the same do: what convergence rests on.
 
 use alloc::vec::Vec;
+use core::mem;
 use core::time::Duration;
 
 use super::{Ask, Link, LinkError, State};
@@ -12,14 +13,14 @@ use crate::store::{Sequence, Summary, View};
 const CHECK_AFTER: Duration = Duration::from_secs(15);
 const CHECK_JITTER: Duration = Duration::from_secs(30);
 /// How soon a link that is busy is looked at again.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+pub(super) const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// The first check of a link comes soon, since what a crash left behind shows then.
 pub(super) const FIRST_CHECK_AFTER: Duration = Duration::from_secs(1);
 
 impl Link {
     /// Says what this side holds, for the peer to compare, if the link is quiet; otherwise looks again soon, since one that
     /// is seldom quiet has to be checked as well.
-    pub(super) fn check(&mut self, view: &impl View, to: &mut Vec<Ask>) {
+    pub(super) fn check(&mut self, view: &impl View, to: &mut Vec<Ask>) -> Result<(), LinkError> {
         let summary = view.summary();
         let after = if self.is_quiet(&summary) {
             self.acknowledge(true, to);
@@ -30,22 +31,34 @@ impl Link {
             LOOK_AGAIN_AFTER
         };
         self.check_at = Some(self.now.instant + after);
-        if self.cursor_is_stale && self.outstanding.is_empty() {
+        if self.cursor_is_stale && self.outstanding.is_empty() && !self.held && !self.unsettled {
             self.commit(Vec::new(), Some(self.applied.sequence), false, None, to);
         }
+        // With a new conversation all is told once more: as long as there is something to forget, somebody waits for it.
+        if view.tombstones().count != 0 && !self.is_adopting() && mem::take(&mut self.missed) {
+            self.begin_again(false, view, to)?;
+        }
+        Ok(())
     }
 
     /// Whether nothing is on its way in either direction, as far as this side knows.
     fn is_quiet(&self, summary: &Summary) -> bool {
-        matches!(self.state, State::Live)
+        self.is_delivered(summary)
             && self.inbox.is_empty()
-            // Commits of cursors alone change nothing that is compared.
+            // Commits of cursors alone, and lessons, change nothing that is compared.
             && self.outstanding_bytes == 0
-            && self.in_flight.len() == 0
-            && self.given_in_flight.len() == 0
             && self.wanting.is_none()
             && self.announced.is_none()
             && self.unsaid.is_none()
+    }
+
+    /// Whether the peer has taken in all that this side has to send.
+    pub(super) fn is_delivered(&self, summary: &Summary) -> bool {
+        matches!(self.state, State::Live)
+            // What is known is said apart from what is held.
+            && self.in_flight.about_versions() == 0
+            && self.given_in_flight.len() == 0
+            && self.giving.is_empty()
             && summary.head.sequence <= self.sent
     }
 
@@ -64,6 +77,10 @@ impl Link {
         }
         let ours = view.summary();
         self.known = self.known.max(theirs.head.sequence);
+        if theirs.frontier != ours.frontier {
+            // Not the same is held by who has collected more; both sides have told, or will.
+            return Ok(());
+        }
         let we_have_theirs = !their_feed_counts || theirs.head == self.applied;
         let they_have_ours = self.ends.ours == Access::Read || applied == ours.head.sequence;
         let caught_up = self.is_quiet(&ours) && we_have_theirs && they_have_ours;
@@ -73,7 +90,7 @@ impl Link {
         self.begin_again(true, view, to)
     }
 
-    fn begin_again(
+    pub(super) fn begin_again(
         &mut self,
         reconcile: bool,
         view: &impl View,

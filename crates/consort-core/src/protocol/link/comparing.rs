@@ -84,7 +84,7 @@ impl Link {
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
-        while self.wanting.is_none() && self.offering.is_empty() {
+        while self.wanting.is_none() && self.offering.is_empty() && !self.unsettled {
             let State::Comparing { finder, asked: asked @ false, begin } = &mut self.state else {
                 break;
             };
@@ -112,14 +112,17 @@ impl Link {
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
-        if self.ends.theirs == Access::Write {
-            let fingerprints = lacking(theirs, view)?;
-            if !fingerprints.is_empty() {
+        let fingerprints = lacking(theirs, view)?;
+        if !fingerprints.is_empty() {
+            if self.ends.theirs == Access::Write {
                 self.want(fingerprints, None, to);
+            } else {
+                to.push(Ask::Send(Message::Unwanted { fingerprints }));
             }
         }
+        let alive = self.bury(ours, view)?;
         if self.ends.ours == Access::Write {
-            self.offering = ours.into();
+            self.offering = alive.into();
             self.pump(view, to)?;
         }
         Ok(())
@@ -134,6 +137,7 @@ impl Link {
         self.compared = Some(difference);
         self.go_live(self.sent, head);
         self.commit(Vec::new(), Some(head), false, None, to);
+        self.adopt(to);
         self.pump(view, to)
     }
 }

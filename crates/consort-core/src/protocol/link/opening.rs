@@ -50,7 +50,7 @@ impl Link {
             conversation: self.conversation,
             summary: view.summary(),
             cursor: view.cursor(self.ends.peer)?,
-            reconcile: self.distrust,
+            reconcile: self.distrust || self.is_adopting(),
             announce: self.elsewhere != Elsewhere::Nobody,
         })
     }
@@ -102,6 +102,7 @@ impl Link {
         if theirs.announce {
             self.backlog = ours.summary.head.sequence;
         }
+        self.begin_telling((ours.summary.frontier, theirs.summary.frontier), view)?;
         if theirs.summary.digest.count == 0 {
             self.resent = ours.summary.head.sequence;
         }
@@ -113,6 +114,7 @@ impl Link {
         if equal {
             self.go_live(ours.summary.head.sequence, theirs.summary.head.sequence);
             self.cursor_is_stale = ours.cursor != Some(theirs.summary.head);
+            self.adopt(to);
         } else if let (Some(our_place), Some(their_place), false) =
             (our_place, their_place, ours.reconcile || theirs.reconcile)
         {
@@ -158,6 +160,10 @@ impl Link {
         (self.now, self.heard_at) = (old.now, old.heard_at);
         (self.elsewhere, self.news) = (old.elsewhere, core::mem::take(&mut old.news));
         self.news.forget(self.ends.peer);
+        self.adopting = old.adopting;
+        (self.came_on_at, self.rests_until) = (old.came_on_at, old.rests_until);
+        self.unsettled = self.is_adopting() && !self.outstanding.is_empty();
+        (self.held, self.forgets) = (old.held, old.forgets);
     }
 
     pub(super) fn go_live(&mut self, sent: Sequence, applied: Sequence) {
@@ -167,6 +173,7 @@ impl Link {
         self.state = State::Live;
         self.flooded = self.news.flood();
         self.check_at = Some(self.now.instant + FIRST_CHECK_AFTER);
+        self.tell_soon();
     }
 }
 

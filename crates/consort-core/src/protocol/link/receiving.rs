@@ -3,6 +3,8 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use super::checking::LOOK_AGAIN_AFTER;
+use super::knowing::is_believed;
 use super::{Ask, Link, LinkError, Outstanding, State, peer};
 use crate::limits::{MAX_COMMIT_VERSIONS, WINDOW_BYTES, WINDOW_MESSAGES};
 use crate::model::fingerprint::Fingerprint;
@@ -42,7 +44,15 @@ impl Link {
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
+        if self.held {
+            // Until another link has its peer's state, nothing is taken in; then this one begins anew.
+            self.retry_at = Some(self.now.instant + LOOK_AGAIN_AFTER);
+            return Ok(());
+        }
         loop {
+            if self.unsettled {
+                return Ok(());
+            }
             let nothing_wanted = self.wanting.is_none() && self.given.is_empty();
             if nothing_wanted && self.announced.is_some() {
                 // What is on its way to the disk may be what was announced.
@@ -50,6 +60,13 @@ impl Link {
                     return Ok(());
                 }
                 continue;
+            }
+            if nothing_wanted
+                && let Some(Message::Frontier { times }) = self.inbox.front()
+                && let Some(until) = self.rests(times, view)?
+            {
+                self.retry_at = Some(until);
+                return Ok(());
             }
             let waiting = if nothing_wanted { &mut self.inbox } else { &mut self.given };
             match waiting.front() {
@@ -69,6 +86,17 @@ impl Link {
                 }
                 // These look at what is in the store, so everything before them must be.
                 _ if !self.outstanding.is_empty() => return Ok(()),
+                Some(Message::Frontier { times }) => {
+                    // It waits as versions do: all that is written until then would be dead.
+                    self.ahead = times.is_ahead_of(self.now.wall);
+                    if self.ahead {
+                        self.retry_at = Some(self.now.instant + RETRY_AHEAD);
+                        return Ok(());
+                    }
+                }
+                Some(Message::Known { .. }) if !is_believed(&self.their_frontier, view)? => {
+                    return Ok(());
+                }
                 _ => {}
             }
             let Some((message, arrived)) = waiting.pop() else { break };
@@ -80,7 +108,11 @@ impl Link {
                 }
                 Message::Description(answer) => self.on_description(answer, view, to)?,
                 Message::Reconciled => self.on_reconciled(view, to)?,
-                _ => unreachable!("only these five are put into an inbox"),
+                Message::Frontier { times } => self.on_frontier(&times, view, to)?,
+                Message::Known { times, published } => {
+                    self.on_known(&times, published, view, to)?;
+                }
+                _ => unreachable!("only these are put into an inbox"),
             }
         }
         self.advance_comparison(view, to)
@@ -254,9 +286,9 @@ impl Link {
         }
         let cursor = through.map(|_| Cursor { epoch: self.applied.epoch, sequence: self.applying });
         let bytes = window::weight_of(&entries);
-        let inherited = false;
         self.outstanding_bytes += bytes;
-        self.outstanding.push_back(Outstanding { bytes, counts, decides, through, inherited });
+        let commit = Outstanding { bytes, counts, decides, through, ..Outstanding::default() };
+        self.outstanding.push_back(commit);
         to.push(Ask::Commit { entries, cursor });
     }
 

@@ -208,6 +208,16 @@ impl Link {
             return Err(peer("it wants more before it was given what it wanted".into()));
         }
         (self.lazy, self.backlog) = (false, Sequence(0));
+        let fingerprints = match self.state {
+            State::Describing { .. } => self.bury(fingerprints, view)?,
+            _ => fingerprints,
+        };
+        if fingerprints.is_empty() {
+            // A Want is answered, also with nothing.
+            let message = Message::Given { entries: Vec::new(), more: false };
+            self.given_in_flight.add(&message);
+            to.push(Ask::Send(message));
+        }
         self.giving = fingerprints.into();
         self.pump(view, to)
     }

@@ -1,0 +1,467 @@
+//! Deletions are forgotten in the end: not before all registered replicas have heard of them, and nothing comes back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use consort_core::model::Frontier;
+use consort_core::model::frontier::Mark;
+use consort_core::model::merge::Saw;
+use consort_core::protocol::event::Access;
+use consort_core::protocol::garbage::Published;
+use consort_core::protocol::link::Phase;
+use consort_core::protocol::message::{Hello, PROTOCOL_VERSION};
+use consort_core::protocol::{Event, Message};
+use consort_core::random::Random;
+use consort_core::store::{Epoch, Lesson, Store, View};
+use consort_core::{AuthorId, Commit, Content, Entry, Key, OnConflict, Timestamp, WallTime};
+
+use crate::world::{DATASET, World, id, key};
+
+fn tombstones(world: &World, node: usize) -> u64 {
+    world.nodes[node].store.view(DATASET).expect("it is open").tombstones().count
+}
+
+fn reads(world: &World, node: usize, name: &str) -> Option<Content> {
+    let view = world.nodes[node].store.view(DATASET).expect("it is open");
+    let held = view.siblings(&key(name)).expect("memory does not fail");
+    let versions: Vec<_> = held.into_iter().map(|stored| stored.version).collect();
+    let winner = OnConflict::KeepBoth.winner(&versions).filter(|version| !version.is_deleted());
+    winner.map(|version| version.content.clone())
+}
+
+/// All that can be read of a node.
+fn shown(world: &World, node: usize) -> BTreeMap<Key, Vec<Content>> {
+    let view = world.nodes[node].store.view(DATASET).expect("it is open");
+    let rows = view.scan("", None, usize::MAX).expect("memory does not fail");
+    let live = rows.into_iter().map(|(key, held)| {
+        let live = held.into_iter().map(|stored| stored.version).filter(|v| !v.is_deleted());
+        (key, live.map(|version| version.content).collect::<Vec<_>>())
+    });
+    live.filter(|(_, live)| !live.is_empty()).collect()
+}
+
+fn delete(world: &mut World, node: usize, name: &str) {
+    world.write(node, name, Saw::Winner, Content::Deleted);
+}
+
+/// Long enough for everything to be said, heard, and collected.
+fn settle(world: &mut World) {
+    for _ in 0..4 {
+        world.settle();
+    }
+}
+
+fn chain(nodes: usize, seed: u64) -> World {
+    let mut world = World::new(nodes, seed);
+    for n in 1..nodes {
+        world.connect(n - 1, n);
+    }
+    world
+}
+
+#[test]
+fn what_everybody_has_heard_of_is_forgotten_everywhere() {
+    let mut world = chain(4, 1);
+    world.register(&[0, 1, 2, 3]);
+    world.put(0, "a", "1");
+    world.put(3, "b", "2");
+    settle(&mut world);
+    delete(&mut world, 3, "a");
+    delete(&mut world, 1, "b");
+    world.put(2, "c", "3");
+    settle(&mut world);
+    for node in 0..4 {
+        assert_eq!(tombstones(&world, node), 0, "node {node}");
+        assert_eq!(world.summary(node).digest.count, 1, "node {node}");
+        assert_eq!(world.summary(node).frontier, world.summary(0).frontier);
+    }
+    // And then there is rest.
+    world.settle();
+    world.sent.clear();
+    world.settle();
+    assert!(
+        world.sent.iter().all(|message| matches!(message, Message::Check { .. })),
+        "{:?}",
+        world.sent
+    );
+    // What was forgotten can be written again.
+    world.put(0, "a", "again");
+    settle(&mut world);
+    assert_eq!(reads(&world, 3, "a"), Some(Content::Inline(b"again"[..].into())));
+}
+
+#[test]
+fn nothing_is_forgotten_while_a_registered_replica_has_not_heard() {
+    let mut world = chain(3, 2);
+    world.register(&[0, 1, 2]);
+    world.put(2, "a", "1");
+    settle(&mut world);
+    world.disconnect(1, 2);
+    delete(&mut world, 0, "a");
+    settle(&mut world);
+    assert_eq!((tombstones(&world, 0), tombstones(&world, 1)), (1, 1));
+    let view = world.nodes[0].store.view(DATASET).expect("it is open");
+    let holdup = world.nodes[0].replica.holdup(&view).expect("it waits");
+    assert_eq!(holdup.author, world.nodes[2].store.author());
+    world.connect(1, 2);
+    settle(&mut world);
+    for node in 0..3 {
+        assert_eq!((tombstones(&world, node), reads(&world, node, "a")), (0, None));
+    }
+}
+
+#[test]
+fn who_was_away_while_a_deletion_was_forgotten_brings_nothing_back_and_keeps_its_own() {
+    for seed in 0..40 {
+        for meets in [0, 1] {
+            let mut world = chain(3, seed);
+            world.register(&[0, 1, 2]);
+            for name in ["a", "b", "c", "d"] {
+                world.put(2, name, "1");
+            }
+            settle(&mut world);
+            world.disconnect(1, 2);
+            // Not waited for any longer.
+            world.register(&[0, 1]);
+            delete(&mut world, 0, "a");
+            delete(&mut world, 1, "b");
+            delete(&mut world, 1, "c");
+            world.put(0, "d", "2");
+            settle(&mut world);
+            assert_eq!((tombstones(&world, 0), tombstones(&world, 1)), (0, 0));
+
+            world.put(2, "own", "3");
+            world.put(2, "b", "edited meanwhile");
+            world.put(2, "d", "edited meanwhile");
+            world.connect(meets, 2);
+            settle(&mut world);
+            world.register(&[0, 1, 2]);
+            settle(&mut world);
+            let text = |text: &str| Some(Content::Inline(text.as_bytes().into()));
+            for node in 0..3 {
+                assert_eq!(reads(&world, node, "a"), None, "node {node}, seed {seed}");
+                assert_eq!(reads(&world, node, "c"), None, "node {node}, seed {seed}");
+                assert_eq!(reads(&world, node, "own"), text("3"));
+                assert_eq!(reads(&world, node, "b"), text("edited meanwhile"));
+                assert_eq!(shown(&world, node), shown(&world, 0));
+                assert_eq!(shown(&world, node)[&key("d")].len(), 2);
+                assert_eq!(world.summary(node).digest, world.summary(0).digest);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_was_away_brings_nothing_back() {
+    for reader in [0, 1] {
+        let mut access = [Access::Write; 2];
+        access[reader] = Access::Read;
+        let writer = 1 - reader;
+        let mut world = World::with_access(&access, 5);
+        world.connect(0, 1);
+        world.put(writer, "a", "1");
+        settle(&mut world);
+        world.disconnect(0, 1);
+        world.register(&[writer]);
+        delete(&mut world, writer, "a");
+        settle(&mut world);
+        assert_eq!(tombstones(&world, writer), 0);
+        world.connect(0, 1);
+        settle(&mut world);
+        assert_eq!(reads(&world, reader, "a"), None);
+        assert_eq!(world.summary(0).digest, world.summary(1).digest);
+        // A registered reader is waited for.
+        world.put(writer, "b", "1");
+        settle(&mut world);
+        world.disconnect(0, 1);
+        world.register(&[0, 1]);
+        delete(&mut world, writer, "b");
+        settle(&mut world);
+        assert_eq!(tombstones(&world, writer), 1);
+        world.connect(0, 1);
+        settle(&mut world);
+        assert_eq!((tombstones(&world, 0), tombstones(&world, 1)), (0, 0));
+    }
+}
+
+#[test]
+fn a_restored_store_and_an_empty_one_become_like_the_others() {
+    for seed in 0..40 {
+        let mut world = chain(3, seed);
+        world.register(&[0, 1, 2]);
+        world.put(2, "a", "1");
+        world.put(1, "b", "1");
+        settle(&mut world);
+        let backup = world.nodes[2].store.clone();
+        delete(&mut world, 2, "a");
+        world.put(2, "after", "2");
+        settle(&mut world);
+        assert_eq!(tombstones(&world, 0), 0);
+        world.restore(2, backup);
+        world.wipe(0);
+        world.put(2, "b", "3");
+        world.connect(1, 2);
+        world.connect(0, 2);
+        settle(&mut world);
+        world.register(&[0, 1, 2]);
+        settle(&mut world);
+        for node in 0..3 {
+            assert_eq!(reads(&world, node, "a"), None, "node {node}, seed {seed}");
+            assert_eq!(reads(&world, node, "after"), Some(Content::Inline(b"2"[..].into())));
+            assert_eq!(reads(&world, node, "b"), Some(Content::Inline(b"3"[..].into())));
+            assert_eq!(world.summary(node).digest, world.summary(0).digest);
+            let frontiers = [node, 0].map(|node| world.summary(node).frontier);
+            assert_eq!(frontiers[0], frontiers[1], "node {node}, seed {seed}");
+        }
+    }
+}
+
+/// Two nodes: `away` has not heard of what `ahead` deleted and forgot. Both hold `kept` in the end, and are linked.
+/// Returns the version that was forgotten.
+fn ahead_and_away(world: &mut World, ahead: usize, away: usize) -> Entry {
+    world.register(&[ahead]);
+    world.put(ahead, "kept", "1");
+    world.put(ahead, "gone", "1");
+    let view = world.nodes[ahead].store.view(DATASET).expect("it is open");
+    let held = view.siblings(&key("gone")).expect("memory does not fail");
+    let entry = Entry { key: key("gone"), version: held[0].version.clone() };
+    delete(world, ahead, "gone");
+    settle(world);
+    assert_eq!(tombstones(world, ahead), 0);
+    world.connect(ahead, away);
+    world.run();
+    entry
+}
+
+#[test]
+fn what_is_dead_can_be_read_until_what_replaced_it_is_here() {
+    for (ahead, away) in [(0, 1), (1, 0)] {
+        for seed in 0..40 {
+            let mut world = World::new(2, seed);
+            world.register(&[ahead]);
+            for name in ["a", "b", "c", "gone"] {
+                world.put(ahead, name, "1");
+            }
+            world.connect(ahead, away);
+            settle(&mut world);
+            world.disconnect(ahead, away);
+            delete(&mut world, ahead, "gone");
+            settle(&mut world);
+            assert_eq!(tombstones(&world, ahead), 0);
+            world.connect(ahead, away);
+            world.sent.clear();
+            let is_frontier = |sent: &Message| matches!(sent, Message::Frontier { .. });
+            let (mut written, end) = (false, world.now.instant + Duration::from_secs(60));
+            while world.go_on(end) {
+                // Behind the frontier, so the comparison has to find it.
+                if !written && world.sent.iter().any(is_frontier) {
+                    written = true;
+                    ["a", "b", "c"].iter().for_each(|name| world.put(ahead, name, "2"));
+                }
+                for name in ["a", "b", "c"] {
+                    assert!(reads(&world, away, name).is_some(), "{name}, seed {seed}");
+                }
+            }
+            settle(&mut world);
+            assert_eq!(reads(&world, away, "gone"), None);
+            assert_eq!(world.summary(0).digest, world.summary(1).digest);
+        }
+    }
+}
+
+#[test]
+fn what_other_links_had_in_flight_when_a_state_was_taken_does_not_come_back() {
+    for (ahead, away) in [(0, 2), (2, 0)] {
+        for seed in 0..40 {
+            let mut world = World::new(3, seed);
+            let forgotten = ahead_and_away(&mut world, ahead, away);
+            world.connect(1, away);
+            world.pass(Duration::from_secs(3));
+            // On its way to the disk when the frontier comes.
+            let commit = Commit { entries: vec![forgotten] };
+            let held = world.nodes[1].store.apply_remote(DATASET, id(7), commit, None);
+            held.expect("memory does not fail");
+            world.event(1, Event::Grew);
+            world.sent.clear();
+            world.pass_while_disks_stand_still(Duration::from_secs(4));
+            assert!(world.sent.iter().any(|sent| matches!(sent, Message::Frontier { .. })));
+            settle(&mut world);
+            for node in 0..3 {
+                assert_eq!(reads(&world, node, "gone"), None, "node {node}, seed {seed}");
+                assert_eq!(world.summary(node).digest, world.summary(0).digest, "seed {seed}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_written_here_is_never_dead() {
+    let mut world = World::new(1, 1);
+    let author = AuthorId([9; 16]);
+    let times: Frontier = [(author, Timestamp::at(WallTime(1 << 45)))].into_iter().collect();
+    let lesson = Lesson { known: times.clone(), frontier: times, ..Lesson::default() };
+    let store = &mut world.nodes[0].store;
+    store.learn(DATASET, lesson).expect("memory does not fail");
+    *store = store.clone().restored(author, Epoch(1));
+    world.put(0, "a", "1");
+    assert!(reads(&world, 0, "a").is_some());
+}
+
+/// A peer of which only the test speaks; the link to it is live, and both hold the same.
+fn stranger(world: &mut World, node: usize, peer: usize) {
+    let connected =
+        Event::Connected { peer: id(peer), access: Access::Write, opener: false, standing: false };
+    world.event(node, connected);
+    let hello = Hello {
+        version: PROTOCOL_VERSION,
+        features: 0,
+        conversation: 1,
+        summary: world.summary(node),
+        cursor: None,
+        reconcile: false,
+        announce: false,
+    };
+    world.inject(peer, node, Message::Hello(hello));
+}
+
+#[test]
+fn times_that_lie_ahead_of_our_clock_are_not_taken() {
+    let mut world = World::new(2, 1);
+    world.register(&[0, 1]);
+    world.put(0, "a", "1");
+    stranger(&mut world, 0, 1);
+    let ours = world.nodes[0].store.author();
+    for author in [ours, AuthorId([9; 16])] {
+        let times: Frontier = [(author, Timestamp(u64::MAX))].into_iter().collect();
+        let known = Message::Known { times: times.clone(), published: Vec::new() };
+        world.inject(1, 0, known);
+        world.run();
+        world.inject(1, 0, Message::Frontier { times });
+        world.run();
+        let view = world.nodes[0].store.view(DATASET).expect("it is open");
+        let knowledge = view.knowledge().expect("memory does not fail");
+        assert!(!knowledge.known.of(author).is_ahead_of(world.now.wall));
+        assert!(knowledge.frontier.is_empty());
+        assert_eq!(world.link(0).phase, Phase::Waiting);
+        stranger(&mut world, 0, 1);
+    }
+    world.put(0, "a", "2");
+    assert_eq!(reads(&world, 0, "a"), Some(Content::Inline(b"2"[..].into())));
+}
+
+#[test]
+fn nobody_publishes_for_this_replica_or_later_than_now() {
+    let mut world = World::new(2, 1);
+    world.register(&[0, 1]);
+    world.put(0, "a", "1");
+    delete(&mut world, 0, "a");
+    stranger(&mut world, 0, 1);
+    let own = world.nodes[0].store.author();
+    let now = Timestamp(Timestamp::at(world.now.wall).0 + 9);
+    let says = |author: AuthorId, serial: Timestamp| {
+        let (node, known) = (id(1), Timestamp(1));
+        Published { author, node, serial, set: 0, known, others: Mark(7) }
+    };
+    let (heard, ahead) = (AuthorId([8; 16]), AuthorId([9; 16]));
+    let published = vec![says(own, now), says(heard, now), says(ahead, Timestamp(u64::MAX))];
+    world.inject(1, 0, Message::Known { times: Frontier::new(), published });
+    world.run();
+    let published: Vec<AuthorId> = world.nodes[0]
+        .replica
+        .published()
+        .filter(|said| said.others == Mark(7))
+        .map(|said| said.author)
+        .collect();
+    assert_eq!(published, [heard]);
+    // What it says itself is later than what others make of it.
+    let serial = |world: &World| {
+        let mut published = world.nodes[0].replica.published();
+        published.find(|said| said.author == own).map(|said| said.serial)
+    };
+    assert!(Some(now) < serial(&world), "{:?}", serial(&world));
+}
+
+#[test]
+fn who_does_not_acknowledge_what_is_known_is_told_no_more() {
+    let mut world = World::new(2, 1);
+    world.register(&[0, 1]);
+    world.put(0, "a", "1");
+    stranger(&mut world, 0, 1);
+    for serial in 1..6 {
+        let (author, node, known) = (AuthorId([8; 16]), id(1), Timestamp(1));
+        let serial = Timestamp(serial);
+        let said = Published { author, node, serial, set: 0, known, others: Mark(7) };
+        let known = Message::Known { times: Frontier::new(), published: vec![said] };
+        world.inject(1, 0, known);
+        world.pass(Duration::from_secs(7));
+    }
+    let told = world.sent.iter().filter(|sent| matches!(sent, Message::Known { .. }));
+    assert_eq!(told.count(), 1);
+}
+
+#[test]
+fn a_peer_that_does_not_give_its_state_holds_the_others_up_for_a_minute_only() {
+    let mut world = World::new(3, 1);
+    world.register(&[0, 1, 2]);
+    world.put(0, "a", "1");
+    world.connect(0, 2);
+    settle(&mut world);
+    for (name, waits) in [("b", true), ("c", false)] {
+        stranger(&mut world, 0, 1);
+        let times = [(AuthorId([9; 16]), Timestamp::at(world.now.wall))].into_iter().collect();
+        world.inject(1, 0, Message::Frontier { times });
+        world.pass(Duration::from_secs(2));
+        world.put(2, name, "1");
+        world.pass(Duration::from_secs(10));
+        assert_eq!(reads(&world, 0, name).is_none(), waits, "{name}");
+        for _ in 0..12 {
+            world.pass(Duration::from_secs(5));
+        }
+        assert!(reads(&world, 0, name).is_some(), "{name}");
+    }
+}
+
+/// Nodes come and go, write and delete, and are waited for or not, as a seed wants it.
+#[test]
+fn whoever_is_waited_for_all_end_up_the_same() {
+    const NODES: usize = 4;
+    for seed in 0..200 {
+        let mut random = Random::new(seed);
+        let mut below = |bound: usize| usize::try_from(random.below(bound as u64)).expect("few");
+        let mut world = World::new(NODES, seed);
+        for step in 0..60 {
+            let (a, b) = (below(NODES), below(NODES));
+            match below(12) {
+                0..4 => world.put(a, ["x", "y", "z"][below(3)], &format!("{step}")),
+                4..6 => delete(&mut world, a, ["x", "y", "z"][below(3)]),
+                6 | 7 if a != b => world.connect(a, b),
+                8 if a != b => world.disconnect(a, b),
+                9 => {
+                    let all: Vec<usize> = (0..NODES).filter(|_| below(3) != 0).collect();
+                    world.register(&all);
+                }
+                10 => world.crash(a),
+                _ => world.settle(),
+            }
+        }
+        for n in 1..NODES {
+            world.connect(n - 1, n);
+        }
+        world.register(&[0, 1, 2, 3]);
+        settle(&mut world);
+        for node in 0..NODES {
+            assert_eq!(shown(&world, node), shown(&world, 0), "node {node}, seed {seed}");
+            assert_eq!(
+                world.summary(node).digest,
+                world.summary(0).digest,
+                "node {node}, seed {seed}"
+            );
+            assert_eq!(tombstones(&world, node), 0, "node {node}, seed {seed}");
+            assert!(
+                world.nodes[node].disconnected.is_empty(),
+                "{:?}",
+                world.nodes[node].disconnected
+            );
+        }
+    }
+}
