@@ -81,9 +81,14 @@ impl Frontier {
         self.0.iter().all(|(author, time)| *time <= other.of(*author))
     }
 
+    /// The latest time of any author.
+    pub fn latest(&self) -> Timestamp {
+        self.0.values().copied().max().unwrap_or_default()
+    }
+
     /// Whether a time lies further ahead of `now` than clocks may differ.
     pub fn is_ahead_of(&self, now: WallTime) -> bool {
-        self.0.values().any(|time| time.is_ahead_of(now))
+        self.latest().is_ahead_of(now)
     }
 
     /// Moves an author's time forward.

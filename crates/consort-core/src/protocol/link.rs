@@ -25,6 +25,7 @@ use core::time::Duration;
 
 use crate::model::fingerprint::{Digest, Fingerprint, FingerprintKey};
 use crate::model::frontier::Frontier;
+use crate::model::hlc::Timestamp;
 use crate::model::id::{AuthorId, NodeId};
 use crate::model::key::Key;
 use crate::model::vector::Dot;
@@ -204,6 +205,9 @@ pub(crate) struct Link {
     /// What the comparison found to be dead so far, and not more than is remembered.
     dead: Vec<(Key, Dot)>,
     dead_bytes: usize,
+    /// Once the peer's feed is applied up to here, what is dead goes: what the peer wrote while the sides compared may have
+    /// replaced it.
+    buries_at: Option<Sequence>,
     /// When that last came on. And until when the peer's state is not taken, after it did not.
     came_on_at: Instant,
     rests_until: Option<Instant>,
@@ -212,8 +216,8 @@ pub(crate) struct Link {
     /// The replica forgets deletions, and listens to what others say of that.
     forgets: bool,
     tell_at: Option<Instant>,
-    /// The peer said what lay ahead of our clock and was not taken. It will not say that again by itself.
-    missed: bool,
+    /// The latest time that lay ahead of our clock and was not taken. The peer will not say that again by itself.
+    missed: Timestamp,
 
     /// When the event that is being handled happened.
     now: Now,
@@ -320,12 +324,13 @@ impl Link {
             unsettled: false,
             dead: Vec::new(),
             dead_bytes: 0,
+            buries_at: None,
             came_on_at: Instant(0),
             rests_until: None,
             held: false,
             forgets: false,
             tell_at: None,
-            missed: false,
+            missed: Timestamp(0),
             now: Now::default(),
             heard_at: Instant(0),
             check_at: None,
@@ -464,6 +469,7 @@ impl Link {
         }
         if let Some(through) = commit.through {
             self.applied.sequence = self.applied.sequence.max(through);
+            self.adopt(to);
         }
         if commit.counts {
             self.take(commit.bytes);

@@ -12,8 +12,10 @@ use consort_core::protocol::link::Phase;
 use consort_core::protocol::message::{Hello, PROTOCOL_VERSION};
 use consort_core::protocol::{Event, Message};
 use consort_core::random::Random;
-use consort_core::store::{Epoch, Lesson, Store, View};
-use consort_core::{AuthorId, Commit, Content, Entry, Key, OnConflict, Timestamp, WallTime};
+use consort_core::store::{Epoch, Lesson, Sequence, Store, Summary, View};
+use consort_core::{
+    AuthorId, Commit, Content, Digest, Entry, Fingerprint, Key, OnConflict, Timestamp, WallTime,
+};
 
 use crate::world::{DATASET, World, id, key};
 
@@ -269,6 +271,79 @@ fn what_is_dead_can_be_read_until_what_replaced_it_is_here() {
     }
 }
 
+/// What a node holds of a key, and its fingerprint.
+fn held(world: &World, node: usize, name: &str) -> (Entry, Fingerprint) {
+    let view = world.nodes[node].store.view(DATASET).expect("it is open");
+    let all = view.fingerprints(None, usize::MAX).expect("memory does not fail");
+    let entries = all.into_iter().map(|fingerprint| {
+        let entry = view.by_fingerprint(fingerprint).expect("memory does not fail");
+        (entry.expect("it is held"), fingerprint)
+    });
+    let mut entries = entries.filter(|(entry, _)| entry.key == key(name));
+    entries.next().expect("the key is held")
+}
+
+/// The peer is one of which only the test speaks: it says that it has replaced what it replaced while the sides compared.
+#[test]
+fn what_is_dead_can_be_read_until_the_feed_brings_what_replaced_it_meanwhile() {
+    let mut world = World::new(2, 1);
+    world.register(&[0, 1]);
+    world.put(1, "a", "1");
+    world.put(1, "gone", "1");
+    let (replaced, gone) = (held(&world, 1, "a"), held(&world, 1, "gone"));
+    let upto = replaced.0.version.dot.time.max(gone.0.version.dot.time);
+    let commit = Commit { entries: vec![replaced.0, gone.0] };
+    let applied = world.nodes[0].store.apply_remote(DATASET, id(1), commit, None);
+    applied.expect("memory does not fail");
+    let before = world.summary(1);
+    let author = world.nodes[1].store.author();
+    world.put(1, "a", "2");
+    let (replacing, _) = held(&world, 1, "a");
+
+    let peer = id(1);
+    world.event(0, Event::Connected { peer, access: Access::Write, opener: true, standing: true });
+    let greet = |world: &mut World| {
+        let said = |sent: &Message| match sent {
+            Message::Hello(hello) => Some(hello.conversation),
+            _ => None,
+        };
+        let conversation = world.sent.iter().rev().find_map(said).expect("it said Hello");
+        let digest = Digest { count: 1, ..Digest::default() };
+        let hello = Hello {
+            version: PROTOCOL_VERSION,
+            features: 0,
+            conversation,
+            summary: Summary { digest, frontier: Mark(5), ..before },
+            cursor: None,
+            reconcile: false,
+            announce: false,
+        };
+        world.inject(1, 0, Message::Hello(hello));
+        world.run();
+    };
+    greet(&mut world);
+    world.inject(1, 0, Message::Reconciled);
+    world.run();
+    let times = [(author, upto)].into_iter().collect();
+    world.inject(1, 0, Message::Frontier { times });
+    world.run();
+    greet(&mut world);
+    world.inject(1, 0, Message::Unwanted { fingerprints: vec![replaced.1, gone.1] });
+    world.inject(1, 0, Message::Reconciled);
+    world.inject(1, 0, Message::Check { summary: world.summary(1), applied: Sequence(0) });
+    world.run();
+    let text = |text: &str| Some(Content::Inline(text.as_bytes().into()));
+    assert_eq!(reads(&world, 0, "a"), text("1"));
+    let through = Some(world.summary(1).head.sequence);
+    world.inject(1, 0, Message::Versions { entries: vec![replacing], through });
+    world.run();
+    assert_eq!(reads(&world, 0, "a"), text("2"));
+    assert_eq!(reads(&world, 0, "gone"), None);
+    let view = world.nodes[0].store.view(DATASET).expect("it is open");
+    let knowledge = view.knowledge().expect("memory does not fail");
+    assert_eq!(knowledge.frontier.of(author), upto);
+}
+
 #[test]
 fn what_other_links_had_in_flight_when_a_state_was_taken_does_not_come_back() {
     for (ahead, away) in [(0, 2), (2, 0)] {
@@ -379,6 +454,27 @@ fn nobody_publishes_for_this_replica_or_later_than_now() {
         published.find(|said| said.author == own).map(|said| said.serial)
     };
     assert!(Some(now) < serial(&world), "{:?}", serial(&world));
+}
+
+#[test]
+fn what_lay_ahead_of_our_clock_is_asked_for_again_once_it_does_not() {
+    let mut world = World::new(2, 1);
+    world.register(&[0, 1]);
+    world.put(0, "a", "1");
+    delete(&mut world, 0, "a");
+    stranger(&mut world, 0, 1);
+    let ahead = Timestamp::at(WallTime(world.now.wall.0 + 10 * 60 * 1000));
+    let (author, node, known) = (AuthorId([8; 16]), id(1), Timestamp(1));
+    let said = Published { author, node, serial: ahead, set: 0, known, others: Mark(7) };
+    let known = Message::Known { times: Frontier::new(), published: vec![said] };
+    world.inject(1, 0, known);
+    let asked_in_minutes = |world: &mut World, minutes: u32| {
+        world.sent.clear();
+        (0..minutes * 4).for_each(|_| world.pass(Duration::from_secs(15)));
+        world.sent.iter().filter(|sent| matches!(sent, Message::Restart { .. })).count()
+    };
+    assert_eq!(asked_in_minutes(&mut world, 4), 0);
+    assert_eq!(asked_in_minutes(&mut world, 4), 1);
 }
 
 #[test]

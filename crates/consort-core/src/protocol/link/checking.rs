@@ -1,10 +1,10 @@
 //! Whether two sides that should hold the same do: what convergence rests on.
 
 use alloc::vec::Vec;
-use core::mem;
 use core::time::Duration;
 
 use super::{Ask, Link, LinkError, State};
+use crate::model::hlc::Timestamp;
 use crate::protocol::event::Access;
 use crate::protocol::message::Message;
 use crate::store::{Sequence, Summary, View};
@@ -24,7 +24,7 @@ impl Link {
         let summary = view.summary();
         let after = if self.is_quiet(&summary) {
             self.acknowledge(true, to);
-            to.push(Ask::Send(Message::Check { summary, applied: self.applied.sequence }));
+            self.say_what_is_held(view, to);
             let jitter = u64::try_from(CHECK_JITTER.as_micros()).expect("it is seconds");
             CHECK_AFTER + Duration::from_micros(self.random.below(jitter))
         } else {
@@ -34,11 +34,18 @@ impl Link {
         if self.cursor_is_stale && self.outstanding.is_empty() && !self.held && !self.unsettled {
             self.commit(Vec::new(), Some(self.applied.sequence), false, None, to);
         }
-        // With a new conversation all is told once more: as long as there is something to forget, somebody waits for it.
-        if view.tombstones().count != 0 && !self.is_adopting() && mem::take(&mut self.missed) {
+        // As long as there is something to forget, somebody waits for what was missed.
+        if view.tombstones().count != 0 && !self.is_adopting() && self.can_make_up() {
+            self.missed = Timestamp(0);
             self.begin_again(false, view, to)?;
         }
         Ok(())
+    }
+
+    /// Says what this side holds, and how far its feed goes.
+    pub(super) fn say_what_is_held(&self, view: &impl View, to: &mut Vec<Ask>) {
+        let (summary, applied) = (view.summary(), self.applied.sequence);
+        to.push(Ask::Send(Message::Check { summary, applied }));
     }
 
     /// Whether nothing is on its way in either direction, as far as this side knows.
@@ -77,6 +84,7 @@ impl Link {
         }
         let ours = view.summary();
         self.known = self.known.max(theirs.head.sequence);
+        self.bury_at(theirs.head.sequence, to);
         if theirs.frontier != ours.frontier {
             // Not the same is held by who has collected more; both sides have told, or will.
             return Ok(());

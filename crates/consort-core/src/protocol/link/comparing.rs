@@ -137,7 +137,8 @@ impl Link {
         self.compared = Some(difference);
         self.go_live(self.sent, head);
         self.commit(Vec::new(), Some(head), false, None, to);
-        self.adopt(to);
+        // If the peer takes this side's state by difference, it waits for what was written here meanwhile.
+        self.say_what_is_held(view, to);
         self.pump(view, to)
     }
 }

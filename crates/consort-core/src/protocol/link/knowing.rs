@@ -19,7 +19,7 @@ use crate::model::id::{AuthorId, NodeId};
 use crate::protocol::event::Access;
 use crate::protocol::garbage::{Published, Table, ToTell, account};
 use crate::protocol::message::Message;
-use crate::store::{Lesson, StoreError, View};
+use crate::store::{Lesson, Sequence, StoreError, View};
 use crate::time::Instant;
 
 /// How long after something changed the peer is told: much of it shares a message.
@@ -169,15 +169,15 @@ impl Link {
             self.take(0);
             return Ok(());
         }
-        self.missed |= published.iter().any(|said| said.serial.is_ahead_of(self.now.wall));
+        let said_ahead = published.iter().map(|said| said.serial);
+        self.miss(said_ahead.max().unwrap_or_default());
         if !published.is_empty() {
             let (author, _) = view.own()?;
             to.push(Ask::Hear { author, published });
         }
         // A time that lies ahead of our clock would call dead what is written until then. Up to now it is true as well.
-        let latest = Timestamp::latest(self.now.wall);
-        self.missed |= times.is_ahead_of(self.now.wall);
-        let times = times.until(latest);
+        self.miss(times.latest());
+        let times = times.until(Timestamp::latest(self.now.wall));
         let known = times.news_for(&account(view)?);
         // Nothing of what a reader has was applied.
         if known.is_empty() || self.ends.theirs == Access::Read {
@@ -186,6 +186,18 @@ impl Link {
             self.learn(Lesson { known, ..Lesson::default() }, true, to);
         }
         Ok(())
+    }
+
+    /// What came with this time was not taken, if the time lies ahead of our clock.
+    fn miss(&mut self, time: Timestamp) {
+        if time.is_ahead_of(self.now.wall) {
+            self.missed = self.missed.max(time);
+        }
+    }
+
+    /// Whether what lay ahead of our clock does so no more. The peer tells it once more in a new conversation.
+    pub(super) fn can_make_up(&self) -> bool {
+        self.missed != Timestamp(0) && !self.missed.is_ahead_of(self.now.wall)
     }
 
     pub(super) fn learn(&mut self, lesson: Lesson, counts: bool, to: &mut Vec<Ask>) {
@@ -277,9 +289,22 @@ impl Link {
         Ok(alive)
     }
 
-    /// This side holds what the peer held, so what is dead by the peer's frontier goes; then that is its own as well.
+    /// The peer's feed goes this far, now that the sides have compared, or are about to.
+    pub(super) fn bury_at(&mut self, head: Sequence, to: &mut Vec<Ask>) {
+        if self.is_adopting() && self.outstanding.iter().all(|asked| !asked.adopts) {
+            self.buries_at.get_or_insert(head);
+            self.adopt(to);
+        }
+    }
+
+    /// Once this side holds what the peer held, what is dead by the peer's frontier goes; then that is its own as well.
     pub(super) fn adopt(&mut self, to: &mut Vec<Ask>) {
-        let Some(frontier) = self.adopting.clone().filter(|_| !self.unsettled) else { return };
+        let applied = self.applied.sequence;
+        let is_time = matches!(self.state, State::Live) && !self.unsettled;
+        let Some(frontier) = self.adopting.clone().filter(|_| is_time) else { return };
+        if self.buries_at.take_if(|head| *head <= applied).is_none() {
+            return;
+        }
         let dead = core::mem::take(&mut self.dead);
         for dead in dead.chunks(MAX_COLLECTED) {
             self.learn(Lesson { dead: dead.to_vec(), ..Lesson::default() }, false, to);

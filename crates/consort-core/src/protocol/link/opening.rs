@@ -114,7 +114,7 @@ impl Link {
         if equal {
             self.go_live(ours.summary.head.sequence, theirs.summary.head.sequence);
             self.cursor_is_stale = ours.cursor != Some(theirs.summary.head);
-            self.adopt(to);
+            self.bury_at(theirs.summary.head.sequence, to);
         } else if let (Some(our_place), Some(their_place), false) =
             (our_place, their_place, ours.reconcile || theirs.reconcile)
         {

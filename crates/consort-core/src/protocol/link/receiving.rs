@@ -174,6 +174,7 @@ impl Link {
             self.applying = self.applying.max(through);
             self.cursor_is_stale = true;
             self.take(0);
+            self.adopt(to);
             return Ok(true);
         }
         if let Some(until) = self.waits_until(arrived) {
