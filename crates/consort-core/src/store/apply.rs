@@ -417,7 +417,7 @@ impl<'v, V: View> Application<'v, V> {
             recent.map(|added| (added.dot.time, added.dot.author, added.key.clone())).collect();
         let mut found: Vec<Due> = Vec::new();
         let mut after = None;
-        loop {
+        'pages: loop {
             let page = self.view.tombstones_after(after.as_ref(), MAX_COLLECTED)?;
             after = page.last().cloned();
             let mut due: BTreeSet<(Timestamp, AuthorId, Key)> =
@@ -428,6 +428,11 @@ impl<'v, V: View> Application<'v, V> {
             };
             due.append(&mut mem::replace(&mut recent, later));
             for (time, author, key) in due {
+                // A shorter frontier collects nothing that is later than its last, and than all that was within before.
+                let last = found.get(MAX_COLLECTED - 1).map(|due| due.dot.time);
+                if last.is_some() && last.max(latest_before) < Some(time) {
+                    break 'pages;
+                }
                 let dot = Dot { author, time };
                 if frontier.contains(dot) && self.collects(frontier, &key, dot)? {
                     let place = self.touch(&key)?;
@@ -437,10 +442,6 @@ impl<'v, V: View> Application<'v, V> {
             let last = after.as_ref().map(|(last, _)| last.time);
             if last.is_none() || latest < last {
                 return Ok(found);
-            }
-            // What is later than all that was within before is later than what a shorter frontier collects.
-            if MAX_COLLECTED <= found.len() && latest_before < last {
-                break;
             }
         }
         let Some(last) = found.get(MAX_COLLECTED - 1) else { return Ok(found) };

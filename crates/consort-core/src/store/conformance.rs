@@ -301,7 +301,24 @@ pub fn collects_many_in_steps<S: Store>(mut store: S) {
     assert_eq!(view.knowledge().expect("reads").frontier, frontier);
 }
 
-/// A forger may give many tombstones one dot.
+/// Tombstones of one time all go in one step, since no frontier lies between them. Here a forger gave them one dot.
+pub fn collects_many_of_one_dot<S: Store>(mut store: S) {
+    const MANY: usize = MAX_COLLECTED + 1;
+    store.open_dataset(DATASET).expect("opens");
+    let dot = Dot { author: AuthorId([66; 16]), time: Timestamp::at(WallTime(1_000)) };
+    forge((0..MANY).map(|n| format!("k{n}")), dot, &mut store);
+    let frontier: Frontier = [(dot.author, dot.time)].into_iter().collect();
+    let lesson =
+        Lesson { known: frontier.clone(), frontier: frontier.clone(), ..Lesson::default() };
+    store.learn(DATASET.id, lesson).expect("learns");
+    let view = view(&store);
+    assert_eq!(view.knowledge().expect("reads").frontier, frontier);
+    assert_eq!(view.tombstones().count, 0);
+    assert_eq!(view.tombstones_after(None, 1), Ok(Vec::new()));
+    assert_eq!(view.summary().digest.count, 0);
+}
+
+/// A forger may give tombstones of several keys one dot.
 fn tells_tombstones_of_one_dot_apart<S: Store>(mut store: S) {
     store.open_dataset(DATASET).expect("opens");
     let key = |name: &str| Key::new(name).expect("a valid key");
@@ -532,5 +549,6 @@ mod tests {
             run(seed, make, |store, _| store);
         }
         collects_many_in_steps(MemoryStore::new(AuthorId([1; 16]), Epoch(3)));
+        collects_many_of_one_dot(MemoryStore::new(AuthorId([1; 16]), Epoch(3)));
     }
 }
