@@ -178,10 +178,10 @@ pub trait View {
     /// How many tombstones there are.
     fn tombstones(&self) -> Tombstones;
 
-    /// The tombstones after `after`, ordered by time and then author, with their keys; at most `limit`.
+    /// The tombstones after `after`, ordered by time, author, and key (forged ones may share a dot); at most `limit`.
     fn tombstones_after(
         &self,
-        after: Option<Dot>,
+        after: Option<&(Dot, Key)>,
         limit: usize,
     ) -> Result<Vec<(Dot, Key)>, StoreError>;
 

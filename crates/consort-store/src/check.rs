@@ -8,7 +8,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::io;
 
-use consort_core::encoding::DecodeError;
+use consort_core::encoding::{DecodeError, Reader};
 use consort_core::model::conflict::Losers;
 use consort_core::store::{Sequence, StoreError, Stored};
 use consort_core::{AuthorId, DatasetId, Digest, Entry, Fingerprint, Timestamp};
@@ -240,9 +240,8 @@ impl<P: FnMut(CheckProgress)> Check<P> {
                     return Err(wrong("are not in the feed").into());
                 }
                 if entry.version.is_deleted() {
-                    let row = layout::tombstone_key(number, entry.version.dot);
-                    let named = check.moment.get(Table::Tombstones, &row)?;
-                    if named.is_none_or(|named| *named != *key.as_bytes()) {
+                    let row = layout::tombstone_key(number, entry.version.dot, &key);
+                    if !check.moment.has(Table::Tombstones, &row)? {
                         return Err(wrong("are not among the tombstones").into());
                     }
                     dataset.deleted += 1;
@@ -280,7 +279,7 @@ impl<P: FnMut(CheckProgress)> Check<P> {
     fn tombstones(&mut self) -> Result<(), StoreError> {
         self.rows(Table::Tombstones, |check, row, value| {
             layout::tombstone_of(row)?;
-            layout::decode_tombstone(value)?;
+            Reader::new(value).finish()?;
             owner(&mut check.datasets, Table::Tombstones, layout::number_of(row)?)?.tombstones += 1;
             Ok(())
         })

@@ -523,7 +523,8 @@ fn put_batch(number: Number, batch: &Batch, rows: &mut Rows) {
         rows.remove(Table::Feed, layout::feed_key(number, removed.sequence));
         rows.remove(Table::Fingerprints, layout::fingerprint_key(number, removed.fingerprint));
         if removed.deleted {
-            rows.remove(Table::Tombstones, layout::tombstone_key(number, removed.dot));
+            let row = layout::tombstone_key(number, removed.dot, &removed.key);
+            rows.remove(Table::Tombstones, row);
         }
     }
     for added in &batch.added {
@@ -533,8 +534,7 @@ fn put_batch(number: Number, batch: &Batch, rows: &mut Rows) {
         let key = layout::fingerprint_key(number, added.fingerprint);
         rows.put(Table::Fingerprints, key, layout::encode_varint(sequence.0));
         if added.deleted {
-            let row = layout::tombstone_key(number, added.dot);
-            rows.put(Table::Tombstones, row, added.key.as_bytes());
+            rows.put(Table::Tombstones, layout::tombstone_key(number, added.dot, &added.key), []);
         }
     }
     for (key, siblings) in &batch.keys {

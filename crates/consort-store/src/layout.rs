@@ -217,23 +217,18 @@ pub(crate) fn knowledge_key(number: Number) -> Vec<u8> {
     [&[KNOWLEDGE][..], &prefix(number)].concat()
 }
 
-/// The key of a row in `Tombstones`.
-pub(crate) fn tombstone_key(number: Number, dot: Dot) -> Vec<u8> {
-    [&prefix(number)[..], &dot.time.0.to_be_bytes(), &dot.author.0].concat()
+/// The key of a row in `Tombstones`. It says everything, so the row has no value.
+pub(crate) fn tombstone_key(number: Number, dot: Dot, key: &Key) -> Vec<u8> {
+    [&prefix(number)[..], &dot.time.0.to_be_bytes(), &dot.author.0, key.as_bytes()].concat()
 }
 
-/// Reads the dot back from such a row's key.
-pub(crate) fn tombstone_of(key: &[u8]) -> Result<Dot, DecodeError> {
+/// Reads the dot and the key back from such a row's key.
+pub(crate) fn tombstone_of(key: &[u8]) -> Result<(Dot, Key), DecodeError> {
     let mut from = Reader::new(key);
     from.raw(4, "dataset number")?;
     let time = Timestamp(u64::from_be_bytes(from.array("time")?));
     let author = AuthorId(from.array("author")?);
-    from.finish().map(|()| Dot { author, time })
-}
-
-/// Reads the value of such a row.
-pub(crate) fn decode_tombstone(bytes: &[u8]) -> Result<Key, DecodeError> {
-    rest_as_key(Reader::new(bytes))
+    rest_as_key(from).map(|key| (Dot { author, time }, key))
 }
 
 /// The value of the row of what a replica knows.

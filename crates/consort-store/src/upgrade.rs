@@ -7,6 +7,7 @@ use std::mem;
 use std::path::Path;
 use std::sync::Arc;
 
+use consort_core::Key;
 use consort_core::model::conflict::Losers;
 use consort_core::store::{StoreError, Stored, Tombstones};
 
@@ -64,14 +65,14 @@ pub(crate) fn upgrade(directory: &Path, found: u32, tables: &Arc<Tables>) -> Res
 fn count_losers(tables: &Arc<Tables>) -> Result<(), StoreError> {
     let mut steps = Steps::begin(Table::Conflicts, tables)?;
     let mut totals: BTreeMap<Number, Losers> = BTreeMap::new();
-    steps.each_key(|number, row, siblings| {
+    steps.each_key(|number, key, siblings| {
         let losers = Losers::of(siblings.iter().map(|stored| &stored.version));
         if losers.are_none() {
             return Vec::new();
         }
         let total = totals.entry(number).or_default();
         *total = *total + losers;
-        vec![(row.to_vec(), layout::encode_losers(losers))]
+        vec![(layout::name_key(number, key), layout::encode_losers(losers))]
     })?;
     steps.end(totals, |replica, losers| replica.losers = losers)
 }
@@ -80,14 +81,13 @@ fn count_losers(tables: &Arc<Tables>) -> Result<(), StoreError> {
 fn index_tombstones(tables: &Arc<Tables>) -> Result<(), StoreError> {
     let mut steps = Steps::begin(Table::Tombstones, tables)?;
     let mut totals: BTreeMap<Number, Tombstones> = BTreeMap::new();
-    steps.each_key(|number, row, siblings| {
+    steps.each_key(|number, key, siblings| {
         let versions = siblings.iter().map(|stored| &stored.version);
         let tombstones = versions.filter(|version| version.is_deleted());
         tombstones
             .map(|version| {
                 totals.entry(number).or_default().add(version);
-                let key = row[layout::prefix(number).len()..].to_vec();
-                (layout::tombstone_key(number, version.dot), key)
+                (layout::tombstone_key(number, version.dot, key), Vec::new())
             })
             .collect()
     })?;
@@ -119,15 +119,15 @@ impl<'t> Steps<'t> {
     /// Writes the rows that follow from each key's versions.
     fn each_key(
         &mut self,
-        mut follow: impl FnMut(Number, &[u8], Vec<Stored>) -> Vec<(Vec<u8>, Vec<u8>)>,
+        mut follow: impl FnMut(Number, &Key, Vec<Stored>) -> Vec<(Vec<u8>, Vec<u8>)>,
     ) -> Result<(), StoreError> {
         let wrong = |error| damaged(Table::Versions, error);
         for row in self.moment.rows(Table::Versions, &[], Vec::new()) {
             let (row, value) = row?;
             let number = layout::number_of(&row).map_err(wrong)?;
-            for (key, value) in
-                follow(number, &row, layout::decode_siblings(&value).map_err(wrong)?)
-            {
+            let key = layout::name_of(&row).map_err(wrong)?;
+            let siblings = layout::decode_siblings(&value).map_err(wrong)?;
+            for (key, value) in follow(number, &key, siblings) {
                 self.rows.put(self.table, key, value);
                 self.changed += 1;
                 self.write()?;

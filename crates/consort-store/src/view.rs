@@ -268,20 +268,20 @@ impl View for DiskView {
 
     fn tombstones_after(
         &self,
-        after: Option<Dot>,
+        after: Option<&(Dot, Key)>,
         limit: usize,
     ) -> Result<Vec<(Dot, Key)>, StoreError> {
         let prefix = layout::prefix(self.number);
-        let from = after.map_or(prefix.to_vec(), |dot| layout::tombstone_key(self.number, dot));
+        let row = |(dot, key): &(Dot, Key)| layout::tombstone_key(self.number, *dot, key);
+        let from = after.map_or(prefix.to_vec(), row);
         let mut rows = self.moment.rows(Table::Tombstones, &prefix, from);
         let wrong = |error| damaged(Table::Tombstones, error);
         let mut found = Vec::new();
         while found.len() < limit {
             let Some(row) = rows.next() else { break };
-            let (key, value) = row?;
-            let dot = layout::tombstone_of(&key).map_err(wrong)?;
-            if Some(dot) != after {
-                found.push((dot, layout::decode_tombstone(&value).map_err(wrong)?));
+            let tombstone = layout::tombstone_of(&row?.0).map_err(wrong)?;
+            if Some(&tombstone) != after {
+                found.push(tombstone);
             }
         }
         Ok(found)

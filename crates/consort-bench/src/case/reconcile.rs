@@ -385,7 +385,11 @@ impl View for Set<'_> {
         Tombstones::default()
     }
 
-    fn tombstones_after(&self, _: Option<Dot>, _: usize) -> Result<Vec<(Dot, Key)>, StoreError> {
+    fn tombstones_after(
+        &self,
+        _: Option<&(Dot, Key)>,
+        _: usize,
+    ) -> Result<Vec<(Dot, Key)>, StoreError> {
         Ok(Vec::new())
     }
 

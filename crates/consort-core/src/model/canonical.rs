@@ -44,6 +44,10 @@ pub fn encode_version(version: &Version, to: &mut Vec<u8>) {
 /// Reads a version without its key.
 pub fn decode_version(from: &mut Reader<'_>) -> Result<Version, DecodeError> {
     let dot = decode_dot(from)?;
+    // No clock gives it out, and no frontier holds it.
+    if dot.time == Timestamp(0) {
+        return Err(DecodeError::Invalid { what: "time" });
+    }
     let seen = decode_vector(from)?;
     if seen.contains(dot) {
         return Err(DecodeError::Invalid { what: "seen vector" });
@@ -346,6 +350,26 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             let _ = decode_entry(&mut Reader::new(&bytes));
+        }
+    }
+
+    #[test]
+    fn the_time_zero_is_refused_wherever_a_version_has_a_time() {
+        const TIME: usize = 16;
+        let dot = |author, time| Dot { author: AuthorId([author; 16]), time: Timestamp(time) };
+        let mut seen = VersionVector::new();
+        seen.advance(dot(1, 9));
+        seen.exclude(dot(1, 3));
+        let (content, attributes) = (Content::Deleted, Attributes::default());
+        let mut bytes = Vec::new();
+        encode_version(&Version { dot: dot(2, 5), seen, content, attributes }, &mut bytes);
+        assert!(decode_version(&mut Reader::new(&bytes)).is_ok());
+        // Its own dot, and after a count each, an author's time and an exception.
+        for (place, what) in [(0, "time"), (25, "seen vector"), (50, "seen vector")] {
+            let mut zero = bytes.clone();
+            zero[place + TIME..][..8].fill(0);
+            let decoded = decode_version(&mut Reader::new(&zero));
+            assert_eq!(decoded, Err(DecodeError::Invalid { what }));
         }
     }
 }

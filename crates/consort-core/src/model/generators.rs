@@ -49,7 +49,7 @@ pub(crate) fn any_version() -> impl Strategy<Value = Version> {
 }
 
 fn any_dot() -> impl Strategy<Value = Dot> {
-    (0u8..4, any::<u64>())
+    (0u8..4, 1..=u64::MAX)
         .prop_map(|(author, time)| Dot { author: AuthorId([author; 16]), time: Timestamp(time) })
 }
 

@@ -62,7 +62,7 @@ impl Clock {
         Self { last }
     }
 
-    /// A new reading, later than every one before it and than every one [observed](Self::observe).
+    /// A new reading, later than every one before it and than every one [observed](Self::observe); never zero.
     pub fn tick(&mut self, now: WallTime) -> Timestamp {
         self.last = Timestamp(self.last.0.saturating_add(1)).max(Timestamp::at(now));
         self.last
@@ -94,6 +94,11 @@ mod tests {
         let third = clock.tick(WallTime(10));
         assert!(first < second && second < third);
         assert_eq!(third.wall(), WallTime(1000));
+    }
+
+    #[test]
+    fn the_first_reading_is_not_zero_even_if_the_wall_clock_is() {
+        assert_eq!(Clock::default().tick(WallTime(0)), Timestamp(1));
     }
 
     #[test]

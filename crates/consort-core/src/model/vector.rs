@@ -20,7 +20,7 @@ use crate::model::id::{AuthorId, parse_hex};
 pub struct Dot {
     /// Who wrote it.
     pub author: AuthorId,
-    /// When, strictly increasing per author.
+    /// When, strictly increasing per author, and never zero: where a time is listed for an author, zero is none.
     pub time: Timestamp,
 }
 
@@ -55,7 +55,7 @@ impl fmt::Debug for Dot {
 /// A set of versions of one key, closed under "was seen by".
 ///
 /// It holds a dot if the dot's author is listed with a time not before it, and the dot is no exception.
-/// Both lists are sorted, hold no element twice, and every exception lies within its author's time.
+/// Both lists are sorted, hold no element twice and no time zero, and every exception lies within its author's time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct VersionVector {
     upto: Vec<(AuthorId, Timestamp)>,
@@ -74,7 +74,10 @@ impl VersionVector {
         let sorted =
             vector.upto.is_sorted_by(|a, b| a.0 < b.0) && vector.except.is_sorted_by(|a, b| a < b);
         let within = vector.except.iter().all(|dot| vector.time_of(dot.author) >= Some(dot.time));
-        (sorted && within).then_some(vector)
+        let times = vector.upto.iter().map(|(_, time)| *time);
+        let mut times = times.chain(vector.except.iter().map(|dot| dot.time));
+        let is_never_zero = times.all(|time| time != Timestamp(0));
+        (sorted && within && is_never_zero).then_some(vector)
     }
 
     /// The latest time listed for each author, ordered by author.
@@ -259,6 +262,10 @@ mod tests {
         );
         let beyond = Dot { author: low, time: Timestamp(6) };
         assert!(VersionVector::from_parts(vec_of(&[(low, time)]), vec_of(&[beyond])).is_none());
+        let never = Timestamp(0);
+        assert!(VersionVector::from_parts(vec_of(&[(low, never)]), Vec::new()).is_none());
+        let never = Dot { author: low, time: never };
+        assert!(VersionVector::from_parts(vec_of(&[(low, time)]), vec_of(&[never])).is_none());
     }
 
     fn vec_of<T: Clone>(items: &[T]) -> Vec<T> {

@@ -4,7 +4,7 @@
 //! [`Batch`] of row changes that the store must apply whole. Several commits may go through one application, so that
 //! a store can make them durable together.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::mem;
@@ -413,34 +413,35 @@ impl<'v, V: View> Application<'v, V> {
         let (latest, latest_before) = (latest(frontier), latest(before));
         // What came with commits before in the same batch is in no view.
         let recent = self.added.iter().filter(|added| added.deleted);
-        let mut recent: BTreeMap<(Timestamp, AuthorId), Key> =
-            recent.map(|added| ((added.dot.time, added.dot.author), added.key.clone())).collect();
+        let mut recent: BTreeSet<(Timestamp, AuthorId, Key)> =
+            recent.map(|added| (added.dot.time, added.dot.author, added.key.clone())).collect();
         let mut found: Vec<Due> = Vec::new();
         let mut after = None;
-        loop {
-            let page = self.view.tombstones_after(after, MAX_COLLECTED)?;
-            after = page.last().map(|(dot, _)| *dot);
-            let mut due: BTreeMap<(Timestamp, AuthorId), Key> =
-                page.into_iter().map(|(dot, key)| ((dot.time, dot.author), key)).collect();
-            let later = match after {
-                Some(last) => recent.split_off(&(last.time, last.author)),
-                None => BTreeMap::new(),
+        'pages: loop {
+            let page = self.view.tombstones_after(after.as_ref(), MAX_COLLECTED)?;
+            after = page.last().cloned();
+            let mut due: BTreeSet<(Timestamp, AuthorId, Key)> =
+                page.into_iter().map(|(dot, key)| (dot.time, dot.author, key)).collect();
+            let later = match &after {
+                Some((last, key)) => recent.split_off(&(last.time, last.author, key.clone())),
+                None => BTreeSet::new(),
             };
             due.append(&mut mem::replace(&mut recent, later));
-            for ((time, author), key) in due {
+            for (time, author, key) in due {
+                // A shorter frontier collects nothing that is later than its last, and than all that was within before.
+                let last = found.get(MAX_COLLECTED - 1).map(|due| due.dot.time);
+                if last.is_some() && last.max(latest_before) < Some(time) {
+                    break 'pages;
+                }
                 let dot = Dot { author, time };
                 if frontier.contains(dot) && self.collects(frontier, &key, dot)? {
                     let place = self.touch(&key)?;
                     found.push(Due { key, place, dot });
                 }
             }
-            let last = after.map(|last| last.time);
+            let last = after.as_ref().map(|(last, _)| last.time);
             if last.is_none() || latest < last {
                 return Ok(found);
-            }
-            // What is later than all that was within before is later than what a shorter frontier collects.
-            if MAX_COLLECTED <= found.len() && latest_before < last {
-                break;
             }
         }
         let Some(last) = found.get(MAX_COLLECTED - 1) else { return Ok(found) };

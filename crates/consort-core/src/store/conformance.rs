@@ -22,7 +22,7 @@ use crate::model::id::{AuthorId, DatasetId, NodeId};
 use crate::model::key::Key;
 use crate::model::merge::Saw;
 use crate::model::vector::Dot;
-use crate::model::version::Entry;
+use crate::model::version::{Entry, Version};
 use crate::store::memory::{MemoryStore, MemoryView};
 use crate::store::{
     Cursor, DatasetParameters, Epoch, FeedRow, Lesson, LocalWrite, Sealer, Sequence, Store,
@@ -46,6 +46,7 @@ pub fn run<S: Store>(seed: u64, mut make: impl FnMut() -> S, mut between: impl F
     let mut random = Random(seed);
     knows_only_what_was_opened(make());
     seals_what_becomes_a_version(make());
+    tells_tombstones_of_one_dot_apart(make());
     let mut pairs: Vec<Pair<S>> = (0..STORES).map(|number| Pair::new(make(), number)).collect();
     for step in 0..STEPS {
         let place = random.below(STORES);
@@ -261,7 +262,7 @@ fn compare_tombstones(
     assert_eq!(store.tombstones(), reference.tombstones(), "{context}");
     let all = reference.tombstones_after(None, usize::MAX).expect("reads");
     assert_eq!(reference.tombstones().count, all.len() as u64, "{context}");
-    let after = if all.is_empty() { None } else { Some(all[random.below(all.len())].0) };
+    let after = if all.is_empty() { None } else { Some(&all[random.below(all.len())]) };
     for after in [None, after] {
         for limit in [0, 1 + random.below(3), usize::MAX] {
             let expected = reference.tombstones_after(after, limit);
@@ -298,6 +299,65 @@ pub fn collects_many_in_steps<S: Store>(mut store: S) {
     assert_eq!(view.scan("", None, 1), Ok(Vec::new()));
     assert_eq!(view.feed(Sequence(0), usize::MAX), Ok(Vec::new()));
     assert_eq!(view.knowledge().expect("reads").frontier, frontier);
+}
+
+/// Tombstones of one time all go in one step, since no frontier lies between them. Here a forger gave them one dot.
+pub fn collects_many_of_one_dot<S: Store>(mut store: S) {
+    const MANY: usize = MAX_COLLECTED + 1;
+    store.open_dataset(DATASET).expect("opens");
+    let dot = Dot { author: AuthorId([66; 16]), time: Timestamp::at(WallTime(1_000)) };
+    forge((0..MANY).map(|n| format!("k{n}")), dot, &mut store);
+    let frontier: Frontier = [(dot.author, dot.time)].into_iter().collect();
+    let lesson =
+        Lesson { known: frontier.clone(), frontier: frontier.clone(), ..Lesson::default() };
+    store.learn(DATASET.id, lesson).expect("learns");
+    let view = view(&store);
+    assert_eq!(view.knowledge().expect("reads").frontier, frontier);
+    assert_eq!(view.tombstones().count, 0);
+    assert_eq!(view.tombstones_after(None, 1), Ok(Vec::new()));
+    assert_eq!(view.summary().digest.count, 0);
+}
+
+/// A forger may give tombstones of several keys one dot.
+fn tells_tombstones_of_one_dot_apart<S: Store>(mut store: S) {
+    store.open_dataset(DATASET).expect("opens");
+    let key = |name: &str| Key::new(name).expect("a valid key");
+    let dot = Dot { author: AuthorId([66; 16]), time: Timestamp::at(WallTime(1_000)) };
+    // Those of one commit, and those of another.
+    for names in [["b", "a"], ["d", "c"]] {
+        forge(names, dot, &mut store);
+    }
+    let all = ["a", "b", "c", "d"].map(|name| (dot, key(name)));
+    for (place, after) in all.iter().enumerate() {
+        let rest = view(&store).tombstones_after(Some(after), 2).expect("reads");
+        assert_eq!(rest, all[place + 1..].iter().take(2).cloned().collect::<Vec<_>>());
+    }
+    // One that is replaced takes no other with it.
+    let write = LocalWrite::new(key("b"), Content::Inline([1].into()));
+    store.apply_local(DATASET.id, [write].into(), WallTime(2_000)).expect("applies");
+    let left = view(&store).tombstones_after(None, usize::MAX).expect("reads");
+    assert_eq!(left, ["a", "c", "d"].map(|name| (dot, key(name))));
+    assert_eq!(view(&store).tombstones().count, 3);
+
+    let frontier: Frontier = [(dot.author, dot.time)].into_iter().collect();
+    let lesson = Lesson { known: frontier.clone(), frontier, ..Lesson::default() };
+    store.learn(DATASET.id, lesson).expect("learns");
+    let view = view(&store);
+    assert_eq!(view.tombstones().count, 0);
+    assert_eq!(view.tombstones_after(None, usize::MAX), Ok(Vec::new()));
+    assert_eq!(view.summary().digest.count, 1);
+}
+
+/// Gives a store tombstones of all these keys, with one dot.
+fn forge<S: Store>(names: impl IntoIterator<Item: AsRef<str>>, dot: Dot, store: &mut S) {
+    let tombstone = |name: &str| {
+        let (seen, attributes) = Default::default();
+        let version = Version { dot, seen, content: Content::Deleted, attributes };
+        Entry { key: Key::new(name).expect("a valid key"), version }
+    };
+    let entries = names.into_iter().map(|name| tombstone(name.as_ref())).collect();
+    let applied = store.apply_remote(DATASET.id, NodeId([1; 16]), Commit { entries }, None);
+    applied.expect("applies");
 }
 
 fn knows_only_what_was_opened<S: Store>(mut store: S) {
@@ -489,5 +549,6 @@ mod tests {
             run(seed, make, |store, _| store);
         }
         collects_many_in_steps(MemoryStore::new(AuthorId([1; 16]), Epoch(3)));
+        collects_many_of_one_dot(MemoryStore::new(AuthorId([1; 16]), Epoch(3)));
     }
 }

@@ -44,7 +44,7 @@ struct Rows {
     contested: BTreeSet<Key>,
     losers: Losers,
     index: Index,
-    tombstones: BTreeMap<(Timestamp, AuthorId), Key>,
+    tombstones: BTreeSet<(Timestamp, AuthorId, Key)>,
     counted: Tombstones,
     knowledge: Arc<Knowledge>,
     cursors: BTreeMap<NodeId, Cursor>,
@@ -170,13 +170,13 @@ impl Rows {
             self.fingerprints.remove(&removed.fingerprint);
             self.index.remove(removed.fingerprint);
             if removed.deleted {
-                self.tombstones.remove(&(removed.dot.time, removed.dot.author));
+                self.tombstones.remove(&(removed.dot.time, removed.dot.author, removed.key));
             }
         }
         for added in batch.added {
             let (key, dot) = (added.key, added.dot);
             if added.deleted {
-                self.tombstones.insert((dot.time, dot.author), key.clone());
+                self.tombstones.insert((dot.time, dot.author, key.clone()));
             }
             self.feed.insert(added.sequence, (key.clone(), dot, added.commit_end, added.via));
             self.fingerprints.insert(added.fingerprint, (key, dot));
@@ -287,12 +287,13 @@ impl View for MemoryView {
 
     fn tombstones_after(
         &self,
-        after: Option<Dot>,
+        after: Option<&(Dot, Key)>,
         limit: usize,
     ) -> Result<Vec<(Dot, Key)>, StoreError> {
-        let from = after.map_or(Unbounded, |dot| Excluded((dot.time, dot.author)));
+        let from =
+            after.map_or(Unbounded, |(dot, key)| Excluded((dot.time, dot.author, key.clone())));
         let rows = self.rows.tombstones.range((from, Unbounded)).take(limit);
-        Ok(rows.map(|(&(time, author), key)| (Dot { author, time }, key.clone())).collect())
+        Ok(rows.map(|&(time, author, ref key)| (Dot { author, time }, key.clone())).collect())
     }
 
     fn own(&self) -> Result<(AuthorId, Timestamp), StoreError> {

@@ -36,7 +36,7 @@ fn any_message() -> impl Strategy<Value = Message> {
     let fingerprints = || prop::collection::vec((0u128..9).prop_map(Fingerprint), 0..4);
     let entries = || {
         prop::collection::vec(
-            (0u64..9).prop_map(|n| {
+            (1u64..10).prop_map(|n| {
                 let dot = Dot { time: consort_core::Timestamp(n << 16), ..Dot::default() };
                 let (seen, attributes) = (VersionVector::new(), Default::default());
                 let version = Version { dot, seen, content: Content::Deleted, attributes };

@@ -505,7 +505,7 @@ impl View for WorldView {
 
     fn tombstones_after(
         &self,
-        after: Option<Dot>,
+        after: Option<&(Dot, Key)>,
         limit: usize,
     ) -> Result<Vec<(Dot, Key)>, StoreError> {
         self.read()?.tombstones_after(after, limit)

@@ -132,6 +132,17 @@ fn rows_that_nothing_belongs_to_are_found() {
     let beyond = |table| Finding::BeyondHead { dataset: DATASET, table };
     assert_eq!(found, [beyond("feed"), unequal("feed", 4)]);
 
+    let found = damaged(|_, rows| {
+        let row = layout::tombstone_key(NUMBER, Dot::default(), &key("a"));
+        rows.put(Table::Tombstones, row, []);
+    });
+    assert_eq!(found, [Finding::Tombstones { dataset: DATASET, deleted: 0 }]);
+    let found = damaged(|_, rows| {
+        let row = layout::tombstone_key(NOBODY, Dot::default(), &key("a"));
+        rows.put(Table::Tombstones, row, []);
+    });
+    assert_eq!(found, [Finding::Stray { table: "tombstones" }]);
+
     for row in [layout::replica_key(NOBODY), layout::cursors_prefix(NOBODY), vec![99]] {
         let found = damaged(|_, rows| rows.put(Table::Node, row, []));
         assert_eq!(found, [Finding::Stray { table: "node" }]);

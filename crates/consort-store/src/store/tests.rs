@@ -3,7 +3,9 @@
 use consort_core::model::conflict::Losers;
 use consort_core::model::merge::Saw;
 use consort_core::store::{Tombstones, View};
-use consort_core::{Attributes, Content, Dot, FingerprintKey, Key, Timestamp};
+use consort_core::{
+    Attributes, AuthorId, Commit, Content, Dot, Entry, FingerprintKey, Key, NodeId, Timestamp,
+};
 
 use super::*;
 use crate::layout::ReplicaRow;
@@ -119,19 +121,30 @@ fn the_tombstones_of_an_older_store_are_indexed_when_it_is_opened() {
         let body = Body::Local { writes: vec![write("a"), write("b")], now: WallTime(1) };
         store.commit(Transaction::new(DATASET.id, body)).expect("commits");
     }
+    // A forger may give two one dot.
+    let mut version = store.view(DATASET.id).expect("views").siblings(&key("a")).expect("reads")[0]
+        .version
+        .clone();
+    version.dot = Dot { author: AuthorId([6; 16]), time: Timestamp(9) };
+    let forged = ["x", "y"].map(|name| Entry { key: key(name), version: version.clone() });
+    let commit = Commit { entries: forged.into() };
+    let body = Body::Remote { peer: NodeId([6; 16]), commit, cursor: None };
+    store.commit(Transaction::new(DATASET.id, body)).expect("commits");
     let view = store.view(DATASET.id).expect("views");
     let (counted, indexed) = (view.tombstones(), view.tombstones_after(None, 9));
-    assert_eq!((counted.count, indexed.as_ref().expect("reads").len()), (2, 2));
+    assert_eq!((counted.count, indexed.as_ref().expect("reads").len()), (4, 4));
+    let report = store.check(|_| {});
+    assert!(report.is_clean(), "{report}");
 
     let number = layout::Number(0);
     let mut rows = Rows::default();
     let replica = ReplicaRow { tombstones: Tombstones::default(), ..*view.replica() };
     rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(&replica));
-    let (dot, _) = indexed.as_ref().expect("reads")[1].clone();
-    rows.remove(Table::Tombstones, layout::tombstone_key(number, dot));
+    let (dot, name) = indexed.as_ref().expect("reads")[1].clone();
+    rows.remove(Table::Tombstones, layout::tombstone_key(number, dot, &name));
     // Left by an upgrade that was not completed.
     let gone = Dot { time: Timestamp(1), ..dot };
-    rows.put(Table::Tombstones, layout::tombstone_key(number, gone), "c");
+    rows.put(Table::Tombstones, layout::tombstone_key(number, gone, &key("c")), []);
     rows.commit(&store.shared().tables).expect("commits");
     drop(view);
     drop(store);

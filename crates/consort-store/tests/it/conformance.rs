@@ -36,8 +36,10 @@ fn the_store_on_disk_conforms_also_when_it_is_opened_again() {
 
 #[test]
 fn the_store_on_disk_collects_many_tombstones_in_steps() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let store = DiskStore::open(directory.path()).expect("opens");
-    conformance::collects_many_in_steps(store.clone());
-    assert_clean(&store);
+    for collects in [conformance::collects_many_in_steps, conformance::collects_many_of_one_dot] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = DiskStore::open(directory.path()).expect("opens");
+        collects(store.clone());
+        assert_clean(&store);
+    }
 }
