@@ -409,8 +409,7 @@ impl<'v, V: View> Application<'v, V> {
         if frontier == before {
             return Ok(Vec::new());
         }
-        let latest = |frontier: &Frontier| frontier.times().map(|(_, time)| time).max();
-        let (latest, latest_before) = (latest(frontier), latest(before));
+        let (latest, latest_before) = (Some(frontier.latest()), Some(before.latest()));
         // What came with commits before in the same batch is in no view.
         let recent = self.added.iter().filter(|added| added.deleted);
         let mut recent: BTreeSet<(Timestamp, AuthorId, Key)> =
