@@ -309,8 +309,11 @@ fn what_is_written_here_is_never_dead() {
 
 /// A peer of which only the test speaks; the link to it is live, and both hold the same.
 fn stranger(world: &mut World, node: usize, peer: usize) {
-    let connected =
-        Event::Connected { peer: id(peer), access: Access::Write, opener: false, standing: false };
+    stranger_that(Access::Write, world, node, peer);
+}
+
+fn stranger_that(access: Access, world: &mut World, node: usize, peer: usize) {
+    let connected = Event::Connected { peer: id(peer), access, opener: false, standing: false };
     world.event(node, connected);
     let hello = Hello {
         version: PROTOCOL_VERSION,
@@ -379,6 +382,26 @@ fn nobody_publishes_for_this_replica_or_later_than_now() {
         published.find(|said| said.author == own).map(|said| said.serial)
     };
     assert!(Some(now) < serial(&world), "{:?}", serial(&world));
+}
+
+#[test]
+fn a_reader_is_heard_of_itself_only_and_a_writer_of_all() {
+    let (own, other) = (AuthorId([8; 16]), AuthorId([9; 16]));
+    for (access, expected) in [(Access::Read, vec![own]), (Access::Write, vec![own, other])] {
+        let mut world = World::new(2, 1);
+        world.register(&[0, 1]);
+        world.put(0, "a", "1");
+        stranger_that(access, &mut world, 0, 1);
+        let said = |author: AuthorId, node: usize| {
+            let (node, serial, known) = (id(node), Timestamp(1), Timestamp(1));
+            Published { author, node, serial, set: 0, known, others: Mark(7) }
+        };
+        let published = vec![said(own, 1), said(other, 2)];
+        world.inject(1, 0, Message::Known { times: Frontier::new(), published });
+        world.run();
+        let heard = world.nodes[0].replica.published().filter(|said| said.others == Mark(7));
+        assert_eq!(heard.map(|said| said.author).collect::<Vec<_>>(), expected, "{access:?}");
+    }
 }
 
 #[test]
