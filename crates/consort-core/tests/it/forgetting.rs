@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use consort_core::limits::{MAX_COLLECTED, MAX_COMMIT_VERSIONS, MAX_DEAD_BYTES, MAX_KEY_BYTES};
 use consort_core::model::Frontier;
 use consort_core::model::frontier::Mark;
 use consort_core::model::merge::Saw;
@@ -12,7 +13,7 @@ use consort_core::protocol::link::Phase;
 use consort_core::protocol::message::{Hello, PROTOCOL_VERSION};
 use consort_core::protocol::{Event, Message};
 use consort_core::random::Random;
-use consort_core::store::{Epoch, Lesson, Sequence, Store, Summary, View};
+use consort_core::store::{Epoch, Lesson, LocalWrite, Sequence, Store, Summary, View};
 use consort_core::{
     AuthorId, Commit, Content, Digest, Entry, Fingerprint, Key, OnConflict, Timestamp, WallTime,
 };
@@ -344,6 +345,53 @@ fn what_is_dead_can_be_read_until_the_feed_brings_what_replaced_it_meanwhile() {
     assert_eq!(knowledge.frontier.of(author), upto);
 }
 
+/// More versions than a side takes note of are dead: it takes the peer's state in more than one comparison, and has the
+/// peer's frontier after the last.
+#[test]
+fn however_much_is_dead_it_all_goes_before_the_frontier_is_taken() {
+    // What is remembered beside the keys makes it too many. All of them would be dropped at once.
+    const MANY: usize = MAX_DEAD_BYTES / MAX_KEY_BYTES;
+    const _: () = assert!(MANY <= MAX_COLLECTED);
+    let keys: Vec<Key> = (0..MANY).map(|n| key(&format!("{n:0MAX_KEY_BYTES$}"))).collect();
+    for (ahead, away) in [(0, 1), (1, 0)] {
+        let mut world = World::new(2, 1);
+        world.register(&[ahead]);
+        world.put(ahead, "kept", "1");
+        let write_all = |world: &mut World, content: Content| {
+            for keys in keys.chunks(MAX_COMMIT_VERSIONS) {
+                let writes = keys.iter().map(|key| LocalWrite::new(key.clone(), content.clone()));
+                let (writes, wall) = (writes.collect(), world.now.wall);
+                let applied = world.nodes[ahead].store.apply_local(DATASET, writes, wall);
+                applied.expect("memory does not fail");
+                world.event(ahead, Event::Grew);
+            }
+        };
+        write_all(&mut world, Content::Inline([1].into()));
+        world.connect(ahead, away);
+        settle(&mut world);
+        world.disconnect(ahead, away);
+        write_all(&mut world, Content::Deleted);
+        settle(&mut world);
+        assert_eq!((tombstones(&world, ahead), world.summary(ahead).digest.count), (0, 1));
+        assert_eq!(world.summary(away).digest.count, 1 + MANY as u64);
+
+        world.connect(ahead, away);
+        let (mut held, end) = (Vec::new(), world.now.instant + Duration::from_secs(60));
+        while world.go_on(end) {
+            let Summary { digest, frontier, .. } = world.summary(away);
+            if held.last() != Some(&digest.count) {
+                held.push(digest.count);
+            }
+            assert!(digest.count == 1 || frontier != world.summary(ahead).frontier);
+        }
+        assert_eq!(held.len(), 3, "{held:?}");
+        settle(&mut world);
+        assert_eq!(world.summary(0).digest, world.summary(1).digest);
+        assert_eq!(world.summary(0).frontier, world.summary(1).frontier);
+        assert!(reads(&world, away, "kept").is_some());
+    }
+}
+
 #[test]
 fn what_other_links_had_in_flight_when_a_state_was_taken_does_not_come_back() {
     for (ahead, away) in [(0, 2), (2, 0)] {
@@ -384,8 +432,11 @@ fn what_is_written_here_is_never_dead() {
 
 /// A peer of which only the test speaks; the link to it is live, and both hold the same.
 fn stranger(world: &mut World, node: usize, peer: usize) {
-    let connected =
-        Event::Connected { peer: id(peer), access: Access::Write, opener: false, standing: false };
+    stranger_that(Access::Write, world, node, peer);
+}
+
+fn stranger_that(access: Access, world: &mut World, node: usize, peer: usize) {
+    let connected = Event::Connected { peer: id(peer), access, opener: false, standing: false };
     world.event(node, connected);
     let hello = Hello {
         version: PROTOCOL_VERSION,
@@ -478,6 +529,26 @@ fn what_lay_ahead_of_our_clock_is_asked_for_again_once_it_does_not() {
 }
 
 #[test]
+fn a_reader_is_heard_of_itself_only_and_a_writer_of_all() {
+    let (own, other) = (AuthorId([8; 16]), AuthorId([9; 16]));
+    for (access, expected) in [(Access::Read, vec![own]), (Access::Write, vec![own, other])] {
+        let mut world = World::new(2, 1);
+        world.register(&[0, 1]);
+        world.put(0, "a", "1");
+        stranger_that(access, &mut world, 0, 1);
+        let said = |author: AuthorId, node: usize| {
+            let (node, serial, known) = (id(node), Timestamp(1), Timestamp(1));
+            Published { author, node, serial, set: 0, known, others: Mark(7) }
+        };
+        let published = vec![said(own, 1), said(other, 2)];
+        world.inject(1, 0, Message::Known { times: Frontier::new(), published });
+        world.run();
+        let heard = world.nodes[0].replica.published().filter(|said| said.others == Mark(7));
+        assert_eq!(heard.map(|said| said.author).collect::<Vec<_>>(), expected, "{access:?}");
+    }
+}
+
+#[test]
 fn who_does_not_acknowledge_what_is_known_is_told_no_more() {
     let mut world = World::new(2, 1);
     world.register(&[0, 1]);
@@ -491,8 +562,21 @@ fn who_does_not_acknowledge_what_is_known_is_told_no_more() {
         world.inject(1, 0, known);
         world.pass(Duration::from_secs(7));
     }
-    let told = world.sent.iter().filter(|sent| matches!(sent, Message::Known { .. }));
-    assert_eq!(told.count(), 1);
+    let told = |world: &World| {
+        let said = world.sent.iter().filter_map(|sent| match sent {
+            Message::Known { published, .. } => Some(published.clone()),
+            _ => None,
+        });
+        said.collect::<Vec<_>>()
+    };
+    assert_eq!(told(&world).len(), 1);
+    // When it does, it is told once what there is to say by then.
+    world.inject(1, 0, Message::Ack { count: 1 });
+    world.pass(Duration::from_secs(7));
+    let told = told(&world);
+    assert_eq!(told.len(), 2);
+    let serials: Vec<Timestamp> = told[1].iter().map(|said| said.serial).collect();
+    assert_eq!(serials, [Timestamp(5)]);
 }
 
 #[test]

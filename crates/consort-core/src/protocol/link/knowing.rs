@@ -161,13 +161,17 @@ impl Link {
     pub(super) fn on_known(
         &mut self,
         times: &Frontier,
-        published: Vec<Published>,
+        mut published: Vec<Published>,
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
         if !self.forgets {
             self.take(0);
             return Ok(());
+        }
+        if self.ends.theirs == Access::Read {
+            // Of others it may say what it likes. One that writes can do worse.
+            published.retain(|said| said.node == self.ends.peer);
         }
         let said_ahead = published.iter().map(|said| said.serial);
         self.miss(said_ahead.max().unwrap_or_default());
