@@ -52,7 +52,8 @@ impl fmt::Debug for Dot {
     }
 }
 
-/// A set of versions of one key, closed under "was seen by".
+/// A set of versions of one key. What its members have seen is in it as well, unless its author had forgotten that
+/// when it took for granted that it has seen all that it wrote (see [`covers`](crate::model::version::Version::covers)).
 ///
 /// It holds a dot if the dot's author is listed with a time not before it, and the dot is no exception.
 /// Both lists are sorted, hold no element twice and no time zero, and every exception lies within its author's time.

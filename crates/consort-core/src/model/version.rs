@@ -10,8 +10,9 @@ use crate::model::vector::{Dot, VersionVector};
 pub struct Version {
     /// Its identity.
     pub dot: Dot,
-    /// The versions of the key that it replaces. Closed: it holds whatever those replaced too, and all that its
-    /// author wrote to the key before, but for the exceptions. It never holds its own dot.
+    /// The versions of the key that are over where it is: those that it replaces, whatever those had seen, and all that
+    /// its author wrote to the key before, but for the exceptions. Of what its author wrote and then forgot it does not
+    /// hold what that had seen, so it does not [cover](Self::covers) it. It never holds its own dot.
     pub seen: VersionVector,
     /// The bytes, or that they were deleted.
     pub content: Content,
@@ -70,12 +71,12 @@ impl Attributes {
 }
 
 impl Version {
-    /// Whether this version replaces `other`, directly or through others. Two versions of a key of which neither
-    /// covers the other are *concurrent*.
+    /// Whether this version replaces `other`, directly or through others: it has seen the other's dot, and all that the
+    /// other has seen. Two versions of a key of which neither covers the other are *concurrent*.
     ///
-    /// An author has seen all that it wrote before, but it may have forgotten what that replaced: a deletion, say. Then
-    /// the deletion must not give way to this version where it is still remembered, or what it replaced could come back
-    /// there. So whoever covers a version has seen all that it has.
+    /// Where nothing was forgotten, the second follows from the first. But an author has seen all that it wrote before,
+    /// and may have forgotten what that replaced: it wrote a deletion, say. Then the deletion must not give way to this
+    /// version where it is still remembered, or what it replaced could come back there.
     pub fn covers(&self, other: &Self) -> bool {
         self.seen.contains(other.dot) && self.seen.contains_all(&other.seen)
     }
