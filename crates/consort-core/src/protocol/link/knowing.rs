@@ -283,7 +283,7 @@ impl Link {
             match view.by_fingerprint(fingerprint)? {
                 Some(entry) if frontier.contains(entry.version.dot) => {
                     if self.dead_bytes < MAX_DEAD_BYTES {
-                        self.dead_bytes += DEAD + entry.key.as_bytes().len();
+                        self.dead_bytes += DEAD + entry.key.len();
                         self.dead.push((entry.key, entry.version.dot));
                     }
                 }
