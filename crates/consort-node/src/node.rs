@@ -3,6 +3,7 @@
 mod conflicts;
 mod datasets;
 mod entries;
+mod leave;
 mod members;
 mod status;
 mod wait;
@@ -35,6 +36,7 @@ use crate::report::{Config, Initialized, Joined, NodeIdentity};
 use crate::runtime::{Cause, Runtime, wall_time};
 pub use datasets::DEV_MARK;
 pub use entries::GetBody;
+pub(crate) use members::revocation;
 pub use status::check_store;
 
 use crate::shared::{LEARNED, Shared, encode_learned};
@@ -290,6 +292,10 @@ impl Node {
         if self.shared.is_revoked() {
             return Err(NodeError::not_allowed("this node's membership was revoked")
                 .hint("ask an admin for a new ticket, and join with a new --home"));
+        }
+        if self.shared.is_leaving() {
+            return Err(NodeError::not_allowed("this node is leaving the cluster")
+                .hint("do it on another node"));
         }
         let role = self.shared.identity.role;
         if allowed.contains(&role) {

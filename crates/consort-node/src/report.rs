@@ -285,6 +285,17 @@ pub struct Waited {
     pub metadata_only: bool,
 }
 
+/// What leaving the cluster came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// The admin that ended the membership; none if this node was the only member.
+    pub ended_by: Option<String>,
+    /// It was looked at whether others have what this node has.
+    pub checked: bool,
+    /// The directories that were linked. They stay, with all that is in them.
+    pub dirs: Vec<PathBuf>,
+}
+
 /// How a node stands.
 #[derive(Clone, Debug)]
 pub struct Status {

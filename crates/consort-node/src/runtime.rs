@@ -18,14 +18,15 @@ use consort_core::protocol::link::Phase;
 use consort_core::protocol::membership;
 use consort_core::protocol::replica::LinkReport;
 use consort_core::protocol::{Effect, Envelope, Event, Message, Now, Replica, codec};
-use consort_core::store::{Applied, DatasetParameters, Sequence, StoreError, View};
+use consort_core::store::{Applied, DatasetParameters, LocalWrite, Sequence, StoreError, View};
 use consort_core::{DatasetId, Instant, NodeId, WallTime};
 use consort_store::{Body, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::Facts;
 use crate::cluster::seals::{CheckError, Seals};
-use crate::net::{NetEvent, Refusal, Role};
+use crate::net::{LeaveAnswer, LeaveRefusal, NetEvent, Refusal, Role};
+use crate::node::revocation;
 use crate::shared::{PeerState, Shared};
 
 use helpers::Helpers;
@@ -397,6 +398,7 @@ impl Runtime {
             NetEvent::Unreachable { peer, addr, reason } => {
                 self.not_connected(peer, Some(addr), reason);
             }
+            NetEvent::Leaves { peer, reply } => self.end_membership(peer, reply),
             NetEvent::Refused { addr, peer, dialed, reason } => {
                 if dialed.is_some() && reason == Refusal::Revoked && self.shared.set_revoked() {
                     tracing::error!(%addr, "{}", crate::node::REVOKED);
@@ -611,14 +613,44 @@ impl Runtime {
         let published = self.published();
         let facts = self.shared.facts();
         let writes = self.registrar.writes(&facts, &published, StdInstant::now());
-        if writes.is_empty() {
-            return;
+        if !writes.is_empty() {
+            self.write_facts(writes, |_| {});
         }
+    }
+
+    /// An admin's part when a member leaves. That one waits for the answer until it is durable.
+    fn end_membership(&mut self, node: NodeId, reply: oneshot::Sender<LeaveAnswer>) {
+        let facts = self.shared.facts();
+        let refusal = if self.shared.sealer.is_none() || self.shared.is_revoked() {
+            Some(LeaveRefusal::NotAdmin)
+        } else if self.shared.is_leaving() {
+            // If that were granted on both sides at a time, no admin might be left.
+            Some(LeaveRefusal::Leaving)
+        } else {
+            self.failed.then_some(LeaveRefusal::Failed)
+        };
+        if let Some(refusal) = refusal {
+            let _ = reply.send(Err(refusal));
+        } else if facts.revoked.contains(&node) {
+            // It has lost the answer.
+            let _ = reply.send(Ok(()));
+        } else {
+            let name = facts.member(node).map_or_else(String::new, |member| member.name.clone());
+            tracing::info!(member = name, peer = %node.short(), "a member leaves the cluster");
+            self.write_facts(revocation(&facts, node), |is_durable| {
+                let _ = reply.send(if is_durable { Ok(()) } else { Err(LeaveRefusal::Failed) });
+            });
+        }
+    }
+
+    /// Writes facts of the cluster, as an admin may; says whether they are durable.
+    fn write_facts(&self, writes: Vec<LocalWrite>, done: impl FnOnce(bool) + Send + 'static) {
         let (dataset, sealer) = (self.shared.cluster.id, self.shared.sealer.clone());
         let body = Body::Local { writes, now: wall_time() };
         let causes = self.shared.causes.clone();
         let transaction = Transaction { sealer, ..Transaction::new(dataset, body) };
         self.shared.store.submit(transaction, move |result| {
+            done(result.is_ok());
             if result.is_ok() {
                 let _ = causes.send(Cause::Grew { dataset });
             }

@@ -82,6 +82,7 @@ pub(crate) enum Command {
     Up(command::up::Up),
     Invite(command::invite::Invite),
     Join(command::join::Join),
+    Leave(command::leave::Leave),
     #[command(subcommand)]
     Member(command::member::Member),
     #[command(subcommand)]
@@ -157,6 +158,9 @@ mod tests {
             "invite --role admin",
             "join TICKET",
             "join TICKET --name b --listen 0.0.0.0:7440",
+            "leave",
+            "leave --timeout 15m",
+            "leave --force --json",
             "member list",
             "member evict b",
             "member revoke b",
@@ -225,6 +229,8 @@ mod tests {
             "get photos",
             "feed photos --since yesterday",
             "wait photos --timeout soon",
+            "leave photos",
+            "leave --timeout soon",
             "dev --nodes 0",
             "dev --nodes 1000",
             "completions klingon",

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::cluster::{
-    MemberFact, ReplicaFact, encode_replica, encode_revocation, replica_key, revocation_key,
+    Facts, MemberFact, ReplicaFact, encode_replica, encode_revocation, replica_key, revocation_key,
 };
 use crate::error::NodeError;
 use crate::net::Role;
@@ -125,21 +125,25 @@ impl Node {
         let member = find(&facts.members, node_or_name)?;
         if member.node == self.shared.identity.node {
             return Err(NodeError::usage("a node cannot revoke itself").hint(
-                "revoke it on another admin's node; to leave, stop the node and remove its home",
+                "`consort leave` ends its membership; or revoke it on another admin's node",
             ));
         }
         let node = member.node;
-        let write = LocalWrite::new(revocation_key(node), encode_revocation());
-        // It had the key for datagrams, which is another one from now on.
-        let key = new_gossip_key(facts.gossip.as_ref());
         let mut changed = self.shared.watch();
-        let writes = vec![write, key];
+        let writes = revocation(&facts, node);
         self.write(self.shared.cluster.id, OnConflict::KeepBoth, writes).await?;
         while !self.shared.facts().revoked.contains(&node) {
             changed.changed().await.map_err(|_| NodeError::ending())?;
         }
         Ok(())
     }
+}
+
+/// What an admin writes to end a membership.
+pub(crate) fn revocation(facts: &Facts, node: NodeId) -> Vec<LocalWrite> {
+    let write = LocalWrite::new(revocation_key(node), encode_revocation());
+    // It had the key for datagrams, which is another one from now on.
+    vec![write, new_gossip_key(facts.gossip.as_ref())]
 }
 
 /// The member with this name or identity. Names may repeat: who is revoked does not count.
