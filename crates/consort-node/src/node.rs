@@ -141,6 +141,7 @@ impl Node {
         let cluster = cluster_dataset(&identity.authority_fingerprint());
         store.open_dataset(cluster)?;
         let sealer = seals::sealer(cluster.id, &identity);
+        let evict_after = config.evict_after;
         let listen = listen_address(&store, config)?;
 
         let (causes, inbox) = mpsc::unbounded_channel();
@@ -191,7 +192,7 @@ impl Node {
         )?);
         shared.set_facts(Facts::read(&shared.store.view(cluster.id)?)?);
         let seals = Seals::new(cluster.id, identity.authority().clone());
-        let runtime = Runtime::new(Arc::clone(&shared), seals);
+        let runtime = Runtime::new(Arc::clone(&shared), seals, evict_after);
         let failed = |error| {
             NodeError::failed(format!("a thread cannot be started: {error}"))
                 .hint("see how many processes and how much memory this user may have (`ulimit -a`)")

@@ -2,6 +2,7 @@
 //! and every effect of the core goes out through one `match`. Nothing here decides about the protocol; what is
 //! decided here is which datasets and peers there are, and that follows from the cluster's facts.
 
+mod absence;
 mod helpers;
 mod members;
 mod registrar;
@@ -29,10 +30,12 @@ use crate::net::{LeaveAnswer, LeaveRefusal, NetEvent, Refusal, Role};
 use crate::node::revocation;
 use crate::shared::{PeerState, Shared};
 
+use absence::Absence;
 use helpers::Helpers;
 use members::Members;
 pub(crate) use members::{MemberView, short_digest, short_id};
 use registrar::Registrar;
+pub(crate) use registrar::eviction;
 
 /// How soon a peer that was disconnected for what it sent is dialed again.
 const REDIAL_AFTER: Duration = Duration::from_secs(5);
@@ -146,13 +149,14 @@ pub(crate) struct Runtime {
     /// When an admin looks next whether there are others.
     register_at: Option<StdInstant>,
     registrar: Registrar,
+    absence: Absence,
     /// The store failed: nothing more is taken from peers.
     failed: bool,
 }
 
 impl Runtime {
-    /// A loop for a node that has no connection yet.
-    pub(crate) fn new(shared: Arc<Shared>, seals: Seals) -> Self {
+    /// A loop for a node that has no connection yet. An admin's evicts members that were away for so long.
+    pub(crate) fn new(shared: Arc<Shared>, seals: Seals, evict_after: Option<Duration>) -> Self {
         let members = Members::new(&shared, Instant::default());
         Self {
             shared,
@@ -170,6 +174,7 @@ impl Runtime {
             registered: Vec::new(),
             register_at: None,
             registrar: Registrar::default(),
+            absence: Absence::new(evict_after),
             failed: false,
         }
     }
@@ -605,17 +610,33 @@ impl Runtime {
         registrar::latest(&self.shared.facts(), published)
     }
 
-    /// An admin's part: registers replicas.
+    /// An admin's part: registers replicas, and evicts members that were away for too long.
     fn register(&mut self) {
         if self.failed {
             return;
         }
         let published = self.published();
         let facts = self.shared.facts();
-        let writes = self.registrar.writes(&facts, &published, StdInstant::now());
+        let mut writes = self.registrar.writes(&facts, &published, StdInstant::now());
+        for node in self.overdue(&facts) {
+            let name = facts.member(node).map_or("", |member| &member.name);
+            tracing::warn!(
+                member = name,
+                "was away for so long that it is not waited for any more"
+            );
+            writes.extend(eviction(&facts, node, &published, wall_time()));
+        }
         if !writes.is_empty() {
             self.write_facts(writes, |_| {});
         }
+    }
+
+    /// The members that were away for too long.
+    fn overdue(&mut self, facts: &Facts) -> Vec<NodeId> {
+        let mut waited_for = facts.waited_for();
+        waited_for.remove(&self.shared.identity.node);
+        let present = self.members.present().chain(self.connections.keys().copied()).collect();
+        self.absence.overdue(&waited_for, &present, StdInstant::now())
     }
 
     /// An admin's part when a member leaves. That one waits for the answer until it is durable.
