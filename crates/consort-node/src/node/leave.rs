@@ -5,6 +5,8 @@
 //! asked chunk by chunk; a member whose directory shows the same versions has what is in them.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
 use std::time::Duration;
 
 use consort_core::protocol::link::Phase;
@@ -19,7 +21,7 @@ use crate::cluster::{Facts, MemberFact};
 use crate::error::{ErrorKind, NodeError};
 use crate::net::{LeaveRefusal, Role};
 use crate::report::{Left, PeerStatus, Presence};
-use crate::runtime::Cause;
+use crate::runtime::{Cause, MemberView};
 use crate::shared::Shared;
 use crate::words::counted;
 
@@ -31,21 +33,24 @@ const PAGE: usize = 256;
 
 impl Node {
     /// Ends this node's membership, with the help of an admin. Before that, the linked directories are taken in, and
-    /// every dataset's versions and contents have to be with another member, unless `force` is set. Nothing was ended if
-    /// this fails.
+    /// every dataset's versions and contents have to be with another member, unless `force` is set. If this fails, nothing
+    /// was ended, unless an admin's answer was lost: then others refuse this node soon, and it says so.
     pub async fn leave(&self, timeout: Duration, force: bool) -> Result<Left, NodeError> {
         if self.shared.is_revoked() {
             return Err(NodeError::not_allowed(REVOKED)
                 .hint("it has left already: stop it; its home can be removed"));
         }
         self.require_store()?;
-        let _leaving = Leaving::begin(&self.shared)?;
+        let leaving = Leaving::begin(&self.shared)?;
         let deadline = Instant::now() + timeout;
         self.await_peers().await;
         let facts = self.shared.facts();
         let others: Vec<&MemberFact> =
             facts.members.iter().filter(|member| self.is_other(member)).collect();
-        let is_alone = others.is_empty() && facts.member(self.shared.identity.node).is_some();
+        // Before the first contact, a new admin does not know of any other.
+        let is_alone = others.is_empty()
+            && self.shared.identity.role == Role::Admin
+            && facts.member(self.shared.identity.node).is_some();
         if !is_alone {
             self.may_be_missed(&others, force)?;
             // It would be in vain to wait for anything.
@@ -60,6 +65,20 @@ impl Node {
                     .hint("call it again, with a longer --timeout; --force leaves all the same"))
             })?;
         }
+        // Once an admin is asked, this node has to learn how that ends, also if its caller has gone.
+        let node = self.clone();
+        let ended = tokio::spawn(async move {
+            let _leaving = leaving;
+            node.end_own_membership(is_alone).await
+        });
+        let ended_by = ended.await.unwrap_or_else(|_| Err(NodeError::ending()))?;
+        let dirs = self.shared.links().into_iter().map(|link| link.dir).collect();
+        Ok(Left { ended_by, checked: !force, dirs })
+    }
+
+    /// Has the membership ended by an admin, and says by whom. An admin that is the only member does it itself.
+    async fn end_own_membership(&self, is_alone: bool) -> Result<Option<String>, NodeError> {
+        let facts = self.shared.facts();
         let ended_by = if is_alone {
             let writes = revocation(&facts, self.shared.identity.node);
             self.write(self.shared.cluster.id, OnConflict::KeepBoth, writes).await?;
@@ -69,8 +88,7 @@ impl Node {
         };
         self.shared.set_revoked();
         self.shared.notify();
-        let dirs = self.shared.links().into_iter().map(|link| link.dir).collect();
-        Ok(Left { ended_by, checked: !force, dirs })
+        Ok(ended_by)
     }
 
     fn is_other(&self, member: &MemberFact) -> bool {
@@ -103,7 +121,7 @@ impl Node {
         let peers = self.shared.peers();
         let is_connected = |node: &NodeId| peers.get(node).is_some_and(|peer| peer.connected);
         let is_there = |node: NodeId| {
-            let there = |view: &crate::runtime::MemberView| {
+            let there = |view: &MemberView| {
                 view.node == node && matches!(view.liveness, Liveness::Alive | Liveness::Suspected)
             };
             is_connected(&node) || views.iter().any(there)
@@ -209,12 +227,15 @@ impl Node {
                 }
             }
             let Some(mut lack) = lacks_contents(name, &keepers) else { continue };
-            if !here.contains_key(&id) {
-                let store = self.shared.store.clone();
-                here.insert(id, blocking(move || first_content_here(&store, id)).await?);
-            }
+            let key = match here.entry(id) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => {
+                    let store = self.shared.store.clone();
+                    unknown.insert(blocking(move || first_content_here(&store, id)).await?)
+                }
+            };
             // Somebody else has the contents of what is here in name only.
-            let Some(key) = here.get(&id).and_then(Option::as_ref) else { continue };
+            let Some(key) = key else { continue };
             let (Lack::ForNow(what) | Lack::ForGood { what, .. }) = &mut lack;
             what.push_str(&format!(" (contents are here, such as that of {key})"));
             return Ok(Some(lack));
@@ -279,7 +300,7 @@ fn lacks_contents(name: &str, keepers: &[&PeerStatus]) -> Option<Lack> {
         let keeper = &peer.name;
         match peer.datasets.iter().find(|dataset| dataset.name == name) {
             None => {
-                lack = Lack::ForNow(format!("{keeper} has not told yet how it stands with {name}"))
+                lack = Lack::ForNow(format!("{keeper} has not told yet how it stands with {name}"));
             }
             Some(told) if told.linked && told.in_sync => return None,
             Some(told) if told.linked && 0 < told.pending => {
@@ -327,19 +348,19 @@ fn first_content_here(store: &DiskStore, dataset: DatasetId) -> Result<Option<St
 }
 
 /// As long as this is there, the node is about to leave.
-struct Leaving<'s>(&'s Shared);
+struct Leaving(Arc<Shared>);
 
-impl<'s> Leaving<'s> {
-    fn begin(shared: &'s Shared) -> Result<Self, NodeError> {
+impl Leaving {
+    fn begin(shared: &Arc<Shared>) -> Result<Self, NodeError> {
         if shared.set_leaving(true) {
             return Err(NodeError::new(ErrorKind::Conflict, "this node is leaving already")
                 .hint("wait for the other `consort leave`"));
         }
-        Ok(Self(shared))
+        Ok(Self(Arc::clone(shared)))
     }
 }
 
-impl Drop for Leaving<'_> {
+impl Drop for Leaving {
     fn drop(&mut self) {
         self.0.set_leaving(false);
     }
