@@ -200,6 +200,14 @@ impl Facts {
             .collect()
     }
 
+    /// The members that have such replicas.
+    pub(crate) fn waited_for(&self) -> BTreeSet<NodeId> {
+        let members = self.members.iter().filter(|member| !member.revoked);
+        let members: BTreeSet<NodeId> = members.map(|member| member.node).collect();
+        let replicas = self.replicas.iter().filter(|replica| replica.evicted.is_none());
+        replicas.map(|replica| replica.node).filter(|node| members.contains(node)).collect()
+    }
+
     /// The member with this identity.
     pub(crate) fn member(&self, node: NodeId) -> Option<&MemberFact> {
         self.members.iter().find(|member| member.node == node)

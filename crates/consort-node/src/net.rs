@@ -3,18 +3,19 @@
 //! protocol core.
 //!
 //! In reading order: [`identity`] (keys, certificates, roles), [`ticket`] and [`invites`] (what
-//! lets a machine in), [`mod@join`] (how it comes in), [`tls`] (what is checked before a byte is
+//! lets a machine in), [`mod@join`] (how it comes in), [`leave`] (how it goes), [`tls`] (what is checked before a byte is
 //! believed), [`frame`] (how bytes are cut into frames), `datagram` (small messages beside
 //! connections), and [`network`] (at most one control connection to each peer, content connections
 //! on demand).
 //!
-//! One port serves all three conversations; which one a connection is for is agreed inside the TLS
+//! One port serves all these conversations; which one a connection is for is agreed inside the TLS
 //! handshake.
 //!
 //! ```text
 //!   consort-join/1      no client certificate; the joiner checks the server by its ticket
 //!   consort-control/1   mutual TLS; greeting, then frames both ways and pings
 //!   consort-content/1   mutual TLS; frames both ways, nothing of our own
+//!   consort-leave/1     mutual TLS; a member asks an admin to end its membership
 //! ```
 
 mod certificate;
@@ -31,6 +32,7 @@ pub mod frame;
 pub mod identity;
 pub mod invites;
 pub mod join;
+pub mod leave;
 pub mod network;
 pub mod socket;
 pub mod ticket;
@@ -41,6 +43,7 @@ pub use datagram::{DatagramCounts, GossipKey};
 pub use identity::{Identity, IdentityError, NodeId, PeerIdentity, Role};
 pub use invites::Invites;
 pub use join::{JoinDesk, JoinError, JoinRefusal, Joined, Joiner, join};
+pub use leave::{LeaveAnswer, LeaveRefusal};
 pub use network::{
     ContentConnection, DialError, KnownPeer, NetEvent, Network, NetworkConfig, OpenError, Refusal,
     SendError, StartError,

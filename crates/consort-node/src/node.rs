@@ -3,6 +3,7 @@
 mod conflicts;
 mod datasets;
 mod entries;
+mod leave;
 mod members;
 mod status;
 mod wait;
@@ -35,6 +36,7 @@ use crate::report::{Config, Initialized, Joined, NodeIdentity};
 use crate::runtime::{Cause, Runtime, wall_time};
 pub use datasets::DEV_MARK;
 pub use entries::GetBody;
+pub(crate) use members::revocation;
 pub use status::check_store;
 
 use crate::shared::{LEARNED, Shared, encode_learned};
@@ -139,6 +141,7 @@ impl Node {
         let cluster = cluster_dataset(&identity.authority_fingerprint());
         store.open_dataset(cluster)?;
         let sealer = seals::sealer(cluster.id, &identity);
+        let evict_after = config.evict_after;
         let listen = listen_address(&store, config)?;
 
         let (causes, inbox) = mpsc::unbounded_channel();
@@ -189,7 +192,7 @@ impl Node {
         )?);
         shared.set_facts(Facts::read(&shared.store.view(cluster.id)?)?);
         let seals = Seals::new(cluster.id, identity.authority().clone());
-        let runtime = Runtime::new(Arc::clone(&shared), seals);
+        let runtime = Runtime::new(Arc::clone(&shared), seals, evict_after);
         let failed = |error| {
             NodeError::failed(format!("a thread cannot be started: {error}"))
                 .hint("see how many processes and how much memory this user may have (`ulimit -a`)")
@@ -290,6 +293,10 @@ impl Node {
         if self.shared.is_revoked() {
             return Err(NodeError::not_allowed("this node's membership was revoked")
                 .hint("ask an admin for a new ticket, and join with a new --home"));
+        }
+        if self.shared.is_leaving() {
+            return Err(NodeError::not_allowed("this node is leaving the cluster")
+                .hint("do it on another node"));
         }
         let role = self.shared.identity.role;
         if allowed.contains(&role) {

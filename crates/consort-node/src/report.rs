@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use consort_core::{DatasetId, Dot, Kind, NodeId, OnConflict, Origin};
 
@@ -52,6 +53,10 @@ pub struct Config {
     /// Where to listen. If there is none: where this node listened last, or was told to when it joined, or port
     /// [`DEFAULT_PORT`](crate::DEFAULT_PORT) of all interfaces. Port 0 takes any free one.
     pub listen: Option<SocketAddr>,
+    /// An admin's node stops waiting for members that were away for so long while it ran, before deletions are
+    /// forgotten: it evicts them, as long as it and the others that are there are the majority. None: never. Less than
+    /// what it takes to notice that a member is gone, about 20 seconds, means that.
+    pub evict_after: Option<Duration>,
 }
 
 /// A member of the cluster.
@@ -283,6 +288,17 @@ pub struct Waited {
     pub peers: usize,
     /// No directory is linked here, so that contents may have to be fetched when they are read.
     pub metadata_only: bool,
+}
+
+/// What leaving the cluster came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// The admin that ended the membership; none if this node was the only member.
+    pub ended_by: Option<String>,
+    /// It was looked at whether others have what this node has.
+    pub checked: bool,
+    /// The directories that were linked. They stay, with all that is in them.
+    pub dirs: Vec<PathBuf>,
 }
 
 /// How a node stands.

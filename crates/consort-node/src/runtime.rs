@@ -2,6 +2,7 @@
 //! and every effect of the core goes out through one `match`. Nothing here decides about the protocol; what is
 //! decided here is which datasets and peers there are, and that follows from the cluster's facts.
 
+mod absence;
 mod helpers;
 mod members;
 mod registrar;
@@ -18,20 +19,23 @@ use consort_core::protocol::link::Phase;
 use consort_core::protocol::membership;
 use consort_core::protocol::replica::LinkReport;
 use consort_core::protocol::{Effect, Envelope, Event, Message, Now, Replica, codec};
-use consort_core::store::{Applied, DatasetParameters, Sequence, StoreError, View};
+use consort_core::store::{Applied, DatasetParameters, LocalWrite, Sequence, StoreError, View};
 use consort_core::{DatasetId, Instant, NodeId, WallTime};
 use consort_store::{Body, Transaction};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::Facts;
 use crate::cluster::seals::{CheckError, Seals};
-use crate::net::{NetEvent, Refusal, Role};
+use crate::net::{LeaveAnswer, LeaveRefusal, NetEvent, Refusal, Role};
+use crate::node::revocation;
 use crate::shared::{PeerState, Shared};
 
+use absence::Absence;
 use helpers::Helpers;
 use members::Members;
 pub(crate) use members::{MemberView, short_digest, short_id};
 use registrar::Registrar;
+pub(crate) use registrar::eviction;
 
 /// How soon a peer that was disconnected for what it sent is dialed again.
 const REDIAL_AFTER: Duration = Duration::from_secs(5);
@@ -145,13 +149,14 @@ pub(crate) struct Runtime {
     /// When an admin looks next whether there are others.
     register_at: Option<StdInstant>,
     registrar: Registrar,
+    absence: Absence,
     /// The store failed: nothing more is taken from peers.
     failed: bool,
 }
 
 impl Runtime {
-    /// A loop for a node that has no connection yet.
-    pub(crate) fn new(shared: Arc<Shared>, seals: Seals) -> Self {
+    /// A loop for a node that has no connection yet. An admin's evicts members that were away for so long.
+    pub(crate) fn new(shared: Arc<Shared>, seals: Seals, evict_after: Option<Duration>) -> Self {
         let members = Members::new(&shared, Instant::default());
         Self {
             shared,
@@ -169,6 +174,7 @@ impl Runtime {
             registered: Vec::new(),
             register_at: None,
             registrar: Registrar::default(),
+            absence: Absence::new(evict_after),
             failed: false,
         }
     }
@@ -397,6 +403,7 @@ impl Runtime {
             NetEvent::Unreachable { peer, addr, reason } => {
                 self.not_connected(peer, Some(addr), reason);
             }
+            NetEvent::Leaves { peer, reply } => self.end_membership(peer, reply),
             NetEvent::Refused { addr, peer, dialed, reason } => {
                 if dialed.is_some() && reason == Refusal::Revoked && self.shared.set_revoked() {
                     tracing::error!(%addr, "{}", crate::node::REVOKED);
@@ -603,22 +610,68 @@ impl Runtime {
         registrar::latest(&self.shared.facts(), published)
     }
 
-    /// An admin's part: registers replicas.
+    /// An admin's part: registers replicas, and evicts members that were away for too long.
     fn register(&mut self) {
         if self.failed {
             return;
         }
         let published = self.published();
         let facts = self.shared.facts();
-        let writes = self.registrar.writes(&facts, &published, StdInstant::now());
-        if writes.is_empty() {
-            return;
+        let mut writes = self.registrar.writes(&facts, &published, StdInstant::now());
+        for node in self.overdue(&facts) {
+            let name = facts.member(node).map_or("", |member| &member.name);
+            tracing::warn!(
+                member = name,
+                "was away for so long that it is not waited for any more"
+            );
+            writes.extend(eviction(&facts, node, &published, wall_time()));
         }
+        if !writes.is_empty() {
+            self.write_facts(writes, |_| {});
+        }
+    }
+
+    /// The members that were away for too long.
+    fn overdue(&mut self, facts: &Facts) -> Vec<NodeId> {
+        let mut waited_for = facts.waited_for();
+        waited_for.remove(&self.shared.identity.node);
+        let present = self.members.present().chain(self.connections.keys().copied()).collect();
+        self.absence.overdue(&waited_for, &present, StdInstant::now())
+    }
+
+    /// An admin's part when a member leaves. That one waits for the answer until it is durable.
+    fn end_membership(&mut self, node: NodeId, reply: oneshot::Sender<LeaveAnswer>) {
+        let facts = self.shared.facts();
+        let refusal = if self.shared.sealer.is_none() || self.shared.is_revoked() {
+            Some(LeaveRefusal::NotAdmin)
+        } else if self.shared.is_leaving() {
+            // If that were granted on both sides at a time, no admin might be left.
+            Some(LeaveRefusal::Leaving)
+        } else {
+            self.failed.then_some(LeaveRefusal::Failed)
+        };
+        if let Some(refusal) = refusal {
+            let _ = reply.send(Err(refusal));
+        } else if facts.revoked.contains(&node) {
+            // It has lost the answer.
+            let _ = reply.send(Ok(()));
+        } else {
+            let name = facts.member(node).map_or_else(String::new, |member| member.name.clone());
+            tracing::info!(member = name, peer = %node.short(), "a member leaves the cluster");
+            self.write_facts(revocation(&facts, node), |is_durable| {
+                let _ = reply.send(if is_durable { Ok(()) } else { Err(LeaveRefusal::Failed) });
+            });
+        }
+    }
+
+    /// Writes facts of the cluster, as an admin may; says whether they are durable.
+    fn write_facts(&self, writes: Vec<LocalWrite>, done: impl FnOnce(bool) + Send + 'static) {
         let (dataset, sealer) = (self.shared.cluster.id, self.shared.sealer.clone());
         let body = Body::Local { writes, now: wall_time() };
         let causes = self.shared.causes.clone();
         let transaction = Transaction { sealer, ..Transaction::new(dataset, body) };
         self.shared.store.submit(transaction, move |result| {
+            done(result.is_ok());
             if result.is_ok() {
                 let _ = causes.send(Cause::Grew { dataset });
             }

@@ -87,6 +87,8 @@ struct State {
     heard: bool,
     /// A peer does not take this node for a member any more.
     revoked: bool,
+    /// This node is about to end its membership.
+    leaving: bool,
     /// No directory is linked any more.
     ending: bool,
 }
@@ -200,6 +202,15 @@ impl Shared {
     /// Takes note that this node was refused as a former member. Whether that is news.
     pub(crate) fn set_revoked(&self) -> bool {
         !std::mem::replace(&mut self.state().revoked, true)
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.state().leaving
+    }
+
+    /// Whether that was so before.
+    pub(crate) fn set_leaving(&self, leaving: bool) -> bool {
+        std::mem::replace(&mut self.state().leaving, leaving)
     }
 
     /// Where nodes were heard to be reached: what a node said itself first.

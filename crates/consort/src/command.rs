@@ -12,6 +12,7 @@ pub(crate) mod init;
 mod interrupt;
 pub(crate) mod invite;
 pub(crate) mod join;
+pub(crate) mod leave;
 pub(crate) mod link;
 pub(crate) mod ls;
 pub(crate) mod member;
@@ -114,6 +115,7 @@ async fn run(command: Command, context: &Context) -> Result<(), Error> {
         Command::Up(command) => command.run(context).await,
         Command::Invite(command) => command.run(context).await,
         Command::Join(command) => command.run(context).await,
+        Command::Leave(command) => command.run(context).await,
         Command::Member(command) => command.run(context).await,
         Command::Dataset(command) => command.run(context).await,
         Command::Link(command) => command.run(context).await,

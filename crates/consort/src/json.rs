@@ -256,6 +256,17 @@ pub(crate) struct Waited {
     pub(crate) metadata_only: bool,
 }
 
+/// `leave`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Left {
+    /// The admin that ended the membership; none if this node was the only member.
+    pub(crate) ended_by: Option<String>,
+    /// It was looked at whether others have what this node has.
+    pub(crate) checked: bool,
+    /// The directories that were linked, which stay.
+    pub(crate) dirs: Vec<String>,
+}
+
 /// `status`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Status {
@@ -611,6 +622,14 @@ impl From<node::Waited> for Waited {
     fn from(waited: node::Waited) -> Self {
         let node::Waited { versions, peers, metadata_only } = waited;
         Self { versions, peers, metadata_only }
+    }
+}
+
+impl From<node::Left> for Left {
+    fn from(left: node::Left) -> Self {
+        let node::Left { ended_by, checked, dirs } = left;
+        let dirs = dirs.into_iter().map(|dir| dir.display().to_string()).collect();
+        Self { ended_by, checked, dirs }
     }
 }
 

@@ -86,6 +86,36 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(problem)
 }
 
+/// How long something is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// For so long.
+    For(Duration),
+    /// For ever.
+    Endless,
+}
+
+impl Patience {
+    /// Its end, if there is one.
+    pub(crate) fn limit(self) -> Option<Duration> {
+        match self {
+            Self::For(limit) => Some(limit),
+            Self::Endless => None,
+        }
+    }
+}
+
+/// A length of time that people write as a duration, or as `never` if it has no end.
+pub(crate) fn parse_patience(text: &str) -> Result<Patience, String> {
+    match text {
+        "never" => Ok(Patience::Endless),
+        _ => parse_duration(text).and_then(|limit| match limit {
+            Duration::ZERO => Err("no time at all makes no sense; write never".to_owned()),
+            limit => Ok(Patience::For(limit)),
+        }),
+    }
+}
+
 /// A length of time, short: `340 ms`, `4.2 s`, `3 min`, `24 h`, `7 d`.
 pub(crate) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
@@ -197,6 +227,18 @@ mod tests {
             ["", "60", "s", "-1s", "1.5h", "1w", "99999999999999999999s", "18446744073709551615d"]
         {
             assert!(parse_duration(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn patience_has_an_end_or_none() {
+        assert_eq!(
+            parse_patience("7d").map(Patience::limit),
+            Ok(Some(Duration::from_secs(604_800)))
+        );
+        assert_eq!(parse_patience("never").map(Patience::limit), Ok(None));
+        for wrong in ["", "0s", "Never", "30"] {
+            assert!(parse_patience(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -110,7 +110,25 @@ pub(super) async fn content(
     node: NodeId,
     address: SocketAddr,
 ) -> Result<Stream, DialError> {
-    let handshake = connect(shared, node, address, &shared.content);
+    on_demand(shared, node, address, &shared.content).await
+}
+
+/// A connection to ask `node` for the end of the own membership.
+pub(super) async fn leave(
+    shared: &Shared,
+    node: NodeId,
+    address: SocketAddr,
+) -> Result<Stream, DialError> {
+    on_demand(shared, node, address, &shared.leave).await
+}
+
+async fn on_demand(
+    shared: &Shared,
+    node: NodeId,
+    address: SocketAddr,
+    config: &Arc<ClientConfig>,
+) -> Result<Stream, DialError> {
+    let handshake = connect(shared, node, address, config);
     let (stream, _) =
         timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(DialError::TimedOut))?;
     Ok(stream)

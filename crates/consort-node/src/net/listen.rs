@@ -15,7 +15,7 @@ use super::identity::PeerIdentity;
 use super::network::{ContentConnection, HANDSHAKE_TIMEOUT, Refusal, Shared};
 use super::socket::{MAX_CONNECTIONS_PER_PEER, Stream, Tap};
 use super::tls::{self, AcceptError, Accepted, Protocol};
-use super::{join, lock};
+use super::{join, leave, lock};
 
 /// The most connections that have not proved yet whose they are. Each costs about 40 KiB; further
 /// ones wait in the system's queue.
@@ -25,7 +25,7 @@ pub const MAX_HANDSHAKES: usize = 64;
 /// many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long the conversation with a joiner may take; it includes a write to the disk.
+/// How long the conversation with who joins or leaves may take; it includes a write to the disk.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Takes connections until it is aborted.
@@ -70,11 +70,19 @@ async fn serve(shared: Arc<Shared>, tap: Tap, addr: SocketAddr, permit: OwnedSem
                 tracing::debug!(%addr, %error, "a joiner was lost");
             }
         }
+        // It does not belong to the member: what does ends together with its membership. It is served although it was
+        // revoked: it may have lost the answer.
+        Ok(Accepted::Member(Protocol::Leave, peer)) => {
+            let served = timeout(JOIN_TIMEOUT, leave::serve(&shared, stream, peer.node));
+            if let Ok(Err(error)) = served.await {
+                tracing::debug!(%addr, %error, "a member that leaves was lost");
+            }
+        }
         Ok(Accepted::Member(protocol, peer)) => {
             stream.get_ref().0.belongs_to(peer.node);
             match protocol {
                 Protocol::Content => content(&shared, stream, peer, addr),
-                Protocol::Control | Protocol::Join => {
+                Protocol::Control | Protocol::Join | Protocol::Leave => {
                     control(shared, stream, peer, addr, permit).await;
                 }
             }

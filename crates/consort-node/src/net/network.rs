@@ -16,8 +16,9 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 
 use crate::release::Release;
@@ -28,6 +29,7 @@ use super::frame::{FrameReader, FrameWriter, MAX_CONTENT_FRAME_BYTES, MAX_CONTRO
 use super::greeting::{self, Greeting};
 use super::identity::{Identity, NodeId, PeerIdentity};
 use super::join::JoinDesk;
+use super::leave::{self, LeaveAnswer};
 use super::peers::Peers;
 use super::socket::{Sockets, Stream, Traffic};
 use super::tls::{self, Protocol};
@@ -155,6 +157,13 @@ pub enum NetEvent {
         /// Why.
         reason: Refusal,
     },
+    /// A member asks this node, as an admin, to end its membership.
+    Leaves {
+        /// Who: whoever has the certificate.
+        peer: NodeId,
+        /// Takes the answer, which is good news only once that is durable.
+        reply: oneshot::Sender<LeaveAnswer>,
+    },
 }
 
 /// Why a connection was refused, by us or by the peer.
@@ -264,7 +273,7 @@ pub enum SendError {
     TooLarge,
 }
 
-/// Why there is no content connection.
+/// Why there is no connection with a peer for what only one side wants.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Nobody named this peer, and it is not connected.
@@ -344,6 +353,7 @@ impl Network {
             server: tls::server_config(identity)?,
             control: tls::client_config(identity, Protocol::Control)?,
             content: tls::client_config(identity, Protocol::Content)?,
+            leave: tls::client_config(identity, Protocol::Leave)?,
             join: config.join,
             on_content: config.on_content,
             events,
@@ -468,6 +478,26 @@ impl Network {
         Err(last)
     }
 
+    /// Asks an admin that is known or connected to end the membership of this node.
+    pub async fn ask_to_leave(&self, admin: NodeId) -> Result<LeaveAnswer, OpenError> {
+        let addresses = lock(&self.shared.peers).addresses(admin).ok_or(OpenError::UnknownPeer)?;
+        let mut last = OpenError::NoAddress;
+        for addr in addresses {
+            let asked = async {
+                let stream = dial::leave(&self.shared, admin, addr).await?;
+                leave::ask(stream)
+                    .await
+                    .map_err(|error| DialError::Unreachable(io::Error::other(error)))
+            };
+            let asked = timeout(leave::ASK_TIMEOUT, asked).await;
+            match asked.unwrap_or(Err(DialError::TimedOut)) {
+                Ok(answer) => return Ok(answer),
+                Err(source) => last = OpenError::Dial { addr, source },
+            }
+        }
+        Err(last)
+    }
+
     /// Bytes on the wire since the start.
     pub fn traffic(&self) -> Traffic {
         self.shared.sockets.traffic()
@@ -561,6 +591,7 @@ pub(super) struct Shared {
     pub(super) server: Arc<ServerConfig>,
     pub(super) control: Arc<ClientConfig>,
     pub(super) content: Arc<ClientConfig>,
+    pub(super) leave: Arc<ClientConfig>,
     pub(super) join: Option<Arc<JoinDesk>>,
     pub(super) on_content: Arc<OnContent>,
     datagrams: Datagrams,

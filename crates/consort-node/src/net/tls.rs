@@ -3,7 +3,7 @@
 //! host names: a caller who means a certain node compares the verified [`PeerIdentity`] after the
 //! handshake.
 //!
-//! The three protocols share a port, so a client certificate is optional while shaking hands, and
+//! The protocols share a port, so a client certificate is optional while shaking hands, and
 //! [`accepted`] insists on it right after, unless the client came to join.
 
 use std::sync::Arc;
@@ -29,10 +29,12 @@ pub enum Protocol {
     Content,
     /// A machine that wants to become a member.
     Join,
+    /// A member that wants to be none any more.
+    Leave,
 }
 
 impl Protocol {
-    const ALL: [Self; 3] = [Self::Control, Self::Content, Self::Join];
+    const ALL: [Self; 4] = [Self::Control, Self::Content, Self::Join, Self::Leave];
 
     /// The name by which TLS agrees on it (ALPN).
     pub fn alpn(self) -> &'static [u8] {
@@ -40,6 +42,7 @@ impl Protocol {
             Self::Control => b"consort-control/1",
             Self::Content => b"consort-content/1",
             Self::Join => b"consort-join/1",
+            Self::Leave => b"consort-leave/1",
         }
     }
 }
@@ -47,7 +50,7 @@ impl Protocol {
 /// Who came, and for what, as the handshake has verified it.
 #[derive(Debug)]
 pub enum Accepted {
-    /// A member, for control or content.
+    /// A member, for anything but joining.
     Member(Protocol, PeerIdentity),
     /// Anybody, to join.
     Joiner,

@@ -1,22 +1,19 @@
 //! Members: inviting, listing, revoking.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::cluster::{
-    MemberFact, ReplicaFact, encode_replica, encode_revocation, replica_key, revocation_key,
-};
+use crate::cluster::{Facts, MemberFact, encode_revocation, revocation_key};
 use crate::error::NodeError;
 use crate::net::Role;
 use crate::net::invites::CreateInviteError;
 use crate::report::Member;
-use crate::runtime::{Cause, wall_time};
+use crate::runtime::{Cause, eviction, wall_time};
 
 use super::{Node, blocking, likeliest, new_gossip_key, reachable};
 
 use consort_core::store::LocalWrite;
-use consort_core::{NodeId, OnConflict, Timestamp};
+use consort_core::{NodeId, OnConflict};
 
 /// Less than a second by as little as can be.
 const LAST_SECOND: Duration = Duration::from_nanos(999_999_999);
@@ -62,8 +59,7 @@ impl Node {
         let views = self.ask(|reply| Cause::Members { reply }).await?;
         let own = self.shared.identity.node;
         let facts = self.shared.facts();
-        let replicas = facts.replicas.iter().filter(|replica| replica.evicted.is_none());
-        let waited_for: BTreeSet<NodeId> = replicas.map(|replica| replica.node).collect();
+        let waited_for = facts.waited_for();
         let describe = |fact: &MemberFact| {
             let connected = peers.get(&fact.node).is_some_and(|peer| peer.connected);
             let addresses = if fact.node == own {
@@ -81,7 +77,7 @@ impl Node {
                 revoked: fact.revoked,
                 addresses,
                 connected,
-                waited_for: waited_for.contains(&fact.node) && !fact.revoked,
+                waited_for: waited_for.contains(&fact.node),
                 this_node: fact.node == own,
             }
         };
@@ -101,16 +97,7 @@ impl Node {
             return Err(NodeError::usage("a node cannot evict itself"));
         }
         let published = self.ask(|reply| Cause::Published { reply }).await?;
-        // What others still tell of it was said before.
-        let said = published.get(&member.node).map(|said| said.serial).unwrap_or_default();
-        let now = said.max(Timestamp::at(wall_time()));
-        let waited_for =
-            |replica: &&ReplicaFact| replica.node == member.node && replica.evicted.is_none();
-        let evict = |replica: &ReplicaFact| {
-            let evicted = ReplicaFact { evicted: Some(now), ..*replica };
-            LocalWrite::new(replica_key(replica.author), encode_replica(&evicted))
-        };
-        let writes: Vec<LocalWrite> = facts.replicas.iter().filter(waited_for).map(evict).collect();
+        let writes = eviction(&facts, member.node, &published, wall_time());
         if writes.is_empty() {
             return Ok(());
         }
@@ -125,21 +112,25 @@ impl Node {
         let member = find(&facts.members, node_or_name)?;
         if member.node == self.shared.identity.node {
             return Err(NodeError::usage("a node cannot revoke itself").hint(
-                "revoke it on another admin's node; to leave, stop the node and remove its home",
+                "`consort leave` ends its membership; or revoke it on another admin's node",
             ));
         }
         let node = member.node;
-        let write = LocalWrite::new(revocation_key(node), encode_revocation());
-        // It had the key for datagrams, which is another one from now on.
-        let key = new_gossip_key(facts.gossip.as_ref());
         let mut changed = self.shared.watch();
-        let writes = vec![write, key];
+        let writes = revocation(&facts, node);
         self.write(self.shared.cluster.id, OnConflict::KeepBoth, writes).await?;
         while !self.shared.facts().revoked.contains(&node) {
             changed.changed().await.map_err(|_| NodeError::ending())?;
         }
         Ok(())
     }
+}
+
+/// What an admin writes to end a membership.
+pub(crate) fn revocation(facts: &Facts, node: NodeId) -> Vec<LocalWrite> {
+    let write = LocalWrite::new(revocation_key(node), encode_revocation());
+    // It had the key for datagrams, which is another one from now on.
+    vec![write, new_gossip_key(facts.gossip.as_ref())]
 }
 
 /// The member with this name or identity. Names may repeat: who is revoked does not count.

@@ -107,7 +107,7 @@ impl Node {
     }
 
     /// Takes in what was changed in this node's own directory.
-    async fn flush_own(
+    pub(super) async fn flush_own(
         &self,
         name: &str,
         dataset: DatasetId,
@@ -150,7 +150,7 @@ impl Node {
     }
 
     /// Gives known peers a moment to connect after a start.
-    async fn await_peers(&self) {
+    pub(super) async fn await_peers(&self) {
         let mut changed = self.shared.watch();
         let end = Instant::from_std(self.started) + CONNECT_GRACE;
         while Instant::now() < end {
@@ -251,12 +251,12 @@ fn differs(name: &str, reason: &str) -> NodeError {
 /// What does not go on by itself, and whether it has been so for long enough to say so: after a start, or while something is
 /// tried again, it may look so for a moment.
 #[derive(Default)]
-struct Stuck {
+pub(super) struct Stuck {
     since: Option<Instant>,
 }
 
 impl Stuck {
-    fn look(&mut self, error: Option<NodeError>) -> Result<(), NodeError> {
+    pub(super) fn look(&mut self, error: Option<NodeError>) -> Result<(), NodeError> {
         let Some(error) = error else {
             self.since = None;
             return Ok(());
@@ -267,7 +267,7 @@ impl Stuck {
 }
 
 /// Returns when something has changed, or after a while; not at every frame that arrives.
-async fn pause(changed: &mut watch::Receiver<u64>) {
+pub(super) async fn pause(changed: &mut watch::Receiver<u64>) {
     tokio::time::sleep(SETTLE).await;
     let _ = tokio::time::timeout(LOOK_AGAIN, changed.changed()).await;
 }

@@ -82,6 +82,14 @@ impl Members {
         self.machine.members().filter_map(|report| Some((report.node, report.news?.1.address?)))
     }
 
+    /// Those that are not known to be gone.
+    pub(super) fn present(&self) -> impl Iterator<Item = NodeId> {
+        let members = self.machine.members();
+        let present = members
+            .filter(|report| matches!(report.liveness, Liveness::Alive | Liveness::Suspected));
+        present.map(|report| report.node)
+    }
+
     pub(super) fn view(&self, now: Instant) -> Vec<MemberView> {
         let view = |report: membership::MemberReport<'_>| MemberView {
             node: report.node,

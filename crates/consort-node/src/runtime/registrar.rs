@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use consort_core::protocol::garbage::Published;
 use consort_core::store::LocalWrite;
-use consort_core::{AuthorId, Content, NodeId};
+use consort_core::{AuthorId, Content, NodeId, Timestamp, WallTime};
 
 use crate::cluster::{Facts, ReplicaFact, begins_as, encode_replica, replica_key};
 
@@ -41,6 +41,24 @@ pub(super) fn latest<'p>(
         }
     }
     latest
+}
+
+/// What an admin writes so that nobody waits for a node any more, until it publishes something new.
+pub(crate) fn eviction(
+    facts: &Facts,
+    node: NodeId,
+    published: &BTreeMap<NodeId, Published>,
+    now: WallTime,
+) -> Vec<LocalWrite> {
+    // What others still tell of it was said before.
+    let said = published.get(&node).map(|said| said.serial).unwrap_or_default();
+    let evicted = Some(said.max(Timestamp::at(now)));
+    let waited_for =
+        facts.replicas.iter().filter(|fact| fact.node == node && fact.evicted.is_none());
+    let evict = |fact: &ReplicaFact| {
+        LocalWrite::new(replica_key(fact.author), encode_replica(&ReplicaFact { evicted, ..*fact }))
+    };
+    waited_for.map(evict).collect()
 }
 
 impl Registrar {
@@ -86,7 +104,6 @@ impl Registrar {
 
 #[cfg(test)]
 mod tests {
-    use consort_core::Timestamp;
     use consort_core::model::frontier::Mark;
 
     use super::*;

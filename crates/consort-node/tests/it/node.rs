@@ -30,7 +30,7 @@ pub(crate) const BOUND: Duration = Duration::from_secs(60);
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn any_port() -> Config {
-    Config { listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))) }
+    Config { listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))), ..Config::default() }
 }
 
 /// A node and its home; none while it is down.
@@ -404,6 +404,50 @@ async fn a_revoked_node_is_cut_off_is_told_so_and_does_not_come_back() {
     }
     assert!(join(b.home.path(), &ticket, Some("b"), None).await.is_err());
     assert!(a.members().await.expect("members").iter().any(|m| m.name == "b" && m.revoked));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_two_admins_do_not_let_each_other_go() {
+    let a = Machine::first().await;
+    let b = a.joined("b", Role::Admin).await;
+    let knows_both = async |machine: &Machine| {
+        let members = machine.members().await.expect("members");
+        members.len() == 2 && members.iter().all(|member| member.connected || member.this_node)
+    };
+    until("both to be there", async || knows_both(&a).await && knows_both(&b).await).await;
+    let (left_a, left_b) = tokio::join!(a.leave(BOUND, true), b.leave(BOUND, true));
+    assert!(left_a.is_err() || left_b.is_err(), "nobody is left who can change the cluster");
+    for (machine, left) in [(&a, left_a), (&b, left_b)] {
+        let findings = machine.doctor().await.expect("findings");
+        let is_revoked = findings.iter().any(|finding| finding.what.contains("revoked"));
+        assert_eq!(is_revoked, left.is_ok(), "{left:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_away_for_too_long_is_evicted_by_an_admin_that_sees_the_majority() {
+    let mut a = Machine::first().await;
+    a.stop().await;
+    let evict_after = Some(Duration::from_secs(1));
+    a.start_with(Config { evict_after, ..any_port() }).await;
+    a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
+    let (b, mut c) = (a.joined("b", Role::Writer).await, a.joined("c", Role::Writer).await);
+    for machine in [&b, &c] {
+        until("the dataset", async || !machine.datasets().await.expect("a list").is_empty()).await;
+    }
+    let waited_for = async |machine: &Machine| {
+        let members = machine.members().await.expect("members");
+        let waited_for = members.into_iter().filter(|member| member.waited_for);
+        waited_for.map(|member| member.name).collect::<Vec<_>>()
+    };
+    until("all to be waited for", async || waited_for(&b).await == ["a", "b", "c"]).await;
+    c.stop().await;
+    until("c to be evicted", async || waited_for(&b).await == ["a", "b"]).await;
+    // Nobody knows better than the node itself, once it is back.
+    c.start().await;
+    a.write("key", "value").await;
+    a.remove("photos", "key").await.expect("it is removed");
+    until("c to be waited for again", async || waited_for(&b).await == ["a", "b", "c"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,7 @@ use crate::control::wire::Request;
 use crate::control::{check_home, socket_path};
 use crate::error::Error;
 use crate::json;
-use crate::text::plain;
+use crate::text::{self, Patience, plain};
 
 /// How long a running node may take to say that it runs.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
@@ -30,11 +30,21 @@ const ANSWER_TIME: Duration = Duration::from_secs(2);
 Examples:
   consort up
   consort up --listen 127.0.0.1:0             any free port, this machine only
-  consort --log info --log-format json up     with a log for machines on stderr")]
+  consort up --evict-after 7d                 on an admin's node
+  consort --log info --log-format json up     with a log for machines on stderr
+
+An admin's node does by itself what `consort member evict` does: if it has heard nothing of a
+member for the time of --evict-after, in one run of its own, nobody waits for that member any more
+before deletions are forgotten. It evicts nobody unless it and the members that it sees are the
+majority: it may be the one that is cut off.")]
 pub(crate) struct Up {
     /// Where to listen for other nodes [default: as before, or 0.0.0.0:7440]
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
+
+    /// When an admin's node evicts members that are away, such as 12h or 7d, or never
+    #[arg(long, value_parser = text::parse_patience, default_value = "30d", value_name = "TIME")]
+    evict_after: Patience,
 
     /// Stop when stdin closes: for a parent that may be killed
     #[arg(long, hide = true)]
@@ -53,7 +63,8 @@ impl Up {
         // From here on a signal waits until the node has started, and then stops it in good order.
         let mut interrupt = Interrupt::new()?;
         raise_open_files();
-        let node = Node::start(&context.home, Config { listen: self.listen }).await?;
+        let config = Config { listen: self.listen, evict_after: self.evict_after.limit() };
+        let node = Node::start(&context.home, config).await?;
         let served = match Socket::bind(&socket) {
             Ok(served) => served,
             Err(error) => {

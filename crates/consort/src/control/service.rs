@@ -48,6 +48,10 @@ impl Service for NodeService {
                 }
                 Ok(())
             }
+            Request::Leave { timeout_ms, force } => {
+                let left = node.leave(Duration::from_millis(timeout_ms), force).await?;
+                reply.item(&json::Left::from(left)).await
+            }
             Request::Revoke { member } => Ok(node.revoke(&member).await?),
             Request::Evict { member } => Ok(node.evict(&member).await?),
             Request::CreateDataset { name, mode, authority, on_conflict } => {

@@ -60,6 +60,8 @@ pub(crate) enum Request {
     Members,
     /// Nothing.
     Revoke { member: String },
+    /// One [`json::Left`].
+    Leave { timeout_ms: u64, force: bool },
     /// Stop waiting for a member.
     Evict { member: String },
     /// One [`json::Dataset`].

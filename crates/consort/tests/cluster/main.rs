@@ -16,6 +16,7 @@
 //! - [`storm`]: thousands of random operations on three nodes at once, also while nodes are killed.
 //! - [`apart`]: nodes that are down, a chain of availability, concurrent writes.
 //! - [`forgetting`]: deletions that are not remembered any more, and a node that was away too long.
+//! - [`leaving`]: a node that ends its own membership, and what it must not take with it.
 //! - [`conflicts`]: concurrent writes under each policy, and choosing.
 //! - [`dev`]: a cluster on one machine, on a directory that somebody named.
 //! - [`directories`]: what can happen to a linked directory: mass deletion, ignored and impossible names, a full disk.
@@ -30,6 +31,7 @@ mod conflicts;
 mod dev;
 mod directories;
 mod forgetting;
+mod leaving;
 mod ledger;
 mod neighbours;
 mod network;

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use crate::{consort, stdout};
 
-const COMMANDS: [&str; 30] = [
+const COMMANDS: [&str; 31] = [
     "",
     "init",
     "up",
     "invite",
     "join",
+    "leave",
     "member",
     "member list",
     "member evict",
