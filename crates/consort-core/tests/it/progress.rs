@@ -49,6 +49,25 @@ fn a_node_that_lost_its_disk_gets_back_what_it_wrote_itself() {
 }
 
 #[test]
+fn a_node_that_lost_its_disk_gets_back_what_was_on_its_way_to_another_ones_disk_as_well() {
+    // One of these orders is this: the other says Hello, its disk has the version, and it hears that this one has nothing.
+    for seed in 0..40 {
+        let mut world = World::new(2, seed);
+        world.put(1, "before", "value");
+        world.connect(0, 1);
+        world.settle();
+        world.put(1, "last", "value");
+        while world.nodes[0].committing.is_empty() {
+            world.deliver_one();
+        }
+        world.wipe(1);
+        world.connect(0, 1);
+        world.run();
+        assert!(holds(&world, 1, "last"), "seed {seed}");
+    }
+}
+
+#[test]
 fn versions_from_a_clock_far_ahead_wait_and_are_not_lost() {
     // Pushed along the feed; and wanted, after a comparison.
     for both_hold_something in [false, true] {

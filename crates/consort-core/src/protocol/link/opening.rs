@@ -104,7 +104,7 @@ impl Link {
         }
         self.begin_telling((ours.summary.frontier, theirs.summary.frontier), view)?;
         if theirs.summary.digest.count == 0 {
-            self.resent = ours.summary.head.sequence;
+            self.resent = self.resent.max(ours.summary.head.sequence);
         }
         let equal = ours.summary.digest == theirs.summary.digest;
         // Who comes back has the first of its links push, and the others announce.
