@@ -117,6 +117,16 @@ pub(crate) async fn connected(a: &Node, with: &Node) {
     .await;
 }
 
+/// Waits until `a` is connected to the other, and shows the address where that listens.
+async fn is_shown_where_it_listens(a: &Node, other: &Node) {
+    let (id, listens) = (other.identity().node, other.listen_addr());
+    until("its address to be shown", async || {
+        let status = a.status().await.expect("a status");
+        status.peers.iter().any(|p| p.node == id && p.connected && p.addr == Some(listens))
+    })
+    .await;
+}
+
 /// Two writers with one dataset that both know.
 async fn pair() -> (Machine, Machine) {
     let a = Machine::first().await;
@@ -222,17 +232,12 @@ async fn a_member_is_shown_where_it_listens_whoever_dialed_and_wherever_it_was_b
     let (mut a, mut b) = pair().await;
     b.stop().await;
     b.start_with(any_port()).await;
-    connected(&a, &b).await;
+    // If both moved before either had heard where the other is, neither would be found.
+    is_shown_where_it_listens(&a, &b).await;
     a.stop().await;
     a.start_with(any_port()).await;
-    connected(&a, &b).await;
     for (one, other) in [(&a, &b), (&b, &a)] {
-        let (id, listens) = (other.identity().node, other.listen_addr());
-        until("its address to be shown", async || {
-            let status = one.status().await.expect("a status");
-            status.peers.iter().any(|peer| peer.node == id && peer.addr == Some(listens))
-        })
-        .await;
+        is_shown_where_it_listens(one, other).await;
         let members = one.members().await.expect("a list");
         for member in members {
             let node = if member.this_node { one } else { other };

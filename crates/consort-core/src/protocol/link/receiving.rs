@@ -10,6 +10,7 @@ use crate::limits::{MAX_COMMIT_VERSIONS, WINDOW_BYTES, WINDOW_MESSAGES};
 use crate::model::fingerprint::Fingerprint;
 use crate::model::version::Entry;
 use crate::protocol::event::Access;
+use crate::protocol::garbage::account;
 use crate::protocol::message::Message;
 use crate::protocol::news::Elsewhere;
 use crate::protocol::window;
@@ -87,8 +88,10 @@ impl Link {
                 // These look at what is in the store, so everything before them must be.
                 _ if !self.outstanding.is_empty() => return Ok(()),
                 Some(Message::Frontier { times }) => {
-                    // It waits as versions do: all that is written until then would be dead.
-                    self.ahead = times.is_ahead_of(self.now.wall);
+                    // It waits as versions do: all that is written until then would be dead. What this side accounts
+                    // for it has believed before, by a clock that was ahead as well.
+                    self.ahead =
+                        times.is_ahead_of(self.now.wall) && !times.is_within(&account(view)?);
                     if self.ahead {
                         self.retry_at = Some(self.now.instant + RETRY_AHEAD);
                         return Ok(());
