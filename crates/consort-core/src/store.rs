@@ -64,6 +64,9 @@ pub struct Summary {
     pub head: Cursor,
     /// How far it has collected: only between equal marks do equal contents have equal digests.
     pub frontier: Mark,
+    /// It may hold what is dead by its frontier, since it took that from a peer, and has not compared since with somebody
+    /// that does not.
+    pub unburied: bool,
 }
 
 /// The tombstones of a replica, counted.
@@ -255,10 +258,13 @@ pub struct Lesson {
     /// How far it may collect. It does so up to what it knows, and no more in one step than takes a moment: until the
     /// frontier is there, the lesson has to be repeated.
     pub frontier: Frontier,
-    /// Versions that are dead, as a peer's frontier shows: they go, where they are still current.
+    /// Versions within its frontier that are dead, since a peer with the same frontier does not hold them: they go, where
+    /// they are still current.
     pub dead: Vec<(Key, Dot)>,
-    /// What it accounted for beyond its frontier counts no more, nor how far it has applied its peers' feeds: it is going
-    /// to drop what it learnt is dead, before it knows why.
+    /// Whether there may be more of them, if that changes.
+    pub unburied: Option<bool>,
+    /// What it accounted for beyond its frontier counts no more, nor how far it has applied its peers' feeds: it is about
+    /// to take a peer's state by difference.
     pub anew: bool,
     /// It promises to write nothing any more with a time that is not after this.
     pub promise: Option<WallTime>,

@@ -480,7 +480,7 @@ impl<'v> Work<'v> {
             }
         }
         let batch = self.application.finish();
-        let Summary { digest, head, frontier } = batch.summary;
+        let Summary { digest, head, frontier, unburied } = batch.summary;
         let (head, records, pending) = (head.sequence, self.record_count, pending_count);
         let (losers, tombstones) = (batch.losers, batch.tombstones);
         let replica = ReplicaRow {
@@ -492,6 +492,7 @@ impl<'v> Work<'v> {
             losers,
             tombstones,
             frontier,
+            unburied,
         };
         rows.put(Table::Node, layout::replica_key(number), layout::encode_replica(&replica));
         put_batch(number, &batch, rows);

@@ -120,6 +120,8 @@ pub(crate) struct ReplicaRow {
     pub(crate) tombstones: Tombstones,
     /// How far the replica has collected.
     pub(crate) frontier: Mark,
+    /// Whether it may hold what is dead by that.
+    pub(crate) unburied: bool,
 }
 
 /// A pending row: the newest change of a key that the linked directory may not show yet.
@@ -492,6 +494,7 @@ pub(crate) fn encode_replica(row: &ReplicaRow) -> Vec<u8> {
     to.varint(row.tombstones.count);
     to.varint(row.tombstones.latest.0);
     to.u64(row.frontier.0);
+    to.u8(u8::from(row.unburied));
     bytes
 }
 
@@ -509,6 +512,7 @@ pub(crate) fn decode_replica(bytes: &[u8]) -> Result<ReplicaRow, DecodeError> {
     let latest = Timestamp(later(&mut from, "latest tombstone")?);
     let tombstones = Tombstones { count, latest };
     let frontier = Mark(if from.is_empty() { 0 } else { from.u64("frontier")? });
+    let unburied = !from.is_empty() && from.u8("unburied")? != 0;
     from.finish().map(|()| ReplicaRow {
         digest,
         head,
@@ -518,6 +522,7 @@ pub(crate) fn decode_replica(bytes: &[u8]) -> Result<ReplicaRow, DecodeError> {
         losers,
         tombstones,
         frontier,
+        unburied,
     })
 }
 

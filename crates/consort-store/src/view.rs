@@ -182,7 +182,8 @@ impl DiskView {
 impl View for DiskView {
     fn summary(&self) -> Summary {
         let head = Cursor { epoch: self.epoch, sequence: self.replica.head };
-        Summary { digest: self.replica.digest, head, frontier: self.replica.frontier }
+        let ReplicaRow { digest, frontier, unburied, .. } = self.replica;
+        Summary { digest, head, frontier, unburied }
     }
 
     fn siblings(&self, key: &Key) -> Result<Vec<Stored>, StoreError> {

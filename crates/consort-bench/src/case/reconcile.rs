@@ -332,7 +332,7 @@ impl View for Set<'_> {
     fn summary(&self) -> Summary {
         // Of a feed that nobody reads: everything is found by comparing.
         let head = Cursor { epoch: Epoch(1), sequence: Sequence(1) };
-        Summary { digest: self.digest, head, frontier: Mark::default() }
+        Summary { digest: self.digest, head, frontier: Mark::default(), unburied: false }
     }
 
     fn siblings(&self, _: &Key) -> Result<Vec<Stored>, StoreError> {

@@ -194,12 +194,14 @@ fn encode_summary(summary: &Summary, to: &mut Vec<u8>) {
     Writer(to).varint(summary.digest.count);
     encode_cursor(summary.head, to);
     Writer(to).u64(summary.frontier.0);
+    Writer(to).u8(u8::from(summary.unburied));
 }
 
 fn decode_summary(from: &mut Reader<'_>) -> Result<Summary, DecodeError> {
     let digest = Digest { sum: from.u128("digest")?, count: from.varint("digest")? };
     let head = decode_cursor(from)?;
-    Ok(Summary { digest, head, frontier: Mark(from.u64("frontier")?) })
+    let frontier = Mark(from.u64("frontier")?);
+    Ok(Summary { digest, head, frontier, unburied: flag(from, "unburied")? })
 }
 
 fn encode_cursor(cursor: Cursor, to: &mut Vec<u8>) {
@@ -293,11 +295,12 @@ mod tests {
     }
 
     fn any_summary() -> impl Strategy<Value = Summary> {
-        (any::<u128>(), any::<u64>(), any_cursor(), any::<u64>()).prop_map(
-            |(sum, count, head, mark)| Summary {
+        (any::<u128>(), any::<u64>(), any_cursor(), any::<u64>(), any::<bool>()).prop_map(
+            |(sum, count, head, mark, unburied)| Summary {
                 digest: Digest { sum, count },
                 head,
                 frontier: Mark(mark),
+                unburied,
             },
         )
     }

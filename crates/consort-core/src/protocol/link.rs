@@ -202,12 +202,16 @@ pub(crate) struct Link {
     /// While it does: what is on its way to the disk would escape the comparison. When all of it is there, the
     /// conversation begins again; until then nothing is taken in.
     unsettled: bool,
-    /// What the comparison found to be dead so far, and not more than is remembered.
+    /// This side may hold what is dead by its frontier, and the peer's is the same, so what the comparison shows the peer to
+    /// lack is dead: so much was found so far, and not more than is remembered.
+    buries: bool,
     dead: Vec<(Key, Dot)>,
     dead_bytes: usize,
-    /// Once the peer's feed is applied up to here, what is dead goes: what the peer wrote while the sides compared may have
-    /// replaced it.
-    buries_at: Option<Sequence>,
+    /// Whether the peer may hold what is dead as well.
+    doubts: bool,
+    /// Once the peer's feed is applied up to here, this side has all that the peer had when the two had compared: what the
+    /// peer wrote meanwhile may have replaced what it lacks.
+    concludes_at: Option<Sequence>,
     /// When that last came on. And until when the peer's state is not taken, after it did not.
     came_on_at: Instant,
     rests_until: Option<Instant>,
@@ -224,6 +228,8 @@ pub(crate) struct Link {
     /// When the peer last sent something.
     heard_at: Instant,
     check_at: Option<Instant>,
+    /// Since when changes flow as they happen.
+    live_since: Instant,
     retry_at: Option<Instant>,
 }
 
@@ -322,9 +328,11 @@ impl Link {
             their_frontier: Frontier::new(),
             adopting: None,
             unsettled: false,
+            buries: false,
             dead: Vec::new(),
             dead_bytes: 0,
-            buries_at: None,
+            doubts: false,
+            concludes_at: None,
             came_on_at: Instant(0),
             rests_until: None,
             held: false,
@@ -334,6 +342,7 @@ impl Link {
             now: Now::default(),
             heard_at: Instant(0),
             check_at: None,
+            live_since: Instant(0),
             retry_at: None,
         }
     }
@@ -469,7 +478,7 @@ impl Link {
         }
         if let Some(through) = commit.through {
             self.applied.sequence = self.applied.sequence.max(through);
-            self.adopt(to);
+            self.conclude(to);
         }
         if commit.counts {
             self.take(commit.bytes);
@@ -544,7 +553,7 @@ impl Link {
             self.pump(view, to)?;
         }
         if self.gives_up_at().is_some_and(|at| at <= now) {
-            self.give_up(view, to)?;
+            self.give_up();
         }
         let acknowledge = self.acknowledging.take_due(now);
         self.acknowledge(acknowledge, to);

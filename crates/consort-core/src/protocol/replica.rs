@@ -97,8 +97,8 @@ impl Replica {
     ) -> Result<(), StoreError> {
         let adopted_from = self.adopts_from;
         let mut outcome = self.take(event, now, view, effects);
-        if let Some(peer) = adopted_from.filter(|peer| self.adopts_from != Some(*peer)) {
-            let begins = |link: &mut Link, to: &mut Vec<Ask>| link.begin_anew(Some(peer), view, to);
+        if adopted_from.is_some_and(|peer| self.adopts_from != Some(peer)) {
+            let begins = |link: &mut Link, to: &mut Vec<Ask>| link.begin_anew(view, to);
             outcome = outcome.and(self.with_each_link(now, effects, begins));
         }
         if mem::take(&mut self.look) {
@@ -173,7 +173,7 @@ impl Replica {
                 self.look = true;
                 self.with_each_link(now, effects, |link, to| {
                     // What it was told before was in the wind.
-                    if was_on { link.on_learned(view, to) } else { link.begin_anew(None, view, to) }
+                    if was_on { link.on_learned(view, to) } else { link.begin_anew(view, to) }
                 })
             }
             Event::Grew => {

@@ -358,7 +358,7 @@ impl<'v, V: View> Application<'v, V> {
         author: AuthorId,
         clock: &mut Clock,
     ) -> Result<Applied, StoreError> {
-        let Lesson { known, frontier, dead, anew, promise } = lesson;
+        let Lesson { known, frontier, dead, unburied, anew, promise } = lesson;
         let dead_at = self.read(dead.iter().map(|(key, _)| key))?;
         let mut reading = *clock;
         if let Some(now) = promise {
@@ -380,6 +380,7 @@ impl<'v, V: View> Application<'v, V> {
 
         *clock = reading;
         self.anew |= anew;
+        self.summary.unburied = unburied.unwrap_or(self.summary.unburied);
         let digest = self.summary.digest;
         for ((key, dot), place) in dead.into_iter().zip(dead_at) {
             self.forget(key, place, dot);
@@ -433,6 +434,9 @@ impl<'v, V: View> Application<'v, V> {
                     break 'pages;
                 }
                 let dot = Dot { author, time };
+                if last.is_some_and(|last| last < time) && !before.contains(dot) {
+                    continue;
+                }
                 if frontier.contains(dot) && self.collects(frontier, &key, dot)? {
                     let place = self.touch(&key)?;
                     found.push(Due { key, place, dot });

@@ -500,7 +500,8 @@ impl Random {
         }
         let anew = self.below(4) == 0;
         let promise = (self.below(3) == 0).then_some(now);
-        Lesson { known, frontier, dead, anew, promise }
+        let unburied = [None, Some(false), Some(true)][self.below(3)];
+        Lesson { known, frontier, dead, unburied, anew, promise }
     }
 
     /// A write by somebody who sees what `held` shows, or something older.

@@ -303,7 +303,7 @@ fn what_is_dead_can_be_read_until_the_feed_brings_what_replaced_it_meanwhile() {
 
     let peer = id(1);
     world.event(0, Event::Connected { peer, access: Access::Write, opener: true, standing: true });
-    let greet = |world: &mut World| {
+    let greet = |world: &mut World, frontier: Mark| {
         let said = |sent: &Message| match sent {
             Message::Hello(hello) => Some(hello.conversation),
             _ => None,
@@ -314,7 +314,7 @@ fn what_is_dead_can_be_read_until_the_feed_brings_what_replaced_it_meanwhile() {
             version: PROTOCOL_VERSION,
             features: 0,
             conversation,
-            summary: Summary { digest, frontier: Mark(5), ..before },
+            summary: Summary { digest, frontier, ..before },
             cursor: None,
             reconcile: false,
             announce: false,
@@ -322,33 +322,49 @@ fn what_is_dead_can_be_read_until_the_feed_brings_what_replaced_it_meanwhile() {
         world.inject(1, 0, Message::Hello(hello));
         world.run();
     };
-    greet(&mut world);
+    greet(&mut world, Mark(5));
     world.inject(1, 0, Message::Reconciled);
     world.run();
     let times = [(author, upto)].into_iter().collect();
     world.inject(1, 0, Message::Frontier { times });
     world.run();
-    greet(&mut world);
-    world.inject(1, 0, Message::Unwanted { fingerprints: vec![replaced.1, gone.1] });
-    world.inject(1, 0, Message::Reconciled);
-    world.inject(1, 0, Message::Check { summary: world.summary(1), applied: Sequence(0) });
-    world.run();
+    let compare = |world: &mut World, lacks: Vec<Fingerprint>| {
+        world.inject(1, 0, Message::Unwanted { fingerprints: lacks });
+        world.inject(1, 0, Message::Reconciled);
+        world.inject(1, 0, Message::Check { summary: world.summary(1), applied: Sequence(0) });
+        world.run();
+    };
+    let frontier = |world: &World| {
+        let view = world.nodes[0].store.view(DATASET).expect("it is open");
+        view.knowledge().expect("memory does not fail").frontier.of(author)
+    };
     let text = |text: &str| Some(Content::Inline(text.as_bytes().into()));
-    assert_eq!(reads(&world, 0, "a"), text("1"));
     let through = Some(world.summary(1).head.sequence);
+    // It takes the peer's frontier.
+    greet(&mut world, Mark(5));
+    compare(&mut world, vec![replaced.1, gone.1]);
+    assert!(frontier(&world) < upto);
+    world.inject(1, 0, Message::Versions { entries: vec![replacing.clone()], through });
+    world.run();
+    assert_eq!(frontier(&world), upto);
+    assert_eq!(reads(&world, 0, "gone"), text("1"));
+    // It drops what is dead. The peer writes once more meanwhile.
+    let (latest, frontier) = (held(&world, 0, "a"), world.summary(0).frontier);
+    world.put(1, "a", "3");
+    let through = Some(world.summary(1).head.sequence);
+    let (replacing, _) = held(&world, 1, "a");
+    greet(&mut world, frontier);
+    compare(&mut world, vec![latest.1, gone.1]);
+    assert_eq!((reads(&world, 0, "a"), reads(&world, 0, "gone")), (text("2"), text("1")));
     world.inject(1, 0, Message::Versions { entries: vec![replacing], through });
     world.run();
-    assert_eq!(reads(&world, 0, "a"), text("2"));
-    assert_eq!(reads(&world, 0, "gone"), None);
-    let view = world.nodes[0].store.view(DATASET).expect("it is open");
-    let knowledge = view.knowledge().expect("memory does not fail");
-    assert_eq!(knowledge.frontier.of(author), upto);
+    assert_eq!((reads(&world, 0, "a"), reads(&world, 0, "gone")), (text("3"), None));
+    assert!(!world.summary(0).unburied);
 }
 
-/// More versions than a side takes note of are dead: it takes the peer's state in more than one comparison, and has the
-/// peer's frontier after the last.
+/// More versions than a side takes note of are dead: it compares more than once, and knows as long that there are more.
 #[test]
-fn however_much_is_dead_it_all_goes_before_the_frontier_is_taken() {
+fn however_much_is_dead_it_all_goes() {
     // What is remembered beside the keys makes it too many. All of them would be dropped at once.
     const MANY: usize = MAX_DEAD_BYTES / MAX_KEY_BYTES;
     const _: () = assert!(MANY <= MAX_COLLECTED);
@@ -378,11 +394,11 @@ fn however_much_is_dead_it_all_goes_before_the_frontier_is_taken() {
         world.connect(ahead, away);
         let (mut held, end) = (Vec::new(), world.now.instant + Duration::from_secs(60));
         while world.go_on(end) {
-            let Summary { digest, frontier, .. } = world.summary(away);
+            let Summary { digest, frontier, unburied, .. } = world.summary(away);
             if held.last() != Some(&digest.count) {
                 held.push(digest.count);
             }
-            assert!(digest.count == 1 || frontier != world.summary(ahead).frontier);
+            assert!(digest.count == 1 || unburied || frontier != world.summary(ahead).frontier);
         }
         assert_eq!(held.len(), 3, "{held:?}");
         settle(&mut world);
@@ -599,6 +615,111 @@ fn a_peer_that_does_not_give_its_state_holds_the_others_up_for_a_minute_only() {
         }
         assert!(reads(&world, 0, name).is_some(), "{name}");
     }
+}
+
+/// The even nodes are one half and the odd ones the other. The halves have given each other up, and have forgotten and
+/// written what the other does not know of.
+fn two_halves(nodes: usize, seed: u64) -> World {
+    let mut world = chain(nodes, seed);
+    for node in [0, 1] {
+        world.put(node, &format!("gone{node}"), "1");
+    }
+    settle(&mut world);
+    (1..nodes).for_each(|n| world.disconnect(n - 1, n));
+    for first in [0, 1] {
+        let half: Vec<usize> = (first..nodes).step_by(2).collect();
+        world.register(&half);
+        half.windows(2).for_each(|pair| world.connect(pair[0], pair[1]));
+        world.put(first, &format!("kept{first}"), "1");
+        delete(&mut world, first, &format!("gone{first}"));
+        settle(&mut world);
+        assert!(half.iter().all(|node| tombstones(&world, *node) == 0));
+        half.windows(2).for_each(|pair| world.disconnect(pair[0], pair[1]));
+    }
+    world
+}
+
+/// Each may take the state of the next one, all around the ring.
+#[test]
+fn nodes_that_take_each_others_states_do_not_wait_for_each_other() {
+    for (nodes, seeds) in [(4, 40), (6, 20)] {
+        for seed in 0..seeds {
+            let mut world = two_halves(nodes, seed);
+            world.register(&(0..nodes).collect::<Vec<_>>());
+            (0..nodes).for_each(|n| world.connect(n, (n + 1) % nodes));
+            (0..200).for_each(|_| world.pass(Duration::from_millis(100)));
+            for node in 0..nodes {
+                let what = format!("node {node} of {nodes}, seed {seed}");
+                assert_eq!(world.summary(node).digest, world.summary(0).digest, "{what}");
+                assert_eq!(shown(&world, node).len(), 2, "{what}");
+            }
+        }
+    }
+}
+
+/// A deleted what B and C hold within their frontiers, and has forgotten it. B takes A's state, crashes, and A is gone.
+#[test]
+fn a_crash_while_a_state_is_taken_leaves_nobody_different_for_good() {
+    let is_taken =
+        |world: &World, a: usize, b: usize| world.summary(a).frontier == world.summary(b).frontier;
+    let is_dropped = |world: &World, _: usize, b: usize| reads(world, b, "v").is_none();
+    let moments: [fn(&World, usize, usize) -> bool; 2] = [is_taken, is_dropped];
+    for ((a, b), crashes) in [(0, 1), (1, 0)].into_iter().zip(moments.into_iter().cycle()) {
+        let c = 2;
+        let mut world = World::new(3, 7);
+        world.register(&[b, c]);
+        world.put(b, "v", "1");
+        world.put(b, "x", "1");
+        world.connect(b, c);
+        world.connect(a, b);
+        settle(&mut world);
+        delete(&mut world, b, "x");
+        settle(&mut world);
+        assert!((0..3).all(|node| tombstones(&world, node) == 0));
+        world.disconnect(a, b);
+        world.disconnect(b, c);
+        world.register(&[a]);
+        delete(&mut world, a, "v");
+        settle(&mut world);
+        world.connect(a, b);
+        let end = world.now.instant + Duration::from_secs(60);
+        while !crashes(&world, a, b) {
+            assert!(world.go_on(end));
+        }
+        world.crash(b);
+        world.connect(b, c);
+        world.register(&[b, c]);
+        settle(&mut world);
+        assert_eq!(world.summary(b).digest, world.summary(c).digest);
+        assert_eq!(world.summary(b).frontier, world.summary(c).frontier);
+        // When A is there again, what it deleted is gone everywhere.
+        world.connect(a, c);
+        settle(&mut world);
+        assert!((0..3).all(|node| shown(&world, node).is_empty()));
+        assert!((0..3).all(|node| !world.summary(node).unburied));
+    }
+}
+
+/// Two that cannot agree, since one of them lies about its digest, compare once in a while.
+#[test]
+fn a_difference_that_stays_is_not_compared_all_the_time() {
+    let mut world = World::new(2, 1);
+    world.put(0, "a", "1");
+    world.put(1, "a", "2");
+    world.connect(0, 1);
+    world.settle();
+    world.sent.clear();
+    let begin = world.now.instant;
+    for _ in 0..60 {
+        let mut summary = world.summary(0);
+        summary.digest.sum ^= 1;
+        let applied = world.summary(1).head.sequence;
+        world.inject(0, 1, Message::Check { summary, applied });
+        world.pass(Duration::from_millis(100));
+    }
+    let hellos = world.sent.iter().filter(|sent| matches!(sent, Message::Hello(_))).count();
+    let seconds = world.now.instant.since(begin).as_secs();
+    assert!(0 < hellos && hellos as u64 <= 2 * seconds, "{hellos} in {seconds} s");
 }
 
 /// Nodes come and go, write and delete, and are waited for or not, as a seed wants it.

@@ -7,7 +7,7 @@ use super::{Ask, Link, LinkError, State};
 use crate::model::hlc::Timestamp;
 use crate::protocol::event::Access;
 use crate::protocol::message::Message;
-use crate::store::{Sequence, Summary, View};
+use crate::store::{Lesson, Sequence, Summary, View};
 
 /// How long a quiet link waits before it checks that both sides hold the same: at least, and how much is random.
 const CHECK_AFTER: Duration = Duration::from_secs(15);
@@ -84,7 +84,7 @@ impl Link {
         }
         let ours = view.summary();
         self.known = self.known.max(theirs.head.sequence);
-        self.bury_at(theirs.head.sequence, to);
+        self.conclude_at(theirs.head.sequence, to);
         if theirs.frontier != ours.frontier {
             // Not the same is held by who has collected more; both sides have told, or will.
             return Ok(());
@@ -92,7 +92,14 @@ impl Link {
         let we_have_theirs = !their_feed_counts || theirs.head == self.applied;
         let they_have_ours = self.ends.ours == Access::Read || applied == ours.head.sequence;
         let caught_up = self.is_quiet(&ours) && we_have_theirs && they_have_ours;
+        if theirs.digest == ours.digest && ours.unburied && their_feed_counts && !theirs.unburied {
+            self.learn(Lesson { unburied: Some(false), ..Lesson::default() }, false, to);
+        }
         if !caught_up || theirs.digest == ours.digest || self.has_to_differ(&theirs, &ours) {
+            return Ok(());
+        }
+        // If comparing did not help a moment ago, it will not now: whoever has to differ does that in peace.
+        if self.now.instant.since(self.live_since) < FIRST_CHECK_AFTER {
             return Ok(());
         }
         self.begin_again(true, view, to)
@@ -108,6 +115,8 @@ impl Link {
             return self.on_restart(reconcile, view, to);
         }
         to.push(Ask::Send(Message::Restart { reconcile }));
+        // What comes until the Hello belongs to what is over.
+        self.forget_conversation();
         Ok(())
     }
 

@@ -114,14 +114,15 @@ impl Link {
     ) -> Result<(), LinkError> {
         let fingerprints = lacking(theirs, view)?;
         if !fingerprints.is_empty() {
-            if self.ends.theirs == Access::Write {
+            if self.ends.theirs == Access::Write && !self.held {
                 self.want(fingerprints, None, to);
             } else {
                 to.push(Ask::Send(Message::Unwanted { fingerprints }));
             }
         }
-        let alive = self.bury(ours, view)?;
-        if self.ends.ours == Access::Write {
+        let alive = self.sort_out(ours, view)?;
+        // Whoever takes the peer's state compares once more when he has it.
+        if self.ends.ours == Access::Write && !self.is_adopting() {
             self.offering = alive.into();
             self.pump(view, to)?;
         }
@@ -136,7 +137,9 @@ impl Link {
     ) -> Result<(), LinkError> {
         self.compared = Some(difference);
         self.go_live(self.sent, head);
-        self.commit(Vec::new(), Some(head), false, None, to);
+        if !self.held {
+            self.commit(Vec::new(), Some(head), false, None, to);
+        }
         // If the peer takes this side's state by difference, it waits for what was written here meanwhile.
         self.say_what_is_held(view, to);
         self.pump(view, to)

@@ -2,8 +2,12 @@
 //!
 //! A side says what it accounts for when the peer has all that it sent, so whoever takes in what came before accounts
 //! for it as well. If the peer has collected what this side may not have heard of, then a deletion may be missing here
-//! that nobody will ever send again: this side takes the peer's state by difference, from this peer alone. What it holds
-//! within the peer's frontier, and the peer does not, is dead.
+//! that nobody will ever send again: this side takes the peer's state by difference, from this peer alone. When it holds
+//! all that the peer holds, it accounts for what the peer accounts for, and takes its frontier.
+//!
+//! What it holds within that frontier, and the peer does not, is dead, and goes in a second comparison, with this peer or
+//! with another one that has the same frontier. So a crash at any moment leaves a replica that accounts for what it says;
+//! until then it may hold more than it should, and knows that.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -13,13 +17,13 @@ use super::checking::LOOK_AGAIN_AFTER;
 use super::{Ask, Link, LinkError, Outstanding, State};
 use crate::limits::{MAX_COLLECTED, MAX_DEAD_BYTES, MAX_FRONTIER_AUTHORS};
 use crate::model::fingerprint::Fingerprint;
-use crate::model::frontier::{Frontier, Knowledge, Mark};
+use crate::model::frontier::{Frontier, Knowledge};
 use crate::model::hlc::Timestamp;
-use crate::model::id::{AuthorId, NodeId};
+use crate::model::id::AuthorId;
 use crate::protocol::event::Access;
 use crate::protocol::garbage::{Published, Table, ToTell, account};
 use crate::protocol::message::Message;
-use crate::store::{Lesson, Sequence, StoreError, View};
+use crate::store::{Lesson, Sequence, StoreError, Summary, View};
 use crate::time::Instant;
 
 /// How long after something changed the peer is told: much of it shares a message.
@@ -43,19 +47,22 @@ pub(super) struct Told {
 }
 
 impl Link {
-    /// A conversation begins, with these frontiers. If they are not equal, each side tells its own when it is live.
+    /// A conversation begins. If the frontiers are not equal, each side tells its own when it is live.
     pub(super) fn begin_telling(
         &mut self,
-        (ours, theirs): (Mark, Mark),
+        ours: &Summary,
+        theirs: &Summary,
         view: &impl View,
     ) -> Result<(), LinkError> {
         self.told = Told::default();
         self.their_frontier = Frontier::new();
         // Since our Hello, ours may have moved.
-        if ours == theirs && ours == view.summary().frontier {
+        if ours.frontier == theirs.frontier && ours.frontier == view.summary().frontier {
             let knowledge = view.knowledge()?;
             self.their_frontier = knowledge.frontier.clone();
             self.told.frontier = knowledge;
+            self.buries = ours.unburied && self.ends.theirs == Access::Write;
+            self.doubts = theirs.unburied;
         }
         Ok(())
     }
@@ -130,7 +137,7 @@ impl Link {
         view: &impl View,
     ) -> Result<(), LinkError> {
         match self.state {
-            State::Describing { .. } => self.bury(fingerprints, view).map(drop),
+            State::Describing { .. } => self.sort_out(fingerprints, view).map(drop),
             _ => Ok(()),
         }
     }
@@ -223,10 +230,9 @@ impl Link {
     }
 
     /// Does not take the peer's state after all, nor for a while: others have their turn.
-    pub(super) fn give_up(&mut self, view: &impl View, to: &mut Vec<Ask>) -> Result<(), LinkError> {
+    pub(super) fn give_up(&mut self) {
         (self.adopting, self.unsettled) = (None, false);
         self.rests_until = Some(self.now.instant + RESTS_FOR);
-        self.begin_again(true, view, to)
     }
 
     /// Until when the peer's state is not taken: a new link to it goes on with that.
@@ -255,34 +261,52 @@ impl Link {
         (self.held, self.forgets) = (held, forgets);
     }
 
-    /// The link to `adopted` took its peer's state by difference, or began to: what this one has taken in before may be
-    /// gone, so how far it has applied its peer's feed says nothing any more.
+    /// Works off the inbox of a link that takes nothing in: when it may again, it begins anew. Until then the peer may take
+    /// this side's state, as this side takes another's, so what the sides compare goes on; nodes that wait for each other
+    /// in a circle would do so for ever.
+    pub(super) fn serve(&mut self, view: &impl View, to: &mut Vec<Ask>) -> Result<(), LinkError> {
+        if !self.outstanding.is_empty() {
+            return Ok(());
+        }
+        (self.wanting, self.announced) = (None, None);
+        while self.given.pop().is_some() {}
+        while let Some((message, _)) = self.inbox.pop() {
+            match message {
+                Message::Description(answer) => self.on_description(answer, view, to)?,
+                Message::Reconciled => self.on_reconciled(view, to)?,
+                _ => {}
+            }
+        }
+        self.advance_comparison(view, to)
+    }
+
+    /// A link of this replica took its peer's state by difference, or gave that up. What this one has taken in before may
+    /// be gone, and what came meanwhile was not taken in.
     pub(crate) fn begin_anew(
         &mut self,
-        adopted: Option<NodeId>,
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
         match self.state {
             State::Greeting { said: None } => Ok(()),
-            _ if Some(self.ends.peer) == adopted => Ok(()),
             _ => self.begin_again(true, view, to),
         }
     }
 
-    /// Of versions that the peer does not hold: takes note of those that are dead, and returns the others. What is dead
-    /// stays until what replaced it is here: it may be the only version that anybody can read meanwhile.
-    pub(super) fn bury(
+    /// Of versions that the peer does not hold, returns those that are to be sent to it, and takes note of those that are
+    /// dead.
+    pub(super) fn sort_out(
         &mut self,
         fingerprints: Vec<Fingerprint>,
         view: &impl View,
     ) -> Result<Vec<Fingerprint>, LinkError> {
-        let Some(frontier) = &self.adopting else { return Ok(fingerprints) };
+        let buries = self.buries.then_some(&self.their_frontier);
+        let Some(frontier) = self.adopting.as_ref().or(buries) else { return Ok(fingerprints) };
         let mut alive = Vec::new();
         for fingerprint in fingerprints {
             match view.by_fingerprint(fingerprint)? {
                 Some(entry) if frontier.contains(entry.version.dot) => {
-                    if self.dead_bytes < MAX_DEAD_BYTES {
+                    if self.adopting.is_none() && self.dead_bytes < MAX_DEAD_BYTES {
                         self.dead_bytes += DEAD + entry.key.len();
                         self.dead.push((entry.key, entry.version.dot));
                     }
@@ -294,34 +318,39 @@ impl Link {
     }
 
     /// The peer's feed goes this far, now that the sides have compared, or are about to.
-    pub(super) fn bury_at(&mut self, head: Sequence, to: &mut Vec<Ask>) {
-        if self.is_adopting() && self.outstanding.iter().all(|asked| !asked.adopts) {
-            self.buries_at.get_or_insert(head);
-            self.adopt(to);
+    pub(super) fn conclude_at(&mut self, head: Sequence, to: &mut Vec<Ask>) {
+        let adopts = self.is_adopting() && self.outstanding.iter().all(|asked| !asked.adopts);
+        if adopts || self.buries {
+            self.concludes_at.get_or_insert(head);
+            self.conclude(to);
         }
     }
 
-    /// Once this side holds what the peer held, what is dead by the peer's frontier goes; then that is its own as well.
-    pub(super) fn adopt(&mut self, to: &mut Vec<Ask>) {
+    /// Once this side holds what the peer held, it takes the peer's frontier, or drops what is dead by it.
+    pub(super) fn conclude(&mut self, to: &mut Vec<Ask>) {
         let applied = self.applied.sequence;
-        let is_time = matches!(self.state, State::Live) && !self.unsettled;
-        let Some(frontier) = self.adopting.clone().filter(|_| is_time) else { return };
-        if self.buries_at.take_if(|head| *head <= applied).is_none() {
+        let is_time = matches!(self.state, State::Live) && !self.unsettled && !self.held;
+        if !is_time || self.concludes_at.is_none_or(|head| applied < head) {
             return;
         }
-        let dead = core::mem::take(&mut self.dead);
-        for dead in dead.chunks(MAX_COLLECTED) {
-            self.learn(Lesson { dead: dead.to_vec(), ..Lesson::default() }, false, to);
+        if let Some(frontier) = self.adopting.clone() {
+            self.concludes_at = None;
+            let (known, unburied) = (frontier.clone(), Some(true));
+            let lesson = Lesson { known, frontier, unburied, ..Lesson::default() };
+            self.outstanding.push_back(Outstanding { adopts: true, ..Outstanding::default() });
+            to.push(Ask::Learn { lesson });
+        } else if core::mem::take(&mut self.buries) {
+            let dead = core::mem::take(&mut self.dead);
+            for dead in dead.chunks(MAX_COLLECTED) {
+                self.learn(Lesson { dead: dead.to_vec(), ..Lesson::default() }, false, to);
+            }
+            if MAX_DEAD_BYTES <= self.dead_bytes {
+                // There may be more.
+                self.unsettled = true;
+            } else if !self.doubts {
+                self.learn(Lesson { unburied: Some(false), ..Lesson::default() }, false, to);
+            }
         }
-        if MAX_DEAD_BYTES <= self.dead_bytes {
-            // There may be more.
-            self.unsettled = true;
-            return;
-        }
-        let (known, last) =
-            (frontier.clone(), Outstanding { adopts: true, ..Outstanding::default() });
-        self.outstanding.push_back(last);
-        to.push(Ask::Learn { lesson: Lesson { known, frontier, ..Lesson::default() } });
     }
 }
 

@@ -44,13 +44,15 @@ impl Link {
     }
 
     fn hello(&self, view: &impl View) -> Result<Hello, LinkError> {
+        let summary = view.summary();
         Ok(Hello {
             version: PROTOCOL_VERSION,
             features: FEATURES,
             conversation: self.conversation,
-            summary: view.summary(),
+            summary,
             cursor: view.cursor(self.ends.peer)?,
-            reconcile: self.distrust || self.is_adopting(),
+            // What is dead shows in no feed.
+            reconcile: self.distrust || self.is_adopting() || summary.unburied,
             announce: self.elsewhere != Elsewhere::Nobody,
         })
     }
@@ -102,7 +104,7 @@ impl Link {
         if theirs.announce {
             self.backlog = ours.summary.head.sequence;
         }
-        self.begin_telling((ours.summary.frontier, theirs.summary.frontier), view)?;
+        self.begin_telling(&ours.summary, &theirs.summary, view)?;
         if theirs.summary.digest.count == 0 {
             self.resent = self.resent.max(ours.summary.head.sequence);
         }
@@ -114,7 +116,7 @@ impl Link {
         if equal {
             self.go_live(ours.summary.head.sequence, theirs.summary.head.sequence);
             self.cursor_is_stale = ours.cursor != Some(theirs.summary.head);
-            self.bury_at(theirs.summary.head.sequence, to);
+            self.conclude_at(theirs.summary.head.sequence, to);
         } else if let (Some(our_place), Some(their_place), false) =
             (our_place, their_place, ours.reconcile || theirs.reconcile)
         {
@@ -149,7 +151,7 @@ impl Link {
 
     /// Forgets everything about the conversation but what it takes to begin the next. Commits that were asked for
     /// still happen, in order, before those of the next one.
-    fn forget_conversation(&mut self) {
+    pub(super) fn forget_conversation(&mut self) {
         let fresh = Self::new(self.ends, 0);
         let mut old = core::mem::replace(self, fresh);
         self.inherit(old.take_outstanding());
@@ -172,6 +174,7 @@ impl Link {
         self.applying = applied;
         self.state = State::Live;
         self.flooded = self.news.flood();
+        self.live_since = self.now.instant;
         self.check_at = Some(self.now.instant + FIRST_CHECK_AFTER);
         self.tell_soon();
     }

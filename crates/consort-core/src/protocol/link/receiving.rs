@@ -3,7 +3,6 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::checking::LOOK_AGAIN_AFTER;
 use super::knowing::is_believed;
 use super::{Ask, Link, LinkError, Outstanding, State, peer};
 use crate::limits::{MAX_COMMIT_VERSIONS, WINDOW_BYTES, WINDOW_MESSAGES};
@@ -46,9 +45,7 @@ impl Link {
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
         if self.held {
-            // Until another link has its peer's state, nothing is taken in; then this one begins anew.
-            self.retry_at = Some(self.now.instant + LOOK_AGAIN_AFTER);
-            return Ok(());
+            return self.serve(view, to);
         }
         loop {
             if self.unsettled {
@@ -177,7 +174,7 @@ impl Link {
             self.applying = self.applying.max(through);
             self.cursor_is_stale = true;
             self.take(0);
-            self.adopt(to);
+            self.conclude(to);
             return Ok(true);
         }
         if let Some(until) = self.waits_until(arrived) {

@@ -209,7 +209,7 @@ impl Link {
         }
         (self.lazy, self.backlog) = (false, Sequence(0));
         let fingerprints = match self.state {
-            State::Describing { .. } => self.bury(fingerprints, view)?,
+            State::Describing { .. } => self.sort_out(fingerprints, view)?,
             _ => fingerprints,
         };
         if fingerprints.is_empty() {
