@@ -10,6 +10,7 @@ use std::io;
 
 use consort_core::encoding::{DecodeError, Reader};
 use consort_core::model::conflict::Losers;
+use consort_core::model::frontier::Mark;
 use consort_core::store::{Sequence, StoreError, Stored};
 use consort_core::{AuthorId, DatasetId, Digest, Entry, Fingerprint, Timestamp};
 
@@ -76,6 +77,7 @@ struct Dataset {
     row: DatasetRow,
     replica: ReplicaRow,
     digest: Digest,
+    frontier: Mark,
     feed: u64,
     fingerprints: u64,
     deleted: u64,
@@ -156,10 +158,7 @@ impl<P: FnMut(CheckProgress)> Check<P> {
                 [layout::KNOWLEDGE] => {
                     let number = layout::replica_of(row)?;
                     let mark = layout::decode_knowledge(value)?.frontier.mark();
-                    let dataset = owner(&mut check.datasets, Table::Node, number)?;
-                    if dataset.replica.frontier != mark {
-                        return Err(Finding::Frontier { dataset: dataset.id }.into());
-                    }
+                    owner(&mut check.datasets, Table::Node, number)?.frontier = mark;
                 }
                 [layout::SETTING] => {}
                 _ => return Err(Finding::Stray { table: Table::Node.name() }.into()),
@@ -172,12 +171,13 @@ impl<P: FnMut(CheckProgress)> Check<P> {
         let (replica, digest) = (ReplicaRow::default(), Digest::default());
         let (feed, fingerprints, records, pending, pending_bytes) = (0, 0, 0, 0, 0);
         let (contested, losers, conflicts) = (0, Losers::default(), 0);
-        let (deleted, tombstones) = (0, 0);
+        let (deleted, tombstones, frontier) = (0, 0, Mark::default());
         let dataset = Dataset {
             id,
             row,
             replica,
             digest,
+            frontier,
             feed,
             fingerprints,
             deleted,
@@ -339,6 +339,9 @@ impl<P: FnMut(CheckProgress)> Check<P> {
             let (tombstones, deleted) = (dataset.tombstones, dataset.deleted);
             if (tombstones, counted) != (deleted, deleted) {
                 findings.push(Finding::Tombstones { dataset: id, deleted });
+            }
+            if dataset.frontier != dataset.replica.frontier {
+                findings.push(Finding::Frontier { dataset: id });
             }
             if dataset.digest != dataset.replica.digest {
                 findings.push(Finding::Digest { dataset: id });

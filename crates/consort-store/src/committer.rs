@@ -321,13 +321,13 @@ impl<'v> Work<'v> {
             }
             Body::Learn(lesson) => {
                 let dead: Vec<Key> = lesson.dead.iter().map(|(key, _)| key.clone()).collect();
+                let mut cursors = Vec::new();
                 if lesson.anew {
-                    let moved = std::mem::take(&mut self.cursors);
-                    for key in self.view.cursors()?.into_iter().chain(moved) {
-                        writer.rows.remove(Table::Node, key);
-                    }
+                    cursors = self.view.cursors()?;
+                    cursors.extend_from_slice(&self.cursors);
                 }
                 let learnt = self.application.learn(lesson, writer.author, writer.clock)?;
+                cursors.into_iter().for_each(|key| writer.rows.remove(Table::Node, key));
                 if self.linked {
                     let sequence = learnt.summary.head.sequence;
                     for key in dead {

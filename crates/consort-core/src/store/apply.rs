@@ -444,7 +444,7 @@ impl<'v, V: View> Application<'v, V> {
             }
             let last = after.as_ref().map(|(last, _)| last.time);
             if last.is_none() || latest < last {
-                return Ok(found);
+                break;
             }
         }
         let Some(last) = found.get(MAX_COLLECTED - 1) else { return Ok(found) };

@@ -285,7 +285,12 @@ pub fn collects_many_in_steps<S: Store>(mut store: S) {
     }
     assert_eq!(view(&store).tombstones().count, MANY as u64);
     let (author, reading) = view(&store).own().expect("reads");
-    let frontier: Frontier = [(author, reading)].into_iter().collect();
+    // Of somebody else it has collected much further already.
+    let other: Frontier = [(AuthorId([66; 16]), Timestamp::at(WallTime(9)))].into_iter().collect();
+    let lesson = Lesson { known: other.clone(), frontier: other.clone(), ..Lesson::default() };
+    store.learn(DATASET.id, lesson).expect("learns");
+    let mut frontier: Frontier = [(author, reading)].into_iter().collect();
+    frontier.join(&other);
     let mut left = MANY as u64;
     while left != 0 {
         let lesson = Lesson { frontier: frontier.clone(), ..Lesson::default() };
