@@ -181,6 +181,9 @@ pub(crate) struct Link {
     known: Sequence,
     /// The cursor in the store is behind `applied`.
     cursor_is_stale: bool,
+    /// No cursor before this is stored. Who began with nothing gets what came from itself only as long as this
+    /// conversation lasts: it must not go on from the middle in the next one.
+    kept_from: Sequence,
     /// How far it went when the peer said Hello, and whether the peer was asked to announce all of that.
     begun: Sequence,
     asked_to_announce: bool,
@@ -311,6 +314,7 @@ impl Link {
             applying: Sequence(0),
             known: Sequence(0),
             cursor_is_stale: false,
+            kept_from: Sequence(0),
             begun: Sequence(0),
             asked_to_announce: false,
             announced: None,
