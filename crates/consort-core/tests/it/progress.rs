@@ -98,6 +98,22 @@ fn a_node_that_lost_its_disk_gets_back_what_it_wrote_itself_although_it_is_inter
 }
 
 #[test]
+fn what_an_ended_conversation_still_brings_is_not_sent_back_to_who_has_it() {
+    let mut world = World::new(2, 0);
+    world.connect(0, 1);
+    world.settle();
+    world.put(0, "key", "value");
+    while world.deliver_one() {}
+    world.connect(0, 1);
+    // It is sent once more, while it is still on its way to the disk.
+    while world.deliver_one() {}
+    world.sent.clear();
+    world.run();
+    assert!(holds(&world, 1, "key"));
+    assert!(!world.sent.iter().any(|message| matches!(message, Message::Versions { .. })));
+}
+
+#[test]
 fn versions_from_a_clock_far_ahead_wait_and_are_not_lost() {
     // Pushed along the feed; and wanted, after a comparison.
     for both_hold_something in [false, true] {
