@@ -39,7 +39,7 @@ use crate::protocol::news::{Elsewhere, News};
 use crate::protocol::window::{Inbox, Overrun, Window};
 use crate::random::Random;
 use crate::reconcile::{Describer, Finder, Method};
-use crate::store::{Cursor, Lesson, Sequence, StoreError, View};
+use crate::store::{Cursor, Epoch, Lesson, Sequence, StoreError, View};
 use crate::time::Instant;
 
 use knowing::Told;
@@ -181,6 +181,9 @@ pub(crate) struct Link {
     known: Sequence,
     /// The cursor in the store is behind `applied`.
     cursor_is_stale: bool,
+    /// No cursor before this is stored. Who began with nothing gets what came from itself only as long as this
+    /// conversation lasts: it must not go on from the middle in the next one.
+    kept_from: Sequence,
     /// How far it went when the peer said Hello, and whether the peer was asked to announce all of that.
     begun: Sequence,
     asked_to_announce: bool,
@@ -272,8 +275,8 @@ pub(crate) struct Outstanding {
     decides: Option<usize>,
     /// How far the peer's feed is applied once it is durable.
     through: Option<Sequence>,
-    /// It belongs to a conversation before this one.
-    inherited: bool,
+    /// It belongs to a conversation before this one, in which the peer's feed was of this epoch.
+    inherited: Option<Epoch>,
     /// The peer's state has been taken by difference once it is durable.
     adopts: bool,
 }
@@ -317,6 +320,7 @@ impl Link {
             applying: Sequence(0),
             known: Sequence(0),
             cursor_is_stale: false,
+            kept_from: Sequence(0),
             begun: Sequence(0),
             asked_to_announce: false,
             announced: None,
@@ -355,9 +359,10 @@ impl Link {
 
     /// The commits that were asked for and not reported yet, which tell the peer nothing any more.
     pub(crate) fn take_outstanding(&mut self) -> VecDeque<Outstanding> {
-        let inert = |Outstanding { bytes, .. }| Outstanding {
+        let epoch = self.applied.epoch;
+        let inert = |Outstanding { bytes, inherited, .. }| Outstanding {
             bytes,
-            inherited: true,
+            inherited: inherited.or(Some(epoch)),
             ..Outstanding::default()
         };
         self.outstanding.drain(..).map(inert).collect()
@@ -469,8 +474,8 @@ impl Link {
         let Some(commit) = self.outstanding.pop_front() else { return Ok(()) };
         self.outstanding_bytes -= commit.bytes;
         self.came_on_at = self.now.instant;
-        if commit.inherited {
-            // Both sides said what they hold before this was here. The peer may have lost it since it sent it.
+        if commit.inherited.is_some_and(|epoch| epoch != self.applied.epoch) {
+            // Both sides said what they hold before this was here, and the peer may have lost it since it sent it.
             self.resent = self.resent.max(view.summary().head.sequence);
         }
         if commit.adopts {

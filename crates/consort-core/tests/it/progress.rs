@@ -68,6 +68,52 @@ fn a_node_that_lost_its_disk_gets_back_what_was_on_its_way_to_another_ones_disk_
 }
 
 #[test]
+fn a_node_that_lost_its_disk_gets_back_what_it_wrote_itself_although_it_is_interrupted() {
+    for seed in 0..40 {
+        let mut world = World::new(2, seed);
+        world.connect(0, 1);
+        for n in 0..100 {
+            world.put(1, &format!("{n:02}"), "value");
+        }
+        world.settle();
+        world.wipe(1);
+        world.connect(0, 1);
+        while world.summary(1).digest.count == 0 {
+            assert!(world.step(), "seed {seed}");
+        }
+        // Once the other one has a cursor of the new feed, both could go on from where they were.
+        world.put(1, "since", "value");
+        while !holds(&world, 0, "since") {
+            assert!(world.step(), "seed {seed}");
+        }
+        assert!(!holds(&world, 1, "99"), "seed {seed}");
+        world.crash(1);
+        if seed % 2 == 0 {
+            world.crash(0);
+        }
+        world.connect(0, 1);
+        world.run();
+        assert!(holds(&world, 1, "99"), "seed {seed}");
+    }
+}
+
+#[test]
+fn what_an_ended_conversation_still_brings_is_not_sent_back_to_who_has_it() {
+    let mut world = World::new(2, 0);
+    world.connect(0, 1);
+    world.settle();
+    world.put(0, "key", "value");
+    while world.deliver_one() {}
+    world.connect(0, 1);
+    // It is sent once more, while it is still on its way to the disk.
+    while world.deliver_one() {}
+    world.sent.clear();
+    world.run();
+    assert!(holds(&world, 1, "key"));
+    assert!(!world.sent.iter().any(|message| matches!(message, Message::Versions { .. })));
+}
+
+#[test]
 fn versions_from_a_clock_far_ahead_wait_and_are_not_lost() {
     // Pushed along the feed; and wanted, after a comparison.
     for both_hold_something in [false, true] {

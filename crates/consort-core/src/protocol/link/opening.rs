@@ -105,6 +105,9 @@ impl Link {
             self.backlog = ours.summary.head.sequence;
         }
         self.begin_telling(&ours.summary, &theirs.summary, view)?;
+        if ours.summary.digest.count == 0 {
+            self.kept_from = self.begun;
+        }
         if theirs.summary.digest.count == 0 {
             self.resent = self.resent.max(ours.summary.head.sequence);
         }

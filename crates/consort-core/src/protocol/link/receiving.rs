@@ -285,7 +285,8 @@ impl Link {
             self.applying = self.applying.max(through);
             self.cursor_is_stale = false;
         }
-        let cursor = through.map(|_| Cursor { epoch: self.applied.epoch, sequence: self.applying });
+        let cursor = Cursor { epoch: self.applied.epoch, sequence: self.applying };
+        let cursor = through.map(|_| cursor).filter(|cursor| self.kept_from <= cursor.sequence);
         let bytes = window::weight_of(&entries);
         self.outstanding_bytes += bytes;
         let commit = Outstanding { bytes, counts, decides, through, ..Outstanding::default() };
