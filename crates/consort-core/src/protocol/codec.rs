@@ -92,7 +92,9 @@ pub fn encode(envelope: &Envelope, to: &mut Vec<u8>) {
             to.push(DESCRIPTION);
             answer.encode(to);
         }
-        Message::Reconciled => to.push(RECONCILED),
+        Message::Reconciled { taken, given } => {
+            to.extend_from_slice(&[RECONCILED, u8::from(*taken), u8::from(*given)]);
+        }
         Message::Check { summary, applied } => {
             to.push(CHECK);
             encode_summary(summary, to);
@@ -148,7 +150,10 @@ fn decode_message(from: &mut Reader<'_>) -> Result<Message, DecodeError> {
         LAZY => Message::Lazy { lazy: flag(from, "lazy")? },
         DESCRIBE => Message::Describe(Request::decode(from)?),
         DESCRIPTION => Message::Description(Answer::decode(from)?),
-        RECONCILED => Message::Reconciled,
+        RECONCILED => Message::Reconciled {
+            taken: flag(from, "reconciled")?,
+            given: flag(from, "reconciled")?,
+        },
         CHECK => {
             let summary = decode_summary(from)?;
             Message::Check { summary, applied: Sequence(from.varint("place in the feed")?) }
@@ -356,7 +361,7 @@ mod tests {
             any::<bool>().prop_map(|lazy| Message::Lazy { lazy }),
             any_request().prop_map(Message::Describe),
             any_answer().prop_map(Message::Description),
-            Just(Message::Reconciled),
+            any::<(bool, bool)>().prop_map(|(taken, given)| Message::Reconciled { taken, given }),
             (any_summary(), place())
                 .prop_map(|(summary, applied)| Message::Check { summary, applied }),
             any::<u64>().prop_map(|id| Message::Flush { id }),

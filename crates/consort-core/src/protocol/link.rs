@@ -144,6 +144,8 @@ pub(crate) struct Link {
     backlog: Sequence,
     /// Up to here the peer gets what came from itself too, since it began with nothing.
     resent: Sequence,
+    /// The peer lacks what this side has, and does not take it in this conversation, or was not given it.
+    lacks_ours: bool,
     /// Announce instead of sending; the peer does so too.
     lazy: bool,
     announcing: Pace,
@@ -298,6 +300,7 @@ impl Link {
             unsaid: None,
             backlog: Sequence(0),
             resent: Sequence(0),
+            lacks_ours: false,
             lazy: false,
             announcing: Pace::default(),
             flooded: None,
@@ -449,7 +452,7 @@ impl Link {
             Message::Versions { .. }
             | Message::Have { .. }
             | Message::Description(_)
-            | Message::Reconciled
+            | Message::Reconciled { .. }
             | Message::Frontier { .. }
             | Message::Known { .. } => {
                 if let Message::Versions { through: Some(through), .. }
@@ -626,7 +629,8 @@ impl Link {
     pub(crate) fn behind(&self, head: Sequence) -> u64 {
         let unsent = head.0.saturating_sub(self.sent.0);
         let in_flight = self.in_flight.len() + self.given_in_flight.len();
-        if self.ends.ours == Access::Read { 0 } else { unsent + in_flight as u64 }
+        let behind = unsent + in_flight as u64 + u64::from(self.lacks_ours);
+        if self.ends.ours == Access::Read { 0 } else { behind }
     }
 }
 
@@ -641,7 +645,7 @@ fn brings_state(message: &Message) -> bool {
             | Message::Unwanted { .. }
             | Message::Given { .. }
             | Message::Versions { .. }
-            | Message::Reconciled
+            | Message::Reconciled { .. }
     )
 }
 

@@ -117,8 +117,15 @@ pub enum Message {
     Describe(Request),
     /// What I hold, as far as you asked, for you to compare.
     Description(Answer),
-    /// I have compared everything, and have what you had when you said Hello. Your feed goes on from there.
-    Reconciled,
+    /// I have compared everything.
+    Reconciled {
+        /// I have what you had when you said Hello: your feed goes on from there. Otherwise I take in nothing for now, and
+        /// will begin again.
+        taken: bool,
+        /// You have what I had when I said Hello: my feed goes on from there. Otherwise I withheld what only I have, since I
+        /// am taking your state, and will begin again.
+        given: bool,
+    },
     /// For you to notice, if you and I have applied all of each other's feed, that we differ all the same.
     Check {
         /// What I hold.
@@ -163,7 +170,7 @@ impl Message {
             | Self::Lazy { .. }
             | Self::Describe(_)
             | Self::Description(_)
-            | Self::Reconciled
+            | Self::Reconciled { .. }
             | Self::Check { .. }
             | Self::Flush { .. }
             | Self::Flushed { .. }

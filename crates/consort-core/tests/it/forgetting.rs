@@ -323,14 +323,14 @@ fn what_is_dead_can_be_read_until_the_feed_brings_what_replaced_it_meanwhile() {
         world.run();
     };
     greet(&mut world, Mark(5));
-    world.inject(1, 0, Message::Reconciled);
+    world.inject(1, 0, Message::Reconciled { taken: true, given: true });
     world.run();
     let times = [(author, upto)].into_iter().collect();
     world.inject(1, 0, Message::Frontier { times });
     world.run();
     let compare = |world: &mut World, lacks: Vec<Fingerprint>| {
         world.inject(1, 0, Message::Unwanted { fingerprints: lacks });
-        world.inject(1, 0, Message::Reconciled);
+        world.inject(1, 0, Message::Reconciled { taken: true, given: true });
         world.inject(1, 0, Message::Check { summary: world.summary(1), applied: Sequence(0) });
         world.run();
     };
@@ -697,6 +697,33 @@ fn a_crash_while_a_state_is_taken_leaves_nobody_different_for_good() {
         settle(&mut world);
         assert!((0..3).all(|node| shown(&world, node).is_empty()));
         assert!((0..3).all(|node| !world.summary(node).unburied));
+    }
+}
+
+/// Whoever takes a state sends nothing before it has it, and nobody believes to have read that.
+#[test]
+fn what_is_withheld_while_a_state_is_taken_is_not_taken_for_read() {
+    for (ahead, away) in [(0, 1), (1, 0)] {
+        let mut world = World::new(2, 1);
+        ahead_and_away(&mut world, ahead, away);
+        world.sent.clear();
+        let begins = |sent: &Message| matches!(sent, Message::Hello(hello) if hello.reconcile);
+        let (mut written, end) = (false, world.now.instant + Duration::from_secs(30));
+        while world.go_on(end) {
+            if !written && world.sent.iter().any(begins) {
+                written = true;
+                world.put(away, "own", "1");
+            }
+            let views = [ahead, away].map(|n| world.nodes[n].store.view(DATASET).expect("open"));
+            let cursor = views[0].cursor(id(away)).expect("memory does not fail");
+            let feed = views[1].feed(Sequence(0), usize::MAX).expect("memory does not fail");
+            let applied = cursor.map_or(Sequence(0), |cursor| cursor.sequence);
+            let is_read = feed.iter().any(|r| r.entry.key == key("own") && r.sequence <= applied);
+            assert!(!is_read || reads(&world, ahead, "own").is_some());
+        }
+        assert!(written);
+        settle(&mut world);
+        assert!(reads(&world, ahead, "own").is_some());
     }
 }
 

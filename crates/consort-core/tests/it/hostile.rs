@@ -62,7 +62,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         any::<bool>().prop_map(|lazy| Message::Lazy { lazy }),
         any_request().prop_map(Message::Describe),
         any_answer().prop_map(Message::Description),
-        Just(Message::Reconciled),
+        any::<(bool, bool)>().prop_map(|(taken, given)| Message::Reconciled { taken, given }),
         any::<u64>().prop_map(|applied| Message::Check {
             summary: Summary::default(),
             applied: Sequence(applied)

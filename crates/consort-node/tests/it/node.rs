@@ -647,7 +647,7 @@ async fn a_member_that_sends_garbage_is_disconnected_and_the_others_are_served()
         codec::encode(&Envelope { dataset: photos, message }, &mut bytes);
         bytes
     };
-    let mut cut = message(Message::Reconciled);
+    let mut cut = message(Message::Reconciled { taken: true, given: true });
     cut.pop();
     // Each of these ends the connection: no message at all, half of one, and some at the wrong time.
     let bad = [

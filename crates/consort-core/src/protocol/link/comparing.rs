@@ -17,7 +17,7 @@ use crate::protocol::message::Message;
 use crate::reconcile::describer::DescribeError;
 use crate::reconcile::finder::FindError;
 use crate::reconcile::{Answer, Differences, Request, Step};
-use crate::store::{StoreError, View};
+use crate::store::{Sequence, StoreError, View};
 
 impl From<DescribeError> for LinkError {
     fn from(error: DescribeError) -> Self {
@@ -68,13 +68,16 @@ impl Link {
 
     pub(super) fn on_reconciled(
         &mut self,
+        taken: bool,
+        given: bool,
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
         let State::Describing { begin, .. } = self.state else {
             return Err(peer("it ends a reconciliation that nobody began".into()));
         };
-        self.finish_reconciliation(begin, view, to)
+        self.lacks_ours = !taken;
+        self.finish_reconciliation(begin, given && !self.held, view, to)
     }
 
     /// Goes on with a comparison once everything that was found so far is here and on its way: to the next request, or,
@@ -95,9 +98,9 @@ impl Link {
                 }
                 Step::Found(differences) => self.on_found(differences, view, to)?,
                 Step::Done if self.outstanding.is_empty() => {
-                    let begin = *begin;
-                    to.push(Ask::Send(Message::Reconciled));
-                    self.finish_reconciliation(begin, view, to)?;
+                    let (begin, taken, given) = (*begin, !self.held, !self.lacks_ours);
+                    to.push(Ask::Send(Message::Reconciled { taken, given }));
+                    self.finish_reconciliation(begin, taken, view, to)?;
                 }
                 Step::Done => break,
             }
@@ -121,24 +124,32 @@ impl Link {
             }
         }
         let alive = self.sort_out(ours, view)?;
-        // Whoever takes the peer's state compares once more when he has it.
-        if self.ends.ours == Access::Write && !self.is_adopting() {
-            self.offering = alive.into();
-            self.pump(view, to)?;
+        if self.ends.ours == Access::Read {
+            return Ok(());
         }
-        Ok(())
+        if self.is_adopting() {
+            // The peer may take in nothing, and this side must not wait for it. It compares once more afterwards.
+            self.lacks_ours |= !alive.is_empty();
+            return Ok(());
+        }
+        self.offering = alive.into();
+        self.pump(view, to)
     }
 
+    /// Changes flow from here on. If this side does not have what the peer had, no place in the peer's feed is applied.
     fn finish_reconciliation(
         &mut self,
         Begin { head, difference }: Begin,
+        has_theirs: bool,
         view: &impl View,
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
         self.compared = Some(difference);
-        self.go_live(self.sent, head);
-        if !self.held {
+        if has_theirs {
+            self.go_live(self.sent, head);
             self.commit(Vec::new(), Some(head), false, None, to);
+        } else {
+            self.go_live(self.sent, Sequence(0));
         }
         // If the peer takes this side's state by difference, it waits for what was written here meanwhile.
         self.say_what_is_held(view, to);

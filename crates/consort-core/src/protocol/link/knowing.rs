@@ -273,7 +273,9 @@ impl Link {
         while let Some((message, _)) = self.inbox.pop() {
             match message {
                 Message::Description(answer) => self.on_description(answer, view, to)?,
-                Message::Reconciled => self.on_reconciled(view, to)?,
+                Message::Reconciled { taken, given } => {
+                    self.on_reconciled(taken, given, view, to)?;
+                }
                 _ => {}
             }
         }

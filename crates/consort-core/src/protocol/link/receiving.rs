@@ -107,7 +107,9 @@ impl Link {
                     self.on_have(fingerprints, through, arrived)?;
                 }
                 Message::Description(answer) => self.on_description(answer, view, to)?,
-                Message::Reconciled => self.on_reconciled(view, to)?,
+                Message::Reconciled { taken, given } => {
+                    self.on_reconciled(taken, given, view, to)?;
+                }
                 Message::Frontier { times } => self.on_frontier(&times, view, to)?,
                 Message::Known { times, published } => {
                     self.on_known(&times, published, view, to)?;

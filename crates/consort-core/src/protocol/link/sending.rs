@@ -72,7 +72,7 @@ impl Link {
         to: &mut Vec<Ask>,
     ) -> Result<Option<usize>, LinkError> {
         let head = view.summary().head.sequence;
-        if !matches!(self.state, State::Live) {
+        if !matches!(self.state, State::Live) || self.lacks_ours {
             return Ok(None);
         }
         if self.ends.ours == Access::Read {
