@@ -261,8 +261,10 @@ pub struct Lesson {
     /// Versions within its frontier that are dead, since a peer with the same frontier does not hold them: they go, where
     /// they are still current.
     pub dead: Vec<(Key, Dot)>,
-    /// Whether there may be more of them, if that changes.
-    pub unburied: Option<bool>,
+    /// It may hold such from now on: its frontier is a peer's.
+    pub unburied: bool,
+    /// It holds none, if its frontier is still this one.
+    pub buried: Option<Mark>,
     /// What it accounted for beyond its frontier counts no more, nor how far it has applied its peers' feeds: it is about
     /// to take a peer's state by difference.
     pub anew: bool,

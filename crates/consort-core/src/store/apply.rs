@@ -358,7 +358,7 @@ impl<'v, V: View> Application<'v, V> {
         author: AuthorId,
         clock: &mut Clock,
     ) -> Result<Applied, StoreError> {
-        let Lesson { known, frontier, dead, unburied, anew, promise } = lesson;
+        let Lesson { known, frontier, dead, unburied, buried, anew, promise } = lesson;
         let dead_at = self.read(dead.iter().map(|(key, _)| key))?;
         let mut reading = *clock;
         if let Some(now) = promise {
@@ -380,7 +380,8 @@ impl<'v, V: View> Application<'v, V> {
 
         *clock = reading;
         self.anew |= anew;
-        self.summary.unburied = unburied.unwrap_or(self.summary.unburied);
+        let is_buried = buried == Some(before.frontier.mark());
+        self.summary.unburied = unburied || self.summary.unburied && !is_buried;
         let digest = self.summary.digest;
         for ((key, dot), place) in dead.into_iter().zip(dead_at) {
             self.forget(key, place, dot);

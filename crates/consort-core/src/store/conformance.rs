@@ -503,10 +503,10 @@ impl Random {
                 dead.push((key, held[0].version.dot));
             }
         }
-        let anew = self.below(4) == 0;
+        let (anew, mark) = (self.below(4) == 0, held.summary().frontier);
         let promise = (self.below(3) == 0).then_some(now);
-        let unburied = [None, Some(false), Some(true)][self.below(3)];
-        Lesson { known, frontier, dead, unburied, anew, promise }
+        let (unburied, buried) = (self.below(4) == 0, (self.below(4) == 0).then_some(mark));
+        Lesson { known, frontier, dead, unburied, buried, anew, promise }
     }
 
     /// A write by somebody who sees what `held` shows, or something older.

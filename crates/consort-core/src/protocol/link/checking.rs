@@ -92,8 +92,10 @@ impl Link {
         let we_have_theirs = !their_feed_counts || theirs.head == self.applied;
         let they_have_ours = self.ends.ours == Access::Read || applied == ours.head.sequence;
         let caught_up = self.is_quiet(&ours) && we_have_theirs && they_have_ours;
-        if theirs.digest == ours.digest && ours.unburied && their_feed_counts && !theirs.unburied {
-            self.learn(Lesson { unburied: Some(false), ..Lesson::default() }, false, to);
+        let is_the_same = theirs.digest == ours.digest && their_feed_counts && !self.held;
+        if is_the_same && ours.unburied && !theirs.unburied && self.outstanding.is_empty() {
+            let buried = Some(ours.frontier);
+            self.learn(Lesson { buried, ..Lesson::default() }, false, to);
         }
         if !caught_up || theirs.digest == ours.digest || self.has_to_differ(&theirs, &ours) {
             return Ok(());

@@ -337,8 +337,8 @@ impl Link {
         }
         if let Some(frontier) = self.adopting.clone() {
             self.concludes_at = None;
-            let (known, unburied) = (frontier.clone(), Some(true));
-            let lesson = Lesson { known, frontier, unburied, ..Lesson::default() };
+            let known = frontier.clone();
+            let lesson = Lesson { known, frontier, unburied: true, ..Lesson::default() };
             self.outstanding.push_back(Outstanding { adopts: true, ..Outstanding::default() });
             to.push(Ask::Learn { lesson });
         } else if core::mem::take(&mut self.buries) {
@@ -350,7 +350,8 @@ impl Link {
                 // There may be more.
                 self.unsettled = true;
             } else if !self.doubts {
-                self.learn(Lesson { unburied: Some(false), ..Lesson::default() }, false, to);
+                let buried = Some(self.their_frontier.mark());
+                self.learn(Lesson { buried, ..Lesson::default() }, false, to);
             }
         }
     }

@@ -44,15 +44,13 @@ impl Link {
     }
 
     fn hello(&self, view: &impl View) -> Result<Hello, LinkError> {
-        let summary = view.summary();
         Ok(Hello {
             version: PROTOCOL_VERSION,
             features: FEATURES,
             conversation: self.conversation,
-            summary,
+            summary: view.summary(),
             cursor: view.cursor(self.ends.peer)?,
-            // What is dead shows in no feed.
-            reconcile: self.distrust || self.is_adopting() || summary.unburied,
+            reconcile: self.distrust || self.is_adopting(),
             announce: self.elsewhere != Elsewhere::Nobody,
         })
     }
@@ -123,6 +121,8 @@ impl Link {
         } else if let (Some(our_place), Some(their_place), false) =
             (our_place, their_place, ours.reconcile || theirs.reconcile)
         {
+            // What is dead shows in no feed.
+            self.buries = false;
             self.go_live(their_place, our_place);
         } else {
             self.sent = ours.summary.head.sequence;
