@@ -158,6 +158,7 @@ impl Runtime {
     /// A loop for a node that has no connection yet. An admin's evicts members that were away for so long.
     pub(crate) fn new(shared: Arc<Shared>, seals: Seals, evict_after: Option<Duration>) -> Self {
         let members = Members::new(&shared, Instant::default());
+        let absence = Absence::new(shared.identity.node, evict_after);
         Self {
             shared,
             seals,
@@ -174,7 +175,7 @@ impl Runtime {
             registered: Vec::new(),
             register_at: None,
             registrar: Registrar::default(),
-            absence: Absence::new(evict_after),
+            absence,
             failed: false,
         }
     }
@@ -633,10 +634,8 @@ impl Runtime {
 
     /// The members that were away for too long.
     fn overdue(&mut self, facts: &Facts) -> Vec<NodeId> {
-        let mut waited_for = facts.waited_for();
-        waited_for.remove(&self.shared.identity.node);
         let present = self.members.present().chain(self.connections.keys().copied()).collect();
-        self.absence.overdue(&waited_for, &present, StdInstant::now())
+        self.absence.overdue(&facts.waited_for(), &present, StdInstant::now())
     }
 
     /// An admin's part when a member leaves. That one waits for the answer until it is durable.
