@@ -81,7 +81,7 @@ impl Node {
         let facts = self.shared.facts();
         let ended_by = if is_alone {
             let writes = revocation(&facts, self.shared.identity.node);
-            self.write(self.shared.cluster.id, OnConflict::KeepBoth, writes).await?;
+            self.record(self.shared.cluster.id, OnConflict::KeepBoth, writes).await?;
             None
         } else {
             Some(self.ask_an_admin(&facts).await?)
@@ -167,6 +167,8 @@ impl Node {
 
     /// Returns when others have everything that this node has.
     async fn await_keepers(&self, missing: &mut String) -> Result<(), NodeError> {
+        // Those that come later are refused.
+        self.shared.written().await;
         let facts = self.shared.facts();
         for fact in &facts.datasets {
             self.flush_own(&fact.name, fact.parameters.id, missing).await?;

@@ -429,6 +429,35 @@ async fn the_last_two_admins_do_not_let_each_other_go() {
     }
 }
 
+/// Waits until a node that was told to leave takes no writes any more.
+async fn until_it_is_leaving(machine: &Machine) {
+    until("it to be about to leave", async || {
+        let removed = machine.remove("photos", "not there").await;
+        removed.expect_err("it is not there").kind == ErrorKind::NotAllowed
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_begins_to_be_put_before_its_node_leaves_is_not_acknowledged_after() {
+    let (_a, b) = pair().await;
+    let dir = tempfile::tempdir().expect("a directory");
+    b.link("photos", dir.path(), LinkOptions::default()).await.expect("it is linked");
+    // Nobody else has this, so that leaving takes a while, and fails.
+    std::fs::write(dir.path().join("precious"), vec![7; 300_000]).expect("written");
+    let (sender, body) = tokio::io::duplex(16);
+    let put = b.put("photos", "late", body, PutOptions::default());
+    let leave = b.leave(BOUND, false);
+    let end_of_body = async {
+        until_it_is_leaving(&b).await;
+        drop(sender);
+    };
+    let (put, left, ()) = tokio::join!(put, leave, end_of_body);
+    assert_eq!(put.expect_err("it would go nowhere").kind, ErrorKind::NotAllowed);
+    assert!(left.is_err() && b.stat("photos", "late").await.is_err());
+    b.write("late", "it stays").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_away_for_too_long_is_evicted_by_an_admin_that_sees_the_majority() {
     let mut a = Machine::first().await;
