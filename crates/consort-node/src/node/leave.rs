@@ -147,22 +147,29 @@ impl Node {
 
     /// Asks one admin after the other, and says who ended the membership.
     async fn ask_an_admin(&self, facts: &Facts) -> Result<String, NodeError> {
-        let mut answers = Vec::new();
+        let (mut answers, mut all_leave) = (Vec::new(), true);
         for admin in self.admins_there(facts).await? {
-            let answer = match self.shared.network.ask_to_leave(admin.node).await {
+            let answer = self.shared.network.ask_to_leave(admin.node).await;
+            all_leave &= matches!(answer, Ok(Err(LeaveRefusal::Leaving)));
+            let answer = match answer {
                 Ok(Ok(())) => return Ok(admin.name.clone()),
-                Ok(Err(refusal @ LeaveRefusal::Leaving)) => {
-                    let refusal = format!("{}: {refusal}", admin.name);
-                    return Err(NodeError::failed(refusal)
-                        .hint("one of the two has to stay until the other has left"));
-                }
                 Ok(Err(refusal)) => format!("{}: {refusal}", admin.name),
                 Err(error) => format!("{}: {error}", admin.name),
             };
             answers.push(answer);
         }
-        let what = format!("no admin ended the membership ({})", answers.join("; "));
-        Err(self.no_admin(&what, &[]))
+        let name = &self.shared.identity.name;
+        let answers = answers.join("; ");
+        let hint = if all_leave {
+            "one of those that are leaving has to stay until the others have left".to_owned()
+        } else {
+            // The answer may have been lost.
+            format!(
+                "if others refuse this node soon, one did; if not, call it again, or `consort member revoke {name}` on an admin's node"
+            )
+        };
+        let message = format!("no admin confirmed the end of the membership ({answers})");
+        Err(NodeError::failed(message).hint(hint))
     }
 
     /// Returns when others have everything that this node has.

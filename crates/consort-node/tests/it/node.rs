@@ -429,6 +429,27 @@ async fn the_last_two_admins_do_not_let_each_other_go() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_that_is_leaving_itself_is_passed_over() {
+    let a = Machine::first().await;
+    a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
+    let (b, c) = (a.joined("b", Role::Admin).await, a.joined("c", Role::Admin).await);
+    b.in_sync().await;
+    for admin in [&a, &b] {
+        connected(&c, admin).await;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    b.link("photos", dir.path(), LinkOptions::default()).await.expect("it is linked");
+    // Nobody else has this, so that leaving takes a while, and fails.
+    std::fs::write(dir.path().join("precious"), vec![7; 300_000]).expect("written");
+    let passes_over = async {
+        until_it_is_leaving(&b).await;
+        c.leave(BOUND, true).await.expect("the other admin lets it go");
+    };
+    let (left, ()) = tokio::join!(b.leave(BOUND, false), passes_over);
+    assert!(left.is_err());
+}
+
 /// Waits until a node that was told to leave takes no writes any more.
 async fn until_it_is_leaving(machine: &Machine) {
     until("it to be about to leave", async || {
