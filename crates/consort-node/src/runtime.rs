@@ -640,6 +640,10 @@ impl Runtime {
 
     /// An admin's part when a member leaves. That one waits for the answer until it is durable.
     fn end_membership(&mut self, node: NodeId, reply: oneshot::Sender<LeaveAnswer>) {
+        if reply.is_closed() {
+            // It was told that nobody answered, and may have gone on as a member.
+            return;
+        }
         let facts = self.shared.facts();
         let refusal = if self.shared.sealer.is_none() || self.shared.is_revoked() {
             Some(LeaveRefusal::NotAdmin)
