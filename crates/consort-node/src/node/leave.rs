@@ -115,7 +115,8 @@ impl Node {
         Ok(())
     }
 
-    /// The admins that seem to be there, those that are connected first.
+    /// The admins that seem to be there, in an order that is the same for all: of members that leave at once, one admin
+    /// lets only one go.
     async fn admins_there<'f>(&self, facts: &'f Facts) -> Result<Vec<&'f MemberFact>, NodeError> {
         let views = self.ask(|reply| Cause::Members { reply }).await?;
         let peers = self.shared.peers();
@@ -131,7 +132,7 @@ impl Node {
         let names: Vec<&str> = admins.iter().map(|admin| admin.name.as_str()).collect();
         let error = || self.no_admin("no admin of the cluster can be reached", &names);
         admins.retain(|admin| is_there(admin.node));
-        admins.sort_by_key(|admin| !is_connected(&admin.node));
+        admins.sort_by_key(|admin| admin.node);
         if admins.is_empty() { Err(error()) } else { Ok(admins) }
     }
 
@@ -153,6 +154,12 @@ impl Node {
             all_leave &= matches!(answer, Ok(Err(LeaveRefusal::Leaving)));
             let answer = match answer {
                 Ok(Ok(())) => return Ok(admin.name.clone()),
+                // Another admin may not know of the one that leaves.
+                Ok(Err(refusal @ LeaveRefusal::AnotherLeaves)) => {
+                    let refusal = format!("{}: {refusal}", admin.name);
+                    return Err(NodeError::failed(refusal)
+                        .hint("by then this node does not count on that one any more"));
+                }
                 Ok(Err(refusal)) => format!("{}: {refusal}", admin.name),
                 Err(error) => format!("{}: {error}", admin.name),
             };

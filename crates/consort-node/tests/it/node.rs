@@ -450,6 +450,30 @@ async fn an_admin_that_is_leaving_itself_is_passed_over() {
     assert!(left.is_err());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_count_on_each_others_contents_do_not_both_leave() {
+    let (a, b) = pair().await;
+    let c = a.joined("c", Role::Writer).await;
+    let dirs = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+    std::fs::write(dirs[0].path().join("precious"), vec![7; 300_000]).expect("written");
+    for (machine, dir) in [&b, &c].into_iter().zip(&dirs) {
+        machine.in_sync().await;
+        machine.link("photos", dir.path(), LinkOptions::default()).await.expect("it is linked");
+        machine.in_sync().await;
+    }
+    let counts_on = async |machine: &Machine, other: &str| {
+        let peers = machine.status().await.expect("a status").peers;
+        let mut told = peers.iter().filter(|p| p.name == other).flat_map(|p| &p.datasets);
+        told.any(|dataset| dataset.linked && dataset.in_sync && 0 < dataset.versions)
+    };
+    until("both to have it", async || counts_on(&b, "c").await && counts_on(&c, "b").await).await;
+    let (left_b, left_c) = tokio::join!(b.leave(BOUND, false), c.leave(BOUND, false));
+    assert!(left_b.is_ok() != left_c.is_ok(), "{left_b:?} {left_c:?}");
+    let gone = if left_b.is_ok() { &b } else { &c };
+    let again = gone.leave(BOUND, false).await;
+    assert_eq!(again.expect_err("it has left").kind, ErrorKind::NotAllowed);
+}
+
 /// Waits until a node that was told to leave takes no writes any more.
 async fn until_it_is_leaving(machine: &Machine) {
     until("it to be about to leave", async || {
