@@ -271,6 +271,19 @@ impl Node {
         on_conflict: OnConflict,
         writes: Vec<LocalWrite>,
     ) -> Result<Applied, NodeError> {
+        let _writing = self.shared.writing().await;
+        // It may have begun to leave while a body came in.
+        self.require_member()?;
+        self.record(dataset, on_conflict, writes).await
+    }
+
+    /// The same for a node that is about to leave: nobody looks any more whether others have it.
+    async fn record(
+        &self,
+        dataset: DatasetId,
+        on_conflict: OnConflict,
+        writes: Vec<LocalWrite>,
+    ) -> Result<Applied, NodeError> {
         let sealer = self.shared.sealer.clone().filter(|_| dataset == self.shared.cluster.id);
         let applied = commit(&self.shared.store, dataset, on_conflict, writes, sealer).await??;
         let _ = self.shared.causes.send(Cause::Grew { dataset });
@@ -287,8 +300,8 @@ impl Node {
         answer.await.map_err(|_| NodeError::ending())
     }
 
-    /// Refuses what changes something if the node is no member any more, or its role does not allow it.
-    fn require(&self, allowed: &[Role], what: &str) -> Result<(), NodeError> {
+    /// Refuses what changes something if the node is no member any more, or is about to be none.
+    fn require_member(&self) -> Result<(), NodeError> {
         // What is written now would never leave this node.
         if self.shared.is_revoked() {
             return Err(NodeError::not_allowed("this node's membership was revoked")
@@ -298,6 +311,12 @@ impl Node {
             return Err(NodeError::not_allowed("this node is leaving the cluster")
                 .hint("do it on another node"));
         }
+        Ok(())
+    }
+
+    /// The same, and if the node's role does not allow it.
+    fn require(&self, allowed: &[Role], what: &str) -> Result<(), NodeError> {
+        self.require_member()?;
         let role = self.shared.identity.role;
         if allowed.contains(&role) {
             return Ok(());

@@ -41,6 +41,10 @@ pub(crate) use registrar::eviction;
 const REDIAL_AFTER: Duration = Duration::from_secs(5);
 /// How often an admin looks whether replicas are to be registered.
 const REGISTER_EVERY: Duration = Duration::from_secs(2);
+/// For how long after it has ended a membership on request an admin ends no other one so. Who leaves counts on what others
+/// told of themselves, and may count on the one that has just left until it has heard of that. Members tell how they stand
+/// every 10 seconds; this is three times that, so that one lost message does no harm.
+const LEAVE_APART: Duration = Duration::from_secs(30);
 /// How soon a peer that has not answered a barrier is asked again: it may not have been able to.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -150,6 +154,8 @@ pub(crate) struct Runtime {
     register_at: Option<StdInstant>,
     registrar: Registrar,
     absence: Absence,
+    /// Whose membership this admin ended on request last, and when.
+    left_last: Option<(NodeId, StdInstant)>,
     /// The store failed: nothing more is taken from peers.
     failed: bool,
 }
@@ -158,6 +164,7 @@ impl Runtime {
     /// A loop for a node that has no connection yet. An admin's evicts members that were away for so long.
     pub(crate) fn new(shared: Arc<Shared>, seals: Seals, evict_after: Option<Duration>) -> Self {
         let members = Members::new(&shared, Instant::default());
+        let absence = Absence::new(shared.identity.node, evict_after);
         Self {
             shared,
             seals,
@@ -174,7 +181,8 @@ impl Runtime {
             registered: Vec::new(),
             register_at: None,
             registrar: Registrar::default(),
-            absence: Absence::new(evict_after),
+            absence,
+            left_last: None,
             failed: false,
         }
     }
@@ -633,14 +641,18 @@ impl Runtime {
 
     /// The members that were away for too long.
     fn overdue(&mut self, facts: &Facts) -> Vec<NodeId> {
-        let mut waited_for = facts.waited_for();
-        waited_for.remove(&self.shared.identity.node);
         let present = self.members.present().chain(self.connections.keys().copied()).collect();
-        self.absence.overdue(&waited_for, &present, StdInstant::now())
+        self.absence.overdue(&facts.waited_for(), &present, StdInstant::now())
     }
 
     /// An admin's part when a member leaves. That one waits for the answer until it is durable.
     fn end_membership(&mut self, node: NodeId, reply: oneshot::Sender<LeaveAnswer>) {
+        if reply.is_closed() {
+            // It was told that nobody answered, and may have gone on as a member.
+            return;
+        }
+        let is_too_soon =
+            |(other, at): (NodeId, StdInstant)| other != node && at.elapsed() < LEAVE_APART;
         let facts = self.shared.facts();
         let refusal = if self.shared.sealer.is_none() || self.shared.is_revoked() {
             Some(LeaveRefusal::NotAdmin)
@@ -655,7 +667,10 @@ impl Runtime {
         } else if facts.revoked.contains(&node) {
             // It has lost the answer.
             let _ = reply.send(Ok(()));
+        } else if self.left_last.is_some_and(is_too_soon) {
+            let _ = reply.send(Err(LeaveRefusal::AnotherLeaves));
         } else {
+            self.left_last = Some((node, StdInstant::now()));
             let name = facts.member(node).map_or_else(String::new, |member| member.name.clone());
             tracing::info!(member = name, peer = %node.short(), "a member leaves the cluster");
             self.write_facts(revocation(&facts, node), |is_durable| {

@@ -10,7 +10,7 @@ use consort_core::encoding::{DecodeError, Reader, Writer};
 use consort_core::store::{DatasetParameters, Sealer, StoreError};
 use consort_core::{DatasetId, NodeId, OnConflict};
 use consort_store::DiskStore;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{RwLock, RwLockReadGuard, mpsc, watch};
 
 use crate::cluster::{Facts, decode_addresses, encode_addresses};
 use crate::content::Contents;
@@ -71,6 +71,8 @@ pub(crate) struct Shared {
     changed: watch::Sender<u64>,
     /// Held while a directory is linked or unlinked, so that two of that never overlap.
     linking: Mutex<()>,
+    /// Shared by writes from when they look whether this node is leaving until they are durable.
+    writing: RwLock<()>,
     state: Mutex<State>,
 }
 
@@ -129,6 +131,7 @@ impl Shared {
             started,
             changed,
             linking: Mutex::default(),
+            writing: RwLock::default(),
             state,
         })
     }
@@ -136,6 +139,16 @@ impl Shared {
     /// Nobody else links or unlinks a directory as long as this is held.
     pub(crate) fn linking(&self) -> MutexGuard<'_, ()> {
         self.linking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As long as this is held, who wants to leave waits.
+    pub(crate) async fn writing(&self) -> RwLockReadGuard<'_, ()> {
+        self.writing.read().await
+    }
+
+    /// Returns when no write is under way that began before.
+    pub(crate) async fn written(&self) {
+        drop(self.writing.write().await);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

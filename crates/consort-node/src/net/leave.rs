@@ -37,6 +37,9 @@ pub enum LeaveRefusal {
     /// change the cluster.
     #[error("it is leaving the cluster, too")]
     Leaving,
+    /// Another member's membership was ended just now, and whoever asks may have counted on what that one has.
+    #[error("another member is just leaving: try again in half a minute")]
+    AnotherLeaves,
     /// The request could not be understood.
     #[error("it did not understand the request: use the same version of consort on both machines")]
     Malformed,
@@ -46,7 +49,8 @@ pub enum LeaveRefusal {
 }
 
 impl LeaveRefusal {
-    const ALL: [Self; 4] = [Self::NotAdmin, Self::Leaving, Self::Malformed, Self::Failed];
+    const ALL: [Self; 5] =
+        [Self::NotAdmin, Self::Leaving, Self::Malformed, Self::Failed, Self::AnotherLeaves];
 
     fn code(self) -> u8 {
         match self {
@@ -54,6 +58,7 @@ impl LeaveRefusal {
             Self::Leaving => 2,
             Self::Malformed => 3,
             Self::Failed => 4,
+            Self::AnotherLeaves => 5,
         }
     }
 

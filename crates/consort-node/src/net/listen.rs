@@ -70,23 +70,20 @@ async fn serve(shared: Arc<Shared>, tap: Tap, addr: SocketAddr, permit: OwnedSem
                 tracing::debug!(%addr, %error, "a joiner was lost");
             }
         }
-        // It does not belong to the member: what does ends together with its membership. It is served although it was
-        // revoked: it may have lost the answer.
-        Ok(Accepted::Member(Protocol::Leave, peer)) => {
-            let served = timeout(JOIN_TIMEOUT, leave::serve(&shared, stream, peer.node));
-            if let Ok(Err(error)) = served.await {
-                tracing::debug!(%addr, %error, "a member that leaves was lost");
-            }
-        }
-        Ok(Accepted::Member(protocol, peer)) => {
-            stream.get_ref().0.belongs_to(peer.node);
-            match protocol {
-                Protocol::Content => content(&shared, stream, peer, addr),
-                Protocol::Control | Protocol::Join | Protocol::Leave => {
-                    control(shared, stream, peer, addr, permit).await;
+        Ok(Accepted::Member(protocol, peer)) => match protocol {
+            // It does not belong to the member: what does ends together with its membership. It is served although it
+            // was revoked: it may have lost the answer.
+            Protocol::Leave => {
+                let served = timeout(JOIN_TIMEOUT, leave::serve(&shared, stream, peer.node));
+                if let Ok(Err(error)) = served.await {
+                    tracing::debug!(%addr, %error, "a member that leaves was lost");
                 }
             }
-        }
+            Protocol::Content => content(&shared, stream, peer, addr),
+            Protocol::Control | Protocol::Join => {
+                control(shared, stream, peer, addr, permit).await;
+            }
+        },
         Err(AcceptError::NoCertificate) => shared.refused(addr, None, Refusal::NoCertificate),
         Err(AcceptError::NoProtocol | AcceptError::NotAMember) => {
             shared.refused(addr, None, Refusal::Malformed);
@@ -101,6 +98,7 @@ async fn control(
     addr: SocketAddr,
     permit: OwnedSemaphorePermit,
 ) {
+    stream.get_ref().0.belongs_to(peer.node);
     let greeting = Handshaken::new(stream, peer.clone(), addr);
     match timeout(HANDSHAKE_TIMEOUT, greeting.greet_second(&shared)).await {
         Ok(Ok(established)) => {
@@ -116,6 +114,7 @@ async fn control(
 }
 
 fn content(shared: &Arc<Shared>, stream: Stream, peer: PeerIdentity, addr: SocketAddr) {
+    stream.get_ref().0.belongs_to(peer.node);
     if lock(&shared.peers).is_revoked(peer.node) {
         return shared.refused(addr, Some(peer), Refusal::Revoked);
     }

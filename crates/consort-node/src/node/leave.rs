@@ -81,7 +81,7 @@ impl Node {
         let facts = self.shared.facts();
         let ended_by = if is_alone {
             let writes = revocation(&facts, self.shared.identity.node);
-            self.write(self.shared.cluster.id, OnConflict::KeepBoth, writes).await?;
+            self.record(self.shared.cluster.id, OnConflict::KeepBoth, writes).await?;
             None
         } else {
             Some(self.ask_an_admin(&facts).await?)
@@ -115,7 +115,8 @@ impl Node {
         Ok(())
     }
 
-    /// The admins that seem to be there, those that are connected first.
+    /// The admins that seem to be there, in an order that is the same for all: of members that leave at once, one admin
+    /// lets only one go.
     async fn admins_there<'f>(&self, facts: &'f Facts) -> Result<Vec<&'f MemberFact>, NodeError> {
         let views = self.ask(|reply| Cause::Members { reply }).await?;
         let peers = self.shared.peers();
@@ -131,7 +132,7 @@ impl Node {
         let names: Vec<&str> = admins.iter().map(|admin| admin.name.as_str()).collect();
         let error = || self.no_admin("no admin of the cluster can be reached", &names);
         admins.retain(|admin| is_there(admin.node));
-        admins.sort_by_key(|admin| !is_connected(&admin.node));
+        admins.sort_by_key(|admin| admin.node);
         if admins.is_empty() { Err(error()) } else { Ok(admins) }
     }
 
@@ -147,26 +148,41 @@ impl Node {
 
     /// Asks one admin after the other, and says who ended the membership.
     async fn ask_an_admin(&self, facts: &Facts) -> Result<String, NodeError> {
-        let mut answers = Vec::new();
+        let (mut answers, mut all_leave) = (Vec::new(), true);
         for admin in self.admins_there(facts).await? {
-            let answer = match self.shared.network.ask_to_leave(admin.node).await {
+            let answer = self.shared.network.ask_to_leave(admin.node).await;
+            all_leave &= matches!(answer, Ok(Err(LeaveRefusal::Leaving)));
+            let answer = match answer {
                 Ok(Ok(())) => return Ok(admin.name.clone()),
-                Ok(Err(refusal @ LeaveRefusal::Leaving)) => {
+                // Another admin may not know of the one that leaves.
+                Ok(Err(refusal @ LeaveRefusal::AnotherLeaves)) => {
                     let refusal = format!("{}: {refusal}", admin.name);
                     return Err(NodeError::failed(refusal)
-                        .hint("one of the two has to stay until the other has left"));
+                        .hint("by then this node does not count on that one any more"));
                 }
                 Ok(Err(refusal)) => format!("{}: {refusal}", admin.name),
                 Err(error) => format!("{}: {error}", admin.name),
             };
             answers.push(answer);
         }
-        let what = format!("no admin ended the membership ({})", answers.join("; "));
-        Err(self.no_admin(&what, &[]))
+        let name = &self.shared.identity.name;
+        let answers = answers.join("; ");
+        let hint = if all_leave {
+            "one of those that are leaving has to stay until the others have left".to_owned()
+        } else {
+            // The answer may have been lost.
+            format!(
+                "if others refuse this node soon, one did; if not, call it again, or `consort member revoke {name}` on an admin's node"
+            )
+        };
+        let message = format!("no admin confirmed the end of the membership ({answers})");
+        Err(NodeError::failed(message).hint(hint))
     }
 
     /// Returns when others have everything that this node has.
     async fn await_keepers(&self, missing: &mut String) -> Result<(), NodeError> {
+        // Those that come later are refused.
+        self.shared.written().await;
         let facts = self.shared.facts();
         for fact in &facts.datasets {
             self.flush_own(&fact.name, fact.parameters.id, missing).await?;

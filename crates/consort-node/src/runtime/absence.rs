@@ -13,6 +13,7 @@ use consort_core::NodeId;
 /// Since when members are away, as far as this process has seen.
 #[derive(Debug)]
 pub(super) struct Absence {
+    own: NodeId,
     /// For how long before a member is evicted; none if none ever is.
     evict_after: Option<Duration>,
     /// When each that is waited for was there last, or was first looked for.
@@ -20,12 +21,13 @@ pub(super) struct Absence {
 }
 
 impl Absence {
-    pub(super) fn new(evict_after: Option<Duration>) -> Self {
-        Self { evict_after, seen: BTreeMap::new() }
+    pub(super) fn new(own: NodeId, evict_after: Option<Duration>) -> Self {
+        Self { own, evict_after, seen: BTreeMap::new() }
     }
 
-    /// Those of the other members that are `waited_for` who were away for too long. Nobody, as long as this node and those
-    /// that are `present` are not the majority of all who are waited for: then it may be this side that is cut off.
+    /// Those of the members that are `waited_for` who were away for too long. Nobody, as long as this node and those that
+    /// are `present` are not the majority of these: then it may be this side that is cut off. Nor if this node is not
+    /// waited for itself: the others may have given it up because they are on the other side.
     pub(super) fn overdue(
         &mut self,
         waited_for: &BTreeSet<NodeId>,
@@ -33,20 +35,21 @@ impl Absence {
         now: Instant,
     ) -> Vec<NodeId> {
         let Some(evict_after) = self.evict_after else { return Vec::new() };
+        let is_there = |node: &NodeId| *node == self.own || present.contains(node);
         self.seen.retain(|node, _| waited_for.contains(node));
         for node in waited_for {
             let seen = self.seen.entry(*node).or_insert(now);
-            if present.contains(node) {
+            if is_there(node) {
                 *seen = now;
             }
         }
-        // The present and this node are more than half of the others and this node.
-        let is_majority = waited_for.len() + 1 < 2 * (waited_for.intersection(present).count() + 1);
+        let there = waited_for.iter().filter(|node| is_there(node)).count();
+        let may_evict = waited_for.contains(&self.own) && waited_for.len() < 2 * there;
         let is_overdue = |(node, seen): (&NodeId, &Instant)| {
-            let is_away = !present.contains(node) && evict_after <= now.duration_since(*seen);
+            let is_away = !is_there(node) && evict_after <= now.duration_since(*seen);
             is_away.then_some(*node)
         };
-        if is_majority { self.seen.iter().filter_map(is_overdue).collect() } else { Vec::new() }
+        if may_evict { self.seen.iter().filter_map(is_overdue).collect() } else { Vec::new() }
     }
 }
 
@@ -56,19 +59,21 @@ mod tests {
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+    const OWN: NodeId = NodeId([0; 16]);
+
     fn nodes(numbers: impl IntoIterator<Item = u8>) -> BTreeSet<NodeId> {
         numbers.into_iter().map(|number| NodeId([number; 16])).collect()
     }
 
     fn after_days(evict_after: u32) -> Absence {
-        Absence::new(Some(evict_after * DAY))
+        Absence::new(OWN, Some(evict_after * DAY))
     }
 
     #[test]
     fn who_is_away_for_long_enough_is_overdue_and_who_shows_up_begins_anew() {
         let (mut absence, begin) = (after_days(30), Instant::now());
-        let (others, two) = (nodes([1, 2, 3]), nodes([1, 2]));
-        let mut overdue = |present, day| absence.overdue(&others, present, begin + day * DAY);
+        let (all, others, two) = (nodes([0, 1, 2, 3]), nodes([1, 2, 3]), nodes([1, 2]));
+        let mut overdue = |present, day| absence.overdue(&all, present, begin + day * DAY);
         assert!(overdue(&two, 0).is_empty(), "it was not looked for before");
         assert!(overdue(&two, 29).is_empty());
         assert!(overdue(&others, 29).is_empty());
@@ -88,7 +93,7 @@ mod tests {
             (5, 2, false),
         ] {
             let (mut absence, begin) = (after_days(1), Instant::now());
-            let (waited_for, there) = (nodes(1..=others), nodes(1..=present));
+            let (waited_for, there) = (nodes(0..=others), nodes(1..=present));
             assert!(absence.overdue(&waited_for, &there, begin).is_empty());
             let overdue = absence.overdue(&waited_for, &there, begin + 9 * DAY);
             let expected = if may { usize::from(others - present) } else { 0 };
@@ -99,7 +104,7 @@ mod tests {
     #[test]
     fn those_who_are_there_and_not_waited_for_make_no_majority() {
         let (mut absence, begin) = (after_days(1), Instant::now());
-        let (waited_for, there) = (nodes([1, 2]), nodes([7, 8, 9]));
+        let (waited_for, there) = (nodes([0, 1, 2]), nodes([7, 8, 9]));
         assert!(absence.overdue(&waited_for, &there, begin).is_empty());
         assert!(absence.overdue(&waited_for, &there, begin + 9 * DAY).is_empty());
     }
@@ -107,7 +112,7 @@ mod tests {
     #[test]
     fn who_is_waited_for_again_has_all_the_time_again() {
         let (mut absence, begin) = (after_days(2), Instant::now());
-        let (all, two) = (nodes([1, 2, 3]), nodes([1, 2]));
+        let (all, two) = (nodes([0, 1, 2, 3]), nodes([0, 1, 2]));
         assert!(absence.overdue(&all, &two, begin).is_empty());
         assert_eq!(absence.overdue(&all, &two, begin + 2 * DAY).len(), 1);
         assert!(absence.overdue(&two, &two, begin + 2 * DAY).is_empty(), "it is evicted");
@@ -116,10 +121,21 @@ mod tests {
     }
 
     #[test]
+    fn who_is_not_waited_for_evicts_nobody_and_still_sees_who_is_there() {
+        let (mut absence, begin) = (after_days(1), Instant::now());
+        let (all, others, two) = (nodes([0, 1, 2, 3]), nodes([1, 2, 3]), nodes([1, 2]));
+        assert!(absence.overdue(&others, &two, begin).is_empty());
+        assert!(absence.overdue(&others, &two, begin + 9 * DAY).is_empty());
+        assert!(absence.overdue(&others, &others, begin + 10 * DAY).is_empty());
+        assert!(absence.overdue(&all, &two, begin + 10 * DAY).is_empty());
+        assert_eq!(absence.overdue(&all, &two, begin + 11 * DAY), [NodeId([3; 16])]);
+    }
+
+    #[test]
     fn who_never_evicts_does_not() {
-        let (mut absence, begin) = (Absence::new(None), Instant::now());
-        let (others, present) = (nodes([1, 2, 3]), nodes([1, 2]));
-        assert!(absence.overdue(&others, &present, begin).is_empty());
-        assert!(absence.overdue(&others, &present, begin + 10_000 * DAY).is_empty());
+        let (mut absence, begin) = (Absence::new(OWN, None), Instant::now());
+        let (all, present) = (nodes([0, 1, 2, 3]), nodes([1, 2]));
+        assert!(absence.overdue(&all, &present, begin).is_empty());
+        assert!(absence.overdue(&all, &present, begin + 10_000 * DAY).is_empty());
     }
 }

@@ -430,6 +430,80 @@ async fn the_last_two_admins_do_not_let_each_other_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_admin_that_is_leaving_itself_is_passed_over() {
+    let a = Machine::first().await;
+    a.create_dataset("photos", DatasetOptions::default()).await.expect("it is made");
+    let (b, c) = (a.joined("b", Role::Admin).await, a.joined("c", Role::Admin).await);
+    b.in_sync().await;
+    for admin in [&a, &b] {
+        connected(&c, admin).await;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    b.link("photos", dir.path(), LinkOptions::default()).await.expect("it is linked");
+    // Nobody else has this, so that leaving takes a while, and fails.
+    std::fs::write(dir.path().join("precious"), vec![7; 300_000]).expect("written");
+    let passes_over = async {
+        until_it_is_leaving(&b).await;
+        c.leave(BOUND, true).await.expect("the other admin lets it go");
+    };
+    let (left, ()) = tokio::join!(b.leave(BOUND, false), passes_over);
+    assert!(left.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_count_on_each_others_contents_do_not_both_leave() {
+    let (a, b) = pair().await;
+    let c = a.joined("c", Role::Writer).await;
+    let dirs = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+    std::fs::write(dirs[0].path().join("precious"), vec![7; 300_000]).expect("written");
+    for (machine, dir) in [&b, &c].into_iter().zip(&dirs) {
+        machine.in_sync().await;
+        machine.link("photos", dir.path(), LinkOptions::default()).await.expect("it is linked");
+        machine.in_sync().await;
+    }
+    let counts_on = async |machine: &Machine, other: &str| {
+        let peers = machine.status().await.expect("a status").peers;
+        let mut told = peers.iter().filter(|p| p.name == other).flat_map(|p| &p.datasets);
+        told.any(|dataset| dataset.linked && dataset.in_sync && 0 < dataset.versions)
+    };
+    until("both to have it", async || counts_on(&b, "c").await && counts_on(&c, "b").await).await;
+    let (left_b, left_c) = tokio::join!(b.leave(BOUND, false), c.leave(BOUND, false));
+    assert!(left_b.is_ok() != left_c.is_ok(), "{left_b:?} {left_c:?}");
+    let gone = if left_b.is_ok() { &b } else { &c };
+    let again = gone.leave(BOUND, false).await;
+    assert_eq!(again.expect_err("it has left").kind, ErrorKind::NotAllowed);
+}
+
+/// Waits until a node that was told to leave takes no writes any more.
+async fn until_it_is_leaving(machine: &Machine) {
+    until("it to be about to leave", async || {
+        let removed = machine.remove("photos", "not there").await;
+        removed.expect_err("it is not there").kind == ErrorKind::NotAllowed
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_begins_to_be_put_before_its_node_leaves_is_not_acknowledged_after() {
+    let (_a, b) = pair().await;
+    let dir = tempfile::tempdir().expect("a directory");
+    b.link("photos", dir.path(), LinkOptions::default()).await.expect("it is linked");
+    // Nobody else has this, so that leaving takes a while, and fails.
+    std::fs::write(dir.path().join("precious"), vec![7; 300_000]).expect("written");
+    let (sender, body) = tokio::io::duplex(16);
+    let put = b.put("photos", "late", body, PutOptions::default());
+    let leave = b.leave(BOUND, false);
+    let end_of_body = async {
+        until_it_is_leaving(&b).await;
+        drop(sender);
+    };
+    let (put, left, ()) = tokio::join!(put, leave, end_of_body);
+    assert_eq!(put.expect_err("it would go nowhere").kind, ErrorKind::NotAllowed);
+    assert!(left.is_err() && b.stat("photos", "late").await.is_err());
+    b.write("late", "it stays").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_away_for_too_long_is_evicted_by_an_admin_that_sees_the_majority() {
     let mut a = Machine::first().await;
     a.stop().await;
