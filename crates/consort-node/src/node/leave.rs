@@ -38,7 +38,9 @@ impl Node {
     pub async fn leave(&self, timeout: Duration, force: bool) -> Result<Left, NodeError> {
         if self.shared.is_revoked() {
             return Err(NodeError::not_allowed(REVOKED)
-                .hint("it has left already: stop it; its home can be removed"));
+                .hint(
+                    "if it has left, stop it, and its home can be removed; if somebody revoked it, first take what only it holds (`consort ls`, `consort get`)",
+                ));
         }
         self.require_store()?;
         let leaving = Leaving::begin(&self.shared)?;

@@ -96,6 +96,12 @@ impl Node {
         if member.node == self.shared.identity.node {
             return Err(NodeError::usage("a node cannot evict itself"));
         }
+        if self.shared.peers().get(&member.node).is_some_and(|peer| peer.connected) {
+            let error = format!("{} is there: it would be waited for again at once", member.name);
+            return Err(NodeError::failed(error).hint(
+                "only a member that is away is evicted; `consort member revoke` ends a membership",
+            ));
+        }
         let published = self.ask(|reply| Cause::Published { reply }).await?;
         let writes = eviction(&facts, member.node, &published, wall_time());
         if writes.is_empty() {

@@ -313,7 +313,9 @@ impl Node {
                         "{name} remembers {} deletions until {away} has heard of them",
                         dataset.tombstones
                     ),
-                    todo: Some(format!("start it; if it stays away: consort member evict {away}")),
+                    todo: Some(format!(
+                        "start it; if it stays away, on an admin's node: consort member evict {away}"
+                    )),
                 });
             }
             findings.extend(dataset.problems.iter().map(|problem| Finding {
