@@ -233,8 +233,8 @@ impl<'s, 't> World<'s, 't> {
         Ok(())
     }
 
-    /// Whether a node that only reads has what no writer has any more, or has forgotten what no writer has. Nobody takes
-    /// that from it, so it will never be like the others.
+    /// Whether a node that only reads has what no writer has any more, or has forgotten what no writer has for certain.
+    /// Nobody takes that from it, so it will never be like the others.
     fn is_stranded(&self, n: NodeIndex) -> Checked<bool> {
         let node = self.node(n);
         if node.access == Access::Write {
@@ -246,7 +246,8 @@ impl<'s, 't> World<'s, 't> {
             knowledge.map(|knowledge| knowledge.frontier.clone()).expect("memory does not fail")
         };
         let mut forgotten = Frontier::new();
-        writers.iter().for_each(|writer| forgotten.join(&frontier(writer)));
+        let certain = writers.iter().filter(|writer| !writer.summary().unburied);
+        certain.for_each(|writer| forgotten.join(&frontier(writer)));
         if !frontier(&node.view()).is_within(&forgotten) {
             return Ok(true);
         }

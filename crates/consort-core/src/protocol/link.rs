@@ -539,6 +539,7 @@ impl Link {
         to: &mut Vec<Ask>,
     ) -> Result<(), LinkError> {
         self.tell_soon();
+        self.check_soon_what_is_dead(view);
         self.work_off(view, to)?;
         self.acknowledge(false, to);
         self.pump(view, to)

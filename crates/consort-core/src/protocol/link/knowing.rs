@@ -13,7 +13,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::checking::LOOK_AGAIN_AFTER;
+use super::checking::{FIRST_CHECK_AFTER, LOOK_AGAIN_AFTER};
 use super::{Ask, Link, LinkError, Outstanding, State};
 use crate::limits::{MAX_COLLECTED, MAX_DEAD_BYTES, MAX_FRONTIER_AUTHORS};
 use crate::model::fingerprint::Fingerprint;
@@ -153,6 +153,7 @@ impl Link {
             return Ok(());
         }
         self.their_frontier.join(times);
+        self.check_soon_what_is_dead(view);
         if times.is_within(&account(view)?) {
             to.push(Ask::Collect { frontier: self.their_frontier.clone() });
             return Ok(());
@@ -292,6 +293,15 @@ impl Link {
         match self.state {
             State::Greeting { said: None } => Ok(()),
             _ => self.begin_again(true, view, to),
+        }
+    }
+
+    /// Frontiers moved, and may be the same now: whoever may hold what is dead by his finds that out, before those are gone
+    /// who know.
+    pub(super) fn check_soon_what_is_dead(&mut self, view: &impl View) {
+        if view.summary().unburied {
+            let soon = self.now.instant + FIRST_CHECK_AFTER;
+            self.check_at = self.check_at.map(|at| at.min(soon));
         }
     }
 
