@@ -127,7 +127,12 @@ impl Engine<'_> {
         let path = op.path().clone();
         let record = changes.record(view, &path)?;
         let shows = record.as_ref().map(|record| record.key.as_ref().unwrap_or(&path) == key);
-        if matches!(op, Op::Remove { .. }) && shows == Some(true) && self.take_gone(&path) {
+        // What is current only has to make way here: nobody else deleted it, and its deletion is still to be written.
+        if matches!(op, Op::Remove { .. })
+            && shows == Some(true)
+            && !is_current(view, key, record.as_ref())?
+            && self.take_gone(&path)
+        {
             // It was deleted here as well.
             if record.is_some_and(|record| record.key.is_some()) {
                 self.progress.count_conflict(false);
@@ -588,6 +593,12 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
+}
+
+/// Whether what is recorded to be at a path is a version of the key that nothing has replaced.
+fn is_current(view: &DiskView, key: &Key, record: Option<&Record>) -> Result<bool, StoreError> {
+    let Some(record) = record else { return Ok(false) };
+    Ok(view.siblings(key)?.iter().any(|stored| stored.version.dot == record.dot))
 }
 
 /// Takes the staged files out of a batch, so that they can be synced together. They stay in order.

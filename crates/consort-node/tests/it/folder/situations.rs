@@ -672,6 +672,31 @@ fn a_question_is_over_when_others_deleted_the_same() {
 }
 
 #[test]
+fn what_was_deleted_here_is_not_brought_back_because_it_has_to_make_way() {
+    let mut site = Site::new();
+    for number in 0..12 {
+        site.write(&format!("f{number}"), format!("{number}"));
+    }
+    // The bytes of the one that has to make way can be had, so that a copy of it is put in place.
+    site.write("same", "0");
+    site.settle();
+    site.stop();
+    (0..12).for_each(|number| fs::remove_file(site.at(&format!("f{number}"))).unwrap());
+    site.start();
+    site.until("it asks", is_paused);
+    site.remote("f0", Stands::Beside, b"theirs");
+    site.remote("f0/beneath", Stands::After, b"beneath");
+    site.until("it was to make way", |site| site.copies().len() == 2);
+    // It would be taken away half a second later at the most, had it not been deleted.
+    std::thread::sleep(Duration::from_secs(1));
+    site.folder().allow_mass_delete();
+    site.settle();
+    assert_eq!(site.live("f0"), 1, "what was deleted is back");
+    assert_eq!(site.winner("f0").unwrap().content, content_of(b"theirs"));
+    site.check();
+}
+
+#[test]
 fn a_special_file_is_no_difference_for_the_watcher_nor_for_a_scan() {
     let mut site = Site::new();
     let _socket = std::os::unix::net::UnixListener::bind(site.at("socket")).unwrap();
