@@ -491,6 +491,16 @@ fn times_that_lie_ahead_of_our_clock_are_not_taken() {
     assert_eq!(reads(&world, 0, "a"), Some(Content::Inline(b"2"[..].into())));
 }
 
+/// What a replica of a node might publish, to be known again by its mark.
+fn says(author: AuthorId, node: usize, serial: Timestamp) -> Published {
+    Published { author, node: id(node), serial, set: 0, known: Timestamp(1), others: Mark(7) }
+}
+
+/// The stranger tells node 0 what was published.
+fn tell(world: &mut World, published: Vec<Published>) {
+    world.inject(1, 0, Message::Known { times: Frontier::new(), published });
+}
+
 #[test]
 fn nobody_publishes_for_this_replica_or_later_than_now() {
     let mut world = World::new(2, 1);
@@ -500,13 +510,10 @@ fn nobody_publishes_for_this_replica_or_later_than_now() {
     stranger(&mut world, 0, 1);
     let own = world.nodes[0].store.author();
     let now = Timestamp(Timestamp::at(world.now.wall).0 + 9);
-    let says = |author: AuthorId, serial: Timestamp| {
-        let (node, known) = (id(1), Timestamp(1));
-        Published { author, node, serial, set: 0, known, others: Mark(7) }
-    };
+    let says = |author: AuthorId, serial: Timestamp| says(author, 1, serial);
     let (heard, ahead) = (AuthorId([8; 16]), AuthorId([9; 16]));
     let published = vec![says(own, now), says(heard, now), says(ahead, Timestamp(u64::MAX))];
-    world.inject(1, 0, Message::Known { times: Frontier::new(), published });
+    tell(&mut world, published);
     world.run();
     let published: Vec<AuthorId> = world.nodes[0]
         .replica
@@ -531,10 +538,7 @@ fn what_lay_ahead_of_our_clock_is_asked_for_again_once_it_does_not() {
     delete(&mut world, 0, "a");
     stranger(&mut world, 0, 1);
     let ahead = Timestamp::at(WallTime(world.now.wall.0 + 10 * 60 * 1000));
-    let (author, node, known) = (AuthorId([8; 16]), id(1), Timestamp(1));
-    let said = Published { author, node, serial: ahead, set: 0, known, others: Mark(7) };
-    let known = Message::Known { times: Frontier::new(), published: vec![said] };
-    world.inject(1, 0, known);
+    tell(&mut world, vec![says(AuthorId([8; 16]), 1, ahead)]);
     let asked_in_minutes = |world: &mut World, minutes: u32| {
         world.sent.clear();
         (0..minutes * 4).for_each(|_| world.pass(Duration::from_secs(15)));
@@ -552,12 +556,7 @@ fn a_reader_is_heard_of_itself_only_and_a_writer_of_all() {
         world.register(&[0, 1]);
         world.put(0, "a", "1");
         stranger_that(access, &mut world, 0, 1);
-        let said = |author: AuthorId, node: usize| {
-            let (node, serial, known) = (id(node), Timestamp(1), Timestamp(1));
-            Published { author, node, serial, set: 0, known, others: Mark(7) }
-        };
-        let published = vec![said(own, 1), said(other, 2)];
-        world.inject(1, 0, Message::Known { times: Frontier::new(), published });
+        tell(&mut world, vec![says(own, 1, Timestamp(1)), says(other, 2, Timestamp(1))]);
         world.run();
         let heard = world.nodes[0].replica.published().filter(|said| said.others == Mark(7));
         assert_eq!(heard.map(|said| said.author).collect::<Vec<_>>(), expected, "{access:?}");
@@ -571,11 +570,7 @@ fn who_does_not_acknowledge_what_is_known_is_told_no_more() {
     world.put(0, "a", "1");
     stranger(&mut world, 0, 1);
     for serial in 1..6 {
-        let (author, node, known) = (AuthorId([8; 16]), id(1), Timestamp(1));
-        let serial = Timestamp(serial);
-        let said = Published { author, node, serial, set: 0, known, others: Mark(7) };
-        let known = Message::Known { times: Frontier::new(), published: vec![said] };
-        world.inject(1, 0, known);
+        tell(&mut world, vec![says(AuthorId([8; 16]), 1, Timestamp(serial))]);
         world.pass(Duration::from_secs(7));
     }
     let told = |world: &World| {

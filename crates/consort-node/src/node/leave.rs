@@ -37,10 +37,9 @@ impl Node {
     /// was ended, unless an admin's answer was lost: then others refuse this node soon, and it says so.
     pub async fn leave(&self, timeout: Duration, force: bool) -> Result<Left, NodeError> {
         if self.shared.is_revoked() {
-            return Err(NodeError::not_allowed(REVOKED)
-                .hint(
-                    "if it has left, stop it, and its home can be removed; if somebody revoked it, first take what only it holds (`consort ls`, `consort get`)",
-                ));
+            let hint = "if it has left, stop it, and its home can be removed; if somebody revoked it, first take \
+                        what only it holds (`consort ls`, `consort get`)";
+            return Err(NodeError::not_allowed(REVOKED).hint(hint));
         }
         self.require_store()?;
         let leaving = Leaving::begin(&self.shared)?;

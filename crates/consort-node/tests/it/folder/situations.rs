@@ -679,6 +679,7 @@ fn what_was_deleted_here_is_not_brought_back_because_it_has_to_make_way() {
     }
     // The bytes of the one that has to make way can be had, so that a copy of it is put in place.
     site.write("same", "0");
+    site.write("taken-away", "later than f0");
     site.settle();
     site.stop();
     (0..12).for_each(|number| fs::remove_file(site.at(&format!("f{number}"))).unwrap());
@@ -687,8 +688,13 @@ fn what_was_deleted_here_is_not_brought_back_because_it_has_to_make_way() {
     site.remote("f0", Stands::Beside, b"theirs");
     site.remote("f0/beneath", Stands::After, b"beneath");
     site.until("it was to make way", |site| site.copies().len() == 2);
-    // It would be taken away half a second later at the most, had it not been deleted.
-    std::thread::sleep(Duration::from_secs(1));
+    // Removals go key by key: when the later one is done, that of `f0` was tried, twice at least.
+    for _ in 0..2 {
+        site.remote_deletion("taken-away");
+        site.until("what comes after it is taken away", |site| !site.at("taken-away").exists());
+        site.remote("taken-away", Stands::After, b"again");
+        site.until("and is there again", |site| site.at("taken-away").exists());
+    }
     site.folder().allow_mass_delete();
     site.settle();
     assert_eq!(site.live("f0"), 1, "what was deleted is back");
