@@ -214,10 +214,7 @@ pub fn simulate(
         }
         Ok(())
     };
-    for _ in 0..deployment.nodes {
-        world.join(false);
-    }
-    world.connect_neighbours();
+    world.found(deployment.nodes);
     world.schedule_action();
     run(&mut world, Instant(0) + warm)?;
     measured(&mut world).begin(Instant(0) + warm);

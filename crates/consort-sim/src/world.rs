@@ -599,7 +599,22 @@ impl<'s, 't> World<'s, 't> {
         }
     }
 
-    pub(crate) fn join(&mut self, reads_only: bool) {
+    /// So many nodes are there from the beginning and hear of all at once: of one after the other, each of them
+    /// would hear as often as there are nodes.
+    pub(crate) fn found(&mut self, nodes: u32) {
+        let founders: Vec<NodeIndex> = (0..nodes).map(|_| self.admit(false)).collect();
+        self.spread_the_news();
+        founders.into_iter().for_each(|n| self.start(n));
+        self.connect_neighbours();
+    }
+
+    fn join(&mut self, reads_only: bool) {
+        let n = self.admit(reads_only);
+        self.spread_the_news();
+        self.start(n);
+    }
+
+    fn admit(&mut self, reads_only: bool) -> NodeIndex {
         let n = NodeIndex(u32::try_from(self.nodes.len()).expect("few nodes"));
         let access = if reads_only { Access::Read } else { Access::Write };
         let mut node = Node::new(n, access, self.scenario.sync_us, &mut self.random);
@@ -610,8 +625,7 @@ impl<'s, 't> World<'s, 't> {
         self.nodes.push(node);
         self.topology.join(n, !reads_only);
         self.note(Some(n), format_args!("joins, {access:?}"));
-        self.spread_the_news();
-        self.start(n);
+        n
     }
 
     fn leave(&mut self, n: NodeIndex) -> Checked {
@@ -629,7 +643,7 @@ impl<'s, 't> World<'s, 't> {
         Ok(())
     }
 
-    pub(crate) fn connect_neighbours(&mut self) {
+    fn connect_neighbours(&mut self) {
         for (a, b) in self.topology.mend(&mut self.random) {
             self.redial(Pair::of(a, b));
         }

@@ -329,6 +329,8 @@ impl<'v, V: View> Application<'v, V> {
             gone.push(held.remove(place));
         }
         let place = held.partition_point(|stored| stored.version.dot < entry.version.dot);
+        // Few keys ever hold more than one.
+        held.reserve_exact(1);
         held.insert(place, Stored { version: entry.version.clone(), sequence });
         gone.into_iter().for_each(|stored| self.remove(entry.key.clone(), stored));
         let deleted = entry.version.is_deleted();

@@ -1,6 +1,7 @@
 //! A store in memory: the reference that every other store is compared with, and the one of tests and simulations.
 //! Nothing in it survives the process.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::ToString;
 use alloc::sync::Arc;
@@ -38,7 +39,8 @@ pub struct MemoryStore {
 #[derive(Clone, Debug, Default)]
 struct Rows {
     summary: Summary,
-    versions: BTreeMap<Key, Vec<Stored>>,
+    /// Of most keys one, so nothing is kept for more to come.
+    versions: BTreeMap<Key, Box<[Stored]>>,
     feed: BTreeMap<Sequence, (Key, Dot, Sequence, Option<NodeId>)>,
     fingerprints: BTreeMap<Fingerprint, (Key, Dot)>,
     contested: BTreeSet<Key>,
@@ -198,7 +200,7 @@ impl Rows {
             if held.is_empty() {
                 self.versions.remove(&key);
             } else {
-                self.versions.insert(key, held);
+                self.versions.insert(key, held.into_boxed_slice());
             }
         }
         if let Some(knowledge) = batch.knowledge {
@@ -212,7 +214,7 @@ impl Rows {
     }
 
     fn entry(&self, key: &Key, dot: Dot) -> Result<Entry, StoreError> {
-        let siblings = self.versions.get(key).into_iter().flatten();
+        let siblings = self.versions.get(key).into_iter().flat_map(|held| held.iter());
         siblings
             .map(|stored| &stored.version)
             .find(|version| version.dot == dot)
@@ -227,7 +229,7 @@ impl View for MemoryView {
     }
 
     fn siblings(&self, key: &Key) -> Result<Vec<Stored>, StoreError> {
-        Ok(self.rows.versions.get(key).cloned().unwrap_or_default())
+        Ok(self.rows.versions.get(key).map_or_else(Vec::new, |held| held.to_vec()))
     }
 
     fn feed(&self, after: Sequence, limit_bytes: usize) -> Result<Vec<FeedRow>, StoreError> {
@@ -324,6 +326,6 @@ impl View for MemoryView {
         let matching = range
             .take_while(|(key, _)| key.as_str() <= from || key.starts_with(prefix))
             .filter(|(key, _)| key.starts_with(prefix) && after < Some(*key));
-        Ok(matching.take(limit).map(|(key, held)| (key.clone(), held.clone())).collect())
+        Ok(matching.take(limit).map(|(key, held)| (key.clone(), held.to_vec())).collect())
     }
 }
