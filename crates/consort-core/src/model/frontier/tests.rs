@@ -176,6 +176,8 @@ struct Worlds {
     keeping: Vec<Replica>,
     saved: Vec<(Replica, Replica)>,
     authors: Vec<AuthorId>,
+    /// How far stores had collected that were lost.
+    lost: Vec<Frontier>,
 }
 
 impl Worlds {
@@ -183,7 +185,7 @@ impl Worlds {
         let replicas = || vec![Replica::default(); REPLICAS];
         let saved = vec![<(Replica, Replica)>::default(); REPLICAS];
         let authors = (0..REPLICAS).map(author).collect();
-        Self { collecting: replicas(), keeping: replicas(), saved, authors }
+        Self { collecting: replicas(), keeping: replicas(), saved, authors, lost: Vec::new() }
     }
 
     fn step(&mut self, time: u64, step: &Step) {
@@ -237,10 +239,29 @@ impl Worlds {
                     (self.collecting[replica].clone(), self.keeping[replica].clone());
             }
             Step::Restore { replica } => {
+                self.lost.push(self.collecting[replica].knowledge.frontier.clone());
+                if !self.would_know_what_is_lost(replica) {
+                    self.lost.pop();
+                    return;
+                }
                 (self.collecting[replica], self.keeping[replica]) = self.saved[replica].clone();
                 self.authors[replica] = author(REPLICAS + usize::try_from(time).expect("short"));
             }
         }
+    }
+
+    /// Whether, if this replica were restored, somebody would account for all that was ever collected anywhere. A deletion
+    /// that only the lost stores knew of can be lost with them. If they had kept it, its vector might have been passed on
+    /// in that of a later version; if it was collected, there is nothing left of it.
+    fn would_know_what_is_lost(&self, restored: usize) -> bool {
+        let left = (0..REPLICAS).map(|replica| match replica == restored {
+            true => &self.saved[replica].0,
+            false => &self.collecting[replica],
+        });
+        let is_known = |frontier: &Frontier| {
+            left.clone().any(|replica| frontier.is_within(&replica.knowledge.known))
+        };
+        self.lost.iter().all(is_known)
     }
 
     fn all_hear_of_each_other(&mut self) {
