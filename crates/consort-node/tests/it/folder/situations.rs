@@ -659,7 +659,10 @@ fn a_question_is_over_when_others_deleted_the_same() {
     let names: Vec<String> = (0..30).map(|number| format!("f{number}")).collect();
     names.iter().for_each(|name| site.write(name, name));
     site.settle();
+    // All are found gone at once.
+    site.stop();
     names.iter().for_each(|name| fs::remove_file(site.at(name)).unwrap());
+    site.start();
     site.until("it asks", is_paused);
     for name in &names {
         if site.winner(name).is_some() {
