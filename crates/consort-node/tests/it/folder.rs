@@ -24,7 +24,7 @@ use consort_core::{
 };
 use consort_core::{Entry, NodeId};
 use consort_node::content::{Contents, Fetcher, LocalContent, Roots};
-use consort_node::folder::{Folder, LinkContext};
+use consort_node::folder::{Folder, LinkContext, Trouble};
 use consort_node::net::{Network, NetworkConfig};
 use consort_store::{Body, DiskStore, Transaction};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -375,6 +375,11 @@ fn assert_shows(path: &str, version: &Version, disk: &OnDisk, implicit: bool) {
             assert_eq!(disk.modified_ns, version.attributes.modified_ns, "the time of {path}");
         }
     }
+}
+
+/// Whether so much was deleted that it waits for an answer.
+fn is_paused(site: &Site) -> bool {
+    matches!(site.folder().progress().trouble(), Some(Trouble::Paused(_)))
 }
 
 /// Everything in a directory but for what is ours.

@@ -10,7 +10,7 @@ use consort_core::random::Random;
 use consort_core::{Attributes, Content, Kind};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::{Site, Stands, content_of, file_attributes, noise};
+use super::{Site, Stands, content_of, file_attributes, is_paused, noise};
 
 /// So many histories run with every test; `CONSORT_SEEDS=FROM..TO` runs others.
 const SEEDS: std::ops::Range<u64> = 0..12;
@@ -60,7 +60,7 @@ impl History {
                 14..19 => self.remote(),
                 19 | 20 => self.remote_deletion(),
                 21 => self.remote_directory(),
-                22 => self.site.settle(),
+                22 => self.settle(),
                 _ if self.below(2) == 0 => self.site.flush(),
                 _ => {
                     self.site.stop();
@@ -73,8 +73,7 @@ impl History {
                 }
             }
         }
-        self.site.folder().allow_mass_delete();
-        self.site.settle();
+        self.settle();
         self.site.check();
         let view = self.site.view();
         let all = consort_core::store::View::scan(&view, "", None, usize::MAX).unwrap();
@@ -94,6 +93,17 @@ impl History {
             }
             assert!(held.contains(content), "nobody replaced {what}, and it is gone");
         }
+    }
+
+    /// Waits until directory and store agree, whatever was deleted: what is asked waits with all that depends on it.
+    fn settle(&self) {
+        self.site.until("nothing is asked or pending any more", |site| {
+            if is_paused(site) {
+                site.folder().allow_mass_delete();
+            }
+            site.flush();
+            !is_paused(site) && site.view().pending(None, 1).unwrap().is_empty()
+        });
     }
 
     fn below(&mut self, bound: u64) -> u64 {

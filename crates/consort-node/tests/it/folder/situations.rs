@@ -10,14 +10,9 @@ use consort_core::limits::MAX_VECTOR_AUTHORS;
 use consort_core::{
     Attributes, AuthorId, Content, Dot, Kind, OnConflict, Timestamp, Version, VersionVector,
 };
-use consort_node::folder::Trouble;
 use crossbeam_channel::bounded;
 
-use super::{Site, Stands, content_of, file_attributes, key, noise};
-
-fn is_paused(site: &Site) -> bool {
-    matches!(site.folder().progress().trouble(), Some(Trouble::Paused(_)))
-}
+use super::{Site, Stands, content_of, file_attributes, is_paused, key, noise};
 
 #[test]
 fn what_others_wrote_appears_and_what_is_written_here_is_known() {
