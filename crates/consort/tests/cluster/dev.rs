@@ -1,15 +1,23 @@
 //! `consort dev` on a directory that somebody names: it takes none that belongs to another node.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::cluster::{Cluster, DATASET, Node, Outcome, text};
 
-/// `consort dev DIR`, running. The process is killed with the test.
-struct Dev(Child);
+/// How long a node may take to end.
+const BOUND: Duration = Duration::from_secs(30);
+
+/// `consort dev DIR`, running. The process is killed with the test, and its node ends when it notices that.
+struct Dev {
+    process: Child,
+    private: PathBuf,
+}
 
 impl Dev {
     /// Returns when it says that its nodes are ready.
@@ -24,9 +32,9 @@ impl Dev {
             .stderr(Stdio::null())
             .spawn()
             .expect("the binary runs");
-        let mut dev = Self(child);
+        let mut dev = Self { process: child, private: dir.join(".consort") };
         let mut line = String::new();
-        let stdout = dev.0.stdout.as_mut().expect("piped");
+        let stdout = dev.process.stdout.as_mut().expect("piped");
         BufReader::new(stdout).read_line(&mut line).expect("a line");
         let event: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         assert_eq!(text(&event["event"]), "ready");
@@ -36,8 +44,21 @@ impl Dev {
 
 impl Drop for Dev {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Dev {
+    /// Kills it, and waits until its node has let go of the directory.
+    fn kill(self) {
+        let private = File::open(&self.private).expect("a directory that is linked");
+        drop(self);
+        let end = Instant::now() + BOUND;
+        while private.try_lock().is_err() {
+            assert!(Instant::now() < end, "the node of a killed dev does not end");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -79,12 +100,12 @@ fn dev_takes_over_what_a_killed_dev_left_unless_a_node_has_it_by_now() {
     let running = Dev::start(&place, &node.dir);
     let refused = dev(node, &place).expect_failure(4, &["in use"]);
     assert!(!refused.stderr.contains("still marked"), "{refused}");
-    drop(running);
+    running.kill();
     assert!(node.path(".consort/id").exists(), "it was killed");
     dev(node, &place).expect_done();
     assert!(!node.path(".consort").exists());
 
-    drop(Dev::start(&place, &node.dir));
+    Dev::start(&place, &node.dir).kill();
     node.run(["dataset", "create", DATASET]).expect_done();
     node.link();
     node.wait();
