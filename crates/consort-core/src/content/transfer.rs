@@ -17,6 +17,7 @@
 mod provider;
 mod rank;
 
+use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::ops::Bound;
@@ -215,8 +216,8 @@ impl Transfer {
 
     /// A peer can be asked from now on.
     pub fn provider_up(&mut self, now: Instant, peer: NodeId) {
-        if !self.providers.contains_key(&peer) {
-            self.providers.insert(peer, Provider::new(now));
+        if let Entry::Vacant(entry) = self.providers.entry(peer) {
+            entry.insert(Provider::new(now));
             self.assign_anew(now);
         }
     }

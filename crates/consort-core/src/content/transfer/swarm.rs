@@ -22,7 +22,7 @@ const LATE: Option<u32> = None;
 const ALONE_US: u64 = CHUNKS as u64 * CHUNK_BYTES as u64 / BYTES_PER_US;
 
 fn chunk(number: usize) -> ChunkRef {
-    ChunkRef { hash: ChunkHash::of(&number.to_le_bytes()), length: CHUNK_BYTES }
+    ChunkRef { hash: ChunkHash::of(&(number as u64).to_le_bytes()), length: CHUNK_BYTES }
 }
 
 fn id(node: usize) -> NodeId {
@@ -241,7 +241,6 @@ fn many_take_little_longer_than_one_and_the_source_sends_little_more_than_one_co
     for (nodes, longest, most) in [(2, 1.05, 1.01), (3, 1.1, 1.1), (5, 1.3, 1.2), (9, 1.5, 1.3)] {
         let swarm = Swarm::new(nodes, |_, _| true).run();
         let (time, copies) = (swarm.time(), swarm.copies());
-        std::println!("{nodes}: {time} {copies}");
         assert!(time < longest && copies < most, "{nodes} nodes: time {time}, copies {copies}");
     }
 }
@@ -249,11 +248,9 @@ fn many_take_little_longer_than_one_and_the_source_sends_little_more_than_one_co
 #[test]
 fn what_goes_from_one_to_the_next_is_on_all_links_at_once() {
     let swarm = Swarm::new(5, |a, b| a.abs_diff(b) == 1).run();
-    std::println!("line: {} {}", swarm.time(), swarm.copies());
     assert!(swarm.time() < 1.3, "it takes {}", swarm.time());
     // Everybody knows two others on each side.
     let swarm = Swarm::new(12, |a, b| [1, 2, 10, 11].contains(&a.abs_diff(b))).run();
-    std::println!("ring: {} {}", swarm.time(), swarm.copies());
     assert!(swarm.copies() < 2.0, "the source sends {}", swarm.copies());
 }
 
@@ -263,6 +260,5 @@ fn a_node_that_is_killed_in_the_middle_delays_the_others_little() {
     let mut swarm = Swarm::new(5, |_, _| true);
     swarm.after(ALONE_US / 2, Event::Killed { node: 2 });
     let after = swarm.run();
-    std::println!("kill: {} {}", before.now, after.now);
     assert!(after.now < before.now + 1_000_000, "{} instead of {} µs", after.now, before.now);
 }
