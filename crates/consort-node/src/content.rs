@@ -8,6 +8,7 @@
 
 pub mod fetch;
 pub mod local;
+pub mod parked;
 pub mod serve;
 pub mod staged;
 

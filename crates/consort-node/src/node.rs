@@ -166,7 +166,8 @@ impl Node {
         } else {
             None
         };
-        let on_content = Arc::new(move |peer, connection| server.serve(peer, connection));
+        let serving = server.clone();
+        let on_content = Arc::new(move |peer, connection| serving.serve(peer, connection));
         let config = NetworkConfig { listen, on_content, join: desk.clone() };
         let network = Arc::new(Network::start(config, &identity, events).await?);
         let listen = network.local_addr();
@@ -178,6 +179,7 @@ impl Node {
         }
 
         let fetcher = Arc::new(Fetcher::start(Arc::clone(&network)));
+        server.promise_what_comes(&fetcher);
         let contents = Arc::new(Contents::new(local, fetcher));
         let shared = Arc::new(Shared::new(
             identity.peer().clone(),

@@ -5,57 +5,51 @@
 //! [`on_deadline`](Transfer::on_deadline) when [`deadline`](Transfer::deadline) has passed. Bytes never pass through
 //! here: the driver verifies them and reports an [`Outcome`] for each chunk.
 //!
-//! - Chunks are asked for in the order in which they were wanted, in batches, of all providers at once, and each chunk
-//!   of one provider at a time.
-//! - A provider has as many bytes under way as its window allows. The window grows while answers come fast, and shrinks
-//!   when one does not come in time; so a slow provider is asked for less.
-//! - A provider that fails rests: what it was asked for is asked of others, and after a while it is asked again.
+//! - Chunks are asked for in batches, of all providers at once, and each chunk of one provider at a time: in the order
+//!   in which they were wanted or, where several could have them, by chance among neighbours.
+//! - A provider has as many bytes under way as its window allows: what it sends in about a second (`provider.rs`).
+//! - Nodes that fetch the same share the work: each chunk is fetched from where it is complete by one of them, and by
+//!   the others from that one (`rank.rs`), so that the source sends it once.
+//! - A provider that fails rests: what it was asked for is asked of others, and after a while it is asked again. What one
+//!   is asked for that has become quiet is asked of others, too.
 //! - A chunk that every provider lacks is reported, asked for again after a delay, and at once of a provider that is new.
 
+mod provider;
+mod rank;
+
+use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::ops::Bound;
 use core::time::Duration;
 
+use self::provider::Provider;
+use self::rank::{Fetchers, Lack};
 use crate::content::ChunkRef;
-use crate::limits::{MAX_CHUNK_BYTES, MAX_CONTENT_MESSAGE_BYTES, MAX_REQUEST_CHUNKS};
+use crate::content::exchange::{LATE, Promise};
+use crate::limits::MAX_REQUEST_CHUNKS;
 use crate::model::NodeId;
 use crate::random::Random;
 use crate::time::Instant;
 
+pub use self::provider::{
+    ANSWER_TIMEOUT, FAST_ANSWER, FIRST_REST, FIRST_WINDOW_BYTES, LAST_REST, LEAST_WINDOW_BYTES,
+    MAX_REQUESTS, MAX_WINDOW_BYTES, QUIET_AFTER, REST_AFTER_WRONG, SLOW_ANSWER,
+};
+pub use self::rank::{COMING_AT_MOST, PASSED_OVER_FOR, QUIET_AT_MOST};
+
 /// Chunks that may be wanted at a time: a gigabyte of them at their average length, which is far more than all windows
-/// hold. Each takes about 200 bytes, and 16 for each provider that lacks it.
+/// hold. Each takes about 200 bytes, and 32 for each provider that lacks it.
 pub const MAX_WANTS: usize = 16 * 1024;
 
-/// Bytes of chunks that a provider is asked for at first before it has answered: enough for 1 Gbit/s at 30 ms.
-pub const FIRST_WINDOW_BYTES: usize = 4 << 20;
-/// The window of a provider that did not answer in time: one chunk.
-pub const LEAST_WINDOW_BYTES: usize = MAX_CHUNK_BYTES;
-/// The window of a provider that answers fast: enough for 1 Gbit/s at 130 ms. It also bounds what a receiver that has
-/// become slow is still sent.
-pub const MAX_WINDOW_BYTES: usize = 16 << 20;
-/// Requests under way to a provider; reached only with small chunks.
-pub const MAX_REQUESTS: usize = 16;
+/// Where several providers could have them, so many chunks are asked for in an order of chance, another one on each
+/// node: nodes that begin with different chunks have something to give each other.
+pub const SHUFFLED: u64 = 1024;
 
-/// A provider that is asked for something and answers nothing for this long is given up for a while.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// An answer that comes within this time lets the window grow.
-pub const FAST_ANSWER: Duration = Duration::from_millis(500);
-/// How long a provider rests after its first failure; doubled by each further one.
-pub const FIRST_REST: Duration = Duration::from_millis(250);
-/// The longest rest after failures.
-pub const LAST_REST: Duration = Duration::from_secs(30);
-/// The rest of a provider that sent wrong bytes. It is damaged or hostile: others are better, but it may be the only
-/// one, and what it sends right is right.
-pub const REST_AFTER_WRONG: Duration = Duration::from_secs(60);
 /// When a chunk that nobody has is asked for again, first: its holders may just be receiving it. Doubled each time.
 pub const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// The longest time after which a chunk that nobody has is asked for again.
 pub const LAST_RETRY: Duration = Duration::from_secs(15);
-
-const _: () = assert!(MAX_CHUNK_BYTES <= LEAST_WINDOW_BYTES);
-const _: () = assert!(LEAST_WINDOW_BYTES <= FIRST_WINDOW_BYTES);
-const _: () = assert!(MAX_CONTENT_MESSAGE_BYTES <= FIRST_WINDOW_BYTES);
 
 /// What became of one chunk of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +58,8 @@ pub enum Outcome {
     Arrived,
     /// The provider does not have it.
     Missing,
+    /// The provider is just getting it, and sends it then without being asked again.
+    Coming(Promise),
     /// Bytes came that are not those of the chunk.
     Wrong,
 }
@@ -101,7 +97,7 @@ pub enum Effect {
 pub enum Fault {
     /// It sent bytes that are not those of the chunk that was asked for.
     WrongBytes,
-    /// It answered nothing for [`ANSWER_TIMEOUT`].
+    /// It sent nothing for [`ANSWER_TIMEOUT`].
     TimedOut,
 }
 
@@ -112,11 +108,14 @@ pub enum Fault {
 pub struct Transfer {
     /// By name and length: somebody who names a chunk with a wrong length keeps nobody else from it.
     wants: BTreeMap<ChunkRef, Want>,
-    /// What is wanted and not under way, in order.
-    queue: BTreeMap<u64, ChunkRef>,
-    next_order: u64,
+    /// What can be asked for now: of one provider, or (none) of those that seem to have everything.
+    queue: BTreeMap<(Option<NodeId>, Order), ChunkRef>,
+    next_number: u64,
+    /// What may have to be asked of somebody else, or of somebody again, by time.
+    later: BTreeSet<(Instant, ChunkRef)>,
     /// What nobody has, by the time when it is asked for again.
     retries: BTreeSet<(Instant, ChunkRef)>,
+    fetchers: Fetchers,
     providers: BTreeMap<NodeId, Provider>,
     /// Who was asked last: the next one is next.
     turn: NodeId,
@@ -125,53 +124,54 @@ pub struct Transfer {
     random: Random,
 }
 
+/// A place in the queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Order {
+    /// Others were to be asked first, and did not have it.
+    passed_over: bool,
+    group: u64,
+    chance: u64,
+    number: u64,
+}
+
 #[derive(Debug)]
 struct Want {
-    order: u64,
-    /// Who is asked for it; nobody while it is in the queue.
-    asked: Option<NodeId>,
+    order: Order,
+    state: State,
+    /// When it is looked whom to ask again.
+    later: Option<Instant>,
     /// Who said in this round not to have it.
-    lacking: Vec<NodeId>,
+    lacking: Vec<Lack>,
     /// When the next round begins, if it was reported that nobody has it.
     retry: Option<Instant>,
     rounds: u32,
 }
 
-#[derive(Debug)]
-struct Provider {
-    window: usize,
-    /// Bytes under way.
-    pending: usize,
-    requests: BTreeMap<u32, Sent>,
-    /// The chunks of all its requests, also those that nobody wants any more.
-    asked: BTreeSet<ChunkRef>,
-    /// When it last answered, or began to have something to answer.
-    progress: Instant,
-    /// It rests until then.
-    rests: Option<Instant>,
-    /// Failures since it last answered well.
-    failures: u32,
-    /// Nothing before this place in the queue can be asked of it.
-    from: u64,
-}
-
-#[derive(Debug)]
-struct Sent {
-    at: Instant,
-    chunks: Vec<ChunkRef>,
+/// What is done about a want.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It is in the queue of this provider, or of those that seem to have everything.
+    Queued(Option<NodeId>),
+    /// This provider was asked for it.
+    Asked(NodeId),
+    /// This provider is just getting it, and sends it then.
+    Coming(NodeId),
 }
 
 impl Transfer {
-    /// Nothing is wanted, and nobody is there. `seed` spreads the choice of whom to ask first over a cluster.
-    pub fn new(seed: u64) -> Self {
+    /// Nothing is wanted, and nobody is there. `node` is this one; `seed` spreads the choice of whom to ask first over a
+    /// cluster.
+    pub fn new(node: NodeId, seed: u64) -> Self {
         let mut random = Random::new(seed);
         let mut turn = [0; 16];
         turn[..8].copy_from_slice(&random.next_u64().to_le_bytes());
         Self {
             wants: BTreeMap::new(),
             queue: BTreeMap::new(),
-            next_order: 0,
+            next_number: 0,
+            later: BTreeSet::new(),
             retries: BTreeSet::new(),
+            fetchers: Fetchers::new(node),
             providers: BTreeMap::new(),
             turn: NodeId(turn),
             next_id: 0,
@@ -194,44 +194,41 @@ impl Transfer {
             return;
         }
         assert!(self.wants.len() < MAX_WANTS, "more than {MAX_WANTS} chunks are wanted");
-        let order = self.next_order;
-        self.next_order += 1;
-        let lacking = Vec::new();
-        self.wants.insert(chunk, Want { order, asked: None, lacking, retry: None, rounds: 0 });
-        self.queue.insert(order, chunk);
-        self.report_if_unavailable(now, chunk);
+        let (number, lacking) = (self.next_number, Vec::new());
+        self.next_number += 1;
+        let chance = if 1 < self.providers.len() { self.random.next_u64() } else { 0 };
+        let order = Order { passed_over: false, group: number / SHUFFLED, chance, number };
+        let state = State::Queued(None);
+        self.wants
+            .insert(chunk, Want { order, state, later: None, lacking, retry: None, rounds: 0 });
+        self.enqueue(now, chunk);
     }
 
     /// Wants a chunk no longer. What is under way is let come, and counts in its provider's window.
     pub fn cancel(&mut self, chunk: ChunkRef) {
-        if let Some(want) = self.wants.remove(&chunk) {
-            self.queue.remove(&want.order);
-            if let Some(retry) = want.retry {
-                self.retries.remove(&(retry, chunk));
-            }
+        self.dequeue(chunk);
+        if let Some(want) = self.wants.remove(&chunk)
+            && let Some(retry) = want.retry
+        {
+            self.retries.remove(&(retry, chunk));
         }
     }
 
     /// A peer can be asked from now on.
     pub fn provider_up(&mut self, now: Instant, peer: NodeId) {
-        self.providers.entry(peer).or_insert(Provider {
-            window: FIRST_WINDOW_BYTES,
-            pending: 0,
-            requests: BTreeMap::new(),
-            asked: BTreeSet::new(),
-            progress: now,
-            rests: None,
-            failures: 0,
-            from: 0,
-        });
+        if let Entry::Vacant(entry) = self.providers.entry(peer) {
+            entry.insert(Provider::new(now));
+            self.assign_anew(now);
+        }
     }
 
     /// A peer is gone, and with it all requests to it.
     pub fn provider_down(&mut self, now: Instant, peer: NodeId) {
         if let Some(mut provider) = self.providers.remove(&peer) {
-            self.release(peer, provider.abandon());
-            self.wants.values_mut().for_each(|want| want.lacking.retain(|lacks| *lacks != peer));
-            self.report_all_unavailable(now);
+            let asked = provider.abandon();
+            self.wants.values_mut().for_each(|want| want.lacking.retain(|lack| lack.peer != peer));
+            self.release(now, peer, asked);
+            self.assign_anew(now);
         }
     }
 
@@ -239,27 +236,46 @@ impl Transfer {
     /// that was dropped changes nothing.
     pub fn answered(&mut self, now: Instant, peer: NodeId, id: u32, outcomes: &[Outcome]) {
         let Some(provider) = self.providers.get_mut(&peer) else { return };
-        let Some(sent) = provider.requests.remove(&id) else { return };
-        debug_assert_eq!(sent.chunks.len(), outcomes.len(), "an answer does not fit its request");
-        provider.progress = now;
-        provider.failures = 0;
-        if now.since(sent.at) <= FAST_ANSWER {
-            provider.window = (provider.window * 2).min(MAX_WINDOW_BYTES);
-        }
-        for chunk in &sent.chunks {
-            provider.asked.remove(chunk);
-            provider.pending -= chunk.length as usize;
-        }
-        for (&chunk, outcome) in sent.chunks.iter().zip(outcomes) {
+        let was = provider.standing();
+        let Some(chunks) = provider.answered(now, id, outcomes) else { return };
+        let is_as_before = provider.standing() == was;
+        for (&chunk, outcome) in chunks.iter().zip(outcomes) {
             match outcome {
                 Outcome::Arrived => self.cancel(chunk),
-                Outcome::Missing => self.on_missing(now, peer, chunk),
-                Outcome::Wrong => self.release(peer, [chunk]),
+                Outcome::Missing => self.on_missing(now, peer, chunk, None),
+                Outcome::Coming(promise) => self.on_missing(now, peer, chunk, Some(*promise)),
+                Outcome::Wrong => self.release(now, peer, [chunk]),
             }
         }
         if outcomes.contains(&Outcome::Wrong) {
             self.effects.push_back(Effect::Drop { peer, fault: Fault::WrongBytes });
             self.rest(now, peer, REST_AFTER_WRONG);
+        } else if !is_as_before {
+            self.assign_anew(now);
+        }
+    }
+
+    /// A chunk came that the provider was getting when it was asked for it. Its bytes are right.
+    pub fn arrived_late(&mut self, now: Instant, peer: NodeId, chunk: ChunkRef) {
+        if let Some(provider) = self.providers.get_mut(&peer) {
+            provider.gives(now);
+        }
+        self.cancel(chunk);
+    }
+
+    /// Bytes came for a chunk that was coming, and they are not those of the chunk.
+    pub fn wrong_late(&mut self, now: Instant, peer: NodeId) {
+        if self.providers.contains_key(&peer) {
+            self.effects.push_back(Effect::Drop { peer, fault: Fault::WrongBytes });
+            self.rest(now, peer, REST_AFTER_WRONG);
+        }
+    }
+
+    /// A part of an answer came. However long the rest takes, the provider is there.
+    pub fn heard(&mut self, now: Instant, peer: NodeId) {
+        let Some(provider) = self.providers.get_mut(&peer) else { return };
+        if provider.heard(now) {
+            self.assign_anew(now);
         }
     }
 
@@ -267,14 +283,28 @@ impl Transfer {
     /// the driver. It is asked again after a rest.
     pub fn failed(&mut self, now: Instant, peer: NodeId) {
         let Some(provider) = self.providers.get_mut(&peer) else { return };
-        let rest = doubled(FIRST_REST, provider.failures, LAST_REST);
-        provider.failures = provider.failures.saturating_add(1);
+        let rest = doubled(FIRST_REST, provider.failed(), LAST_REST);
         self.rest(now, peer, rest);
     }
 
     /// Whether a provider owes an answer.
     pub fn is_asked(&self, peer: NodeId) -> bool {
-        self.providers.get(&peer).is_some_and(|provider| !provider.requests.is_empty())
+        self.providers.get(&peer).is_some_and(Provider::is_asked)
+    }
+
+    /// What can be promised of a chunk that another node asks for, and that is not here: that it is on its way here, from
+    /// somebody else.
+    pub fn promise(&self, chunk: &ChunkRef, asker: NodeId) -> Option<Promise> {
+        let want = self.wants.get(chunk)?;
+        let seems_complete =
+            |(peer, p): (&NodeId, &Provider)| *peer != asker && !p.rests() && !p.is_partial();
+        let is_direct = match want.state {
+            State::Coming(peer) => return (peer != asker).then_some(Promise::Indirect),
+            State::Asked(peer) => self.providers.get_key_value(&peer).is_some_and(seems_complete),
+            State::Queued(None) => self.providers.iter().any(seems_complete),
+            State::Queued(Some(_)) => false,
+        };
+        is_direct.then_some(Promise::Direct)
     }
 
     /// Whether there are chunks that nobody has now.
@@ -284,14 +314,15 @@ impl Transfer {
 
     /// Whether there are such, and a provider has said of each of them that it does not have it.
     pub fn is_lacked_by(&self, peer: NodeId) -> bool {
-        let lacks = |(_, chunk): &(Instant, ChunkRef)| self.wants[chunk].lacking.contains(&peer);
+        let lacks = |(_, chunk): &(Instant, ChunkRef)| self.wants[chunk].lack_of(peer).is_some();
         self.is_lacking() && self.retries.iter().all(lacks)
     }
 
     /// When [`on_deadline`](Self::on_deadline) has something to do.
     pub fn deadline(&self) -> Option<Instant> {
         let providers = self.providers.values().filter_map(Provider::deadline);
-        providers.chain(self.retries.first().map(|(at, _)| *at)).min()
+        let chunks = [self.retries.first(), self.later.first()].into_iter().flatten();
+        providers.chain(chunks.map(|(at, _)| *at)).min()
     }
 
     /// Does what time alone brings about.
@@ -301,13 +332,23 @@ impl Transfer {
             self.providers.iter().filter(|(_, p)| due(p)).map(|(peer, _)| *peer).collect();
         for peer in peers {
             let provider = self.providers.get_mut(&peer).expect("it was found above");
-            if provider.rests.take().is_some() {
-                (provider.from, provider.progress) = (0, now);
-            } else {
-                provider.window = (provider.window / 4).max(LEAST_WINDOW_BYTES);
-                self.effects.push_back(Effect::Drop { peer, fault: Fault::TimedOut });
-                self.failed(now, peer);
+            match provider.on_deadline(now) {
+                provider::Due::Rested => self.assign_anew(now),
+                provider::Due::Quiet(asked) => {
+                    self.release(now, peer, asked);
+                    self.assign_anew(now);
+                }
+                provider::Due::TimedOut => {
+                    self.effects.push_back(Effect::Drop { peer, fault: Fault::TimedOut });
+                    self.failed(now, peer);
+                }
             }
+        }
+        while let Some(&(at, chunk)) = self.later.first()
+            && at <= now
+        {
+            self.dequeue(chunk);
+            self.enqueue(now, chunk);
         }
         while let Some(&(at, chunk)) = self.retries.first()
             && at <= now
@@ -316,10 +357,9 @@ impl Transfer {
             let want = self.wants.get_mut(&chunk).expect("what is retried is wanted");
             want.retry = None;
             want.lacking.clear();
-            if want.asked.is_none() {
-                let order = want.order;
-                self.rewind(order);
-                self.report_if_unavailable(now, chunk);
+            if let State::Queued(_) = want.state {
+                self.dequeue(chunk);
+                self.enqueue(now, chunk);
             }
         }
     }
@@ -340,17 +380,17 @@ impl Transfer {
 
     fn ask(&mut self, now: Instant, peer: NodeId) -> Option<Effect> {
         let provider = self.providers.get_mut(&peer)?;
+        let of = provider.is_partial().then_some(peer);
+        let range = (of, Order::default())..=(of, Order::LAST);
         let (mut chunks, mut bytes) = (Vec::new(), 0);
-        for (&order, chunk) in self.queue.range(provider.from..) {
-            let want = &self.wants[chunk];
-            provider.from = order + 1;
-            if want.lacking.contains(&peer) || provider.asked.contains(chunk) {
+        for (_, chunk) in self.queue.range(range) {
+            let lacks = self.wants[chunk].lack_of(peer).is_some_and(|lack| !lack.is_over(now));
+            if lacks || provider.has_asked(chunk) {
                 continue;
             }
             let length = chunk.length as usize;
             let fits = bytes + length <= provider.batch_bytes() || chunks.is_empty();
             if !fits || chunks.len() == MAX_REQUEST_CHUNKS {
-                provider.from = order;
                 break;
             }
             bytes += length;
@@ -359,75 +399,62 @@ impl Transfer {
         if chunks.is_empty() {
             return None;
         }
-        for chunk in &chunks {
-            let want = self.wants.get_mut(chunk).expect("what is in the queue is wanted");
-            want.asked = Some(peer);
-            self.queue.remove(&want.order);
-            provider.asked.insert(*chunk);
-        }
-        if provider.requests.is_empty() {
-            provider.progress = now;
-        }
         let id = self.next_id;
-        self.next_id = self.next_id.wrapping_add(1);
+        self.next_id = (self.next_id + 1) % LATE;
         self.turn = peer;
-        provider.pending += bytes;
-        provider.requests.insert(id, Sent { at: now, chunks: chunks.clone() });
+        provider.ask(now, id, &chunks);
+        for chunk in &chunks {
+            self.dequeue(*chunk);
+            self.wants.get_mut(chunk).expect("what is in the queue is wanted").state =
+                State::Asked(peer);
+        }
         Some(Effect::Request { peer, id, chunks })
     }
 
-    fn on_missing(&mut self, now: Instant, peer: NodeId, chunk: ChunkRef) {
-        if let Some(want) = self.wants.get_mut(&chunk) {
-            want.lacking.push(peer);
-            self.release(peer, [chunk]);
-            self.report_if_unavailable(now, chunk);
+    fn on_missing(
+        &mut self,
+        now: Instant,
+        peer: NodeId,
+        chunk: ChunkRef,
+        promise: Option<Promise>,
+    ) {
+        let Some(want) = self.wants.get_mut(&chunk) else { return };
+        let since = want.lack_of(peer).and_then(|lack| lack.coming).map(|(_, since)| since);
+        let coming = promise.map(|promise| (promise, since.unwrap_or(now)));
+        want.lacking.retain(|lack| lack.peer != peer);
+        want.lacking.push(Lack { peer, at: now, coming });
+        if want.state == State::Asked(peer) {
+            self.enqueue(now, chunk);
         }
     }
 
     /// Puts back into the queue what `peer` was asked for.
-    fn release(&mut self, peer: NodeId, chunks: impl IntoIterator<Item = ChunkRef>) {
-        let mut first = u64::MAX;
+    fn release(&mut self, now: Instant, peer: NodeId, chunks: impl IntoIterator<Item = ChunkRef>) {
         for chunk in chunks {
-            if let Some(want) = self.wants.get_mut(&chunk)
-                && want.asked == Some(peer)
-            {
-                want.asked = None;
-                self.queue.insert(want.order, chunk);
-                first = first.min(want.order);
+            if self.wants.get(&chunk).is_some_and(|want| want.state == State::Asked(peer)) {
+                self.enqueue(now, chunk);
             }
         }
-        self.rewind(first);
     }
 
-    /// Lets all providers look at the queue from `order` on again.
-    fn rewind(&mut self, order: u64) {
-        for provider in self.providers.values_mut() {
-            provider.from = provider.from.min(order);
+    /// Puts a want where it can be asked for, or lets it wait for whoever is getting it, or reports that nobody has it.
+    fn enqueue(&mut self, now: Instant, chunk: ChunkRef) {
+        let want = self.wants.get_mut(&chunk).expect("it is wanted");
+        let turn = self.fetchers.whom_to_ask(now, &chunk, &want.lacking, &self.providers);
+        want.later = turn.until;
+        self.later.extend(turn.until.map(|until| (until, chunk)));
+        if let Some(peer) = turn.of.filter(|_| turn.waits) {
+            want.state = State::Coming(peer);
+            return;
         }
-    }
-
-    fn rest(&mut self, now: Instant, peer: NodeId, rest: Duration) {
-        let provider = self.providers.get_mut(&peer).expect("the caller knows it");
-        // Half of it by chance, so that nodes that lost the same peer do not return in step.
-        let half = u64::try_from(rest.as_micros() / 2).unwrap_or(u64::MAX);
-        let jitter = Duration::from_micros(self.random.below(half + 1));
-        provider.rests = Some(now + rest / 2 + jitter);
-        let asked = provider.abandon();
-        self.release(peer, asked);
-        self.report_all_unavailable(now);
-    }
-
-    fn report_all_unavailable(&mut self, now: Instant) {
-        let queued: Vec<_> = self.queue.values().copied().collect();
-        queued.into_iter().for_each(|chunk| self.report_if_unavailable(now, chunk));
-    }
-
-    fn report_if_unavailable(&mut self, now: Instant, chunk: ChunkRef) {
-        let Some(want) = self.wants.get_mut(&chunk) else { return };
+        want.order.passed_over = turn.passed_over;
+        want.state = State::Queued(turn.of);
+        self.queue.insert((turn.of, want.order), chunk);
         let may_have = |(peer, provider): (&NodeId, &Provider)| {
-            provider.rests.is_none() && !want.lacking.contains(peer)
+            let lack = want.lack_of(*peer);
+            !provider.rests() && lack.is_none_or(|lack| lack.coming.is_some())
         };
-        if want.asked.is_some() || want.retry.is_some() || self.providers.iter().any(may_have) {
+        if want.retry.is_some() || self.providers.iter().any(may_have) {
             return;
         }
         let retry = now + doubled(FIRST_RETRY, want.rounds, LAST_RETRY);
@@ -436,29 +463,50 @@ impl Transfer {
         self.retries.insert((retry, chunk));
         self.effects.push_back(Effect::Unavailable { chunk, lacking: want.lacking.len() });
     }
+
+    /// Takes a want away from where it waits.
+    fn dequeue(&mut self, chunk: ChunkRef) {
+        let Some(want) = self.wants.get_mut(&chunk) else { return };
+        if let Some(later) = want.later.take() {
+            self.later.remove(&(later, chunk));
+        }
+        if let State::Queued(of) = want.state {
+            self.queue.remove(&(of, want.order));
+        }
+    }
+
+    /// Providers are others than before, or stand otherwise: what waits may have to wait for somebody else.
+    fn assign_anew(&mut self, now: Instant) {
+        let waiting = |(chunk, want): (&ChunkRef, &Want)| match want.state {
+            State::Asked(_) => None,
+            State::Queued(_) | State::Coming(_) => Some(*chunk),
+        };
+        let waiting: Vec<ChunkRef> = self.wants.iter().filter_map(waiting).collect();
+        for chunk in waiting {
+            self.dequeue(chunk);
+            self.enqueue(now, chunk);
+        }
+    }
+
+    fn rest(&mut self, now: Instant, peer: NodeId, rest: Duration) {
+        let provider = self.providers.get_mut(&peer).expect("the caller knows it");
+        // Half of it by chance, so that nodes that lost the same peer do not return in step.
+        let half = u64::try_from(rest.as_micros() / 2).unwrap_or(u64::MAX);
+        let jitter = Duration::from_micros(self.random.below(half + 1));
+        let asked = provider.rest_until(now + rest / 2 + jitter);
+        self.release(now, peer, asked);
+        self.assign_anew(now);
+    }
 }
 
-impl Provider {
-    /// A quarter of the window, so that the next request is there before the last is answered; at most a message.
-    fn batch_bytes(&self) -> usize {
-        (self.window / 4).min(MAX_CONTENT_MESSAGE_BYTES)
-    }
+impl Order {
+    const LAST: Self =
+        Self { passed_over: true, group: u64::MAX, chance: u64::MAX, number: u64::MAX };
+}
 
-    fn has_room(&self) -> bool {
-        let fits = self.pending + self.batch_bytes() <= self.window;
-        self.rests.is_none() && self.requests.len() < MAX_REQUESTS && fits
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        let answer = || (!self.requests.is_empty()).then(|| self.progress + ANSWER_TIMEOUT);
-        self.rests.or_else(answer)
-    }
-
-    /// Forgets all requests, and returns what they asked for.
-    fn abandon(&mut self) -> BTreeSet<ChunkRef> {
-        self.requests.clear();
-        self.pending = 0;
-        core::mem::take(&mut self.asked)
+impl Want {
+    fn lack_of(&self, peer: NodeId) -> Option<Lack> {
+        self.lacking.iter().find(|lack| lack.peer == peer).copied()
     }
 }
 
@@ -466,5 +514,7 @@ fn doubled(first: Duration, times: u32, last: Duration) -> Duration {
     first.saturating_mul(1 << times.min(16)).min(last)
 }
 
+#[cfg(test)]
+mod swarm;
 #[cfg(test)]
 mod tests;

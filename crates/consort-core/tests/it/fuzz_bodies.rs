@@ -1,7 +1,7 @@
 //! What the fuzz targets in `fuzz/` do with their bytes. Here so that a test drives them with a bounded number of
 //! random inputs on every compiler; finding more than that is the fuzzer's work.
 
-use consort_core::content::exchange::{Request, Response};
+use consort_core::content::exchange::{Answer, Reply, Request};
 use consort_core::content::manifest;
 use consort_core::content::{ChunkRef, NodeRef};
 use consort_core::encoding::Reader;
@@ -42,17 +42,25 @@ pub(crate) fn manifest(bytes: &[u8]) {
     let _ = manifest::decode(node, 1 + level % 4, &reference);
 }
 
-/// What is a request for chunks has one encoding; of a response, nothing is longer than what it is in.
+/// What is a request for chunks has one encoding; of a reply, nothing is longer than what it is in.
 pub(crate) fn exchange(bytes: &[u8]) {
     if let Ok(request) = Request::decode(bytes) {
         let mut again = Vec::new();
         request.encode(&mut again);
         assert_eq!(again, bytes);
     }
-    if let Ok(response) = Response::decode(bytes) {
-        let length: usize = response.answers.into_iter().flatten().map(<[u8]>::len).sum();
-        assert!(length <= bytes.len());
-    }
+    let length = match Reply::decode(bytes) {
+        Ok(Reply::Response(response)) => {
+            let length = |answer: Answer<&[u8]>| match answer {
+                Answer::Chunk(chunk) => chunk.len(),
+                Answer::Missing | Answer::Coming(_) => 0,
+            };
+            response.answers.into_iter().map(length).sum()
+        }
+        Ok(Reply::Late(chunks)) => chunks.into_iter().map(|(_, chunk)| chunk.len()).sum(),
+        Err(_) => 0,
+    };
+    assert!(length <= bytes.len());
 }
 
 /// A word has one encoding, and a member takes any datagram of another: it answers within the bounds of datagrams.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use consort_core::ChunkRef;
-use consort_core::content::exchange::Request;
+use consort_core::content::exchange::{Promise, Request};
 use consort_core::content::transfer::{Effect, Fault, MAX_WANTS, Outcome, Transfer};
 use crossbeam_channel::{RecvTimeoutError, Sender, TrySendError, bounded};
 use tokio::runtime::Handle;
@@ -106,13 +106,14 @@ impl Fetcher {
     /// Starts with no peer; tasks run on the current tokio runtime.
     pub fn start(network: Arc<Network>) -> Self {
         let [a, b, c, d, e, f, g, h] = crate::net::random();
+        let node = network.node();
         let shared = Arc::new(Shared {
             network,
             runtime: Handle::current(),
             epoch: Instant::now(),
             alarm: Notify::new(),
             state: Mutex::new(State {
-                transfer: Transfer::new(u64::from_le_bytes([a, b, c, d, e, f, g, h])),
+                transfer: Transfer::new(node, u64::from_le_bytes([a, b, c, d, e, f, g, h])),
                 sinks: BTreeMap::new(),
                 connections: BTreeMap::new(),
                 next_connection: 0,
@@ -155,6 +156,11 @@ impl Fetcher {
     /// Whether there are such, and this peer said so of each of them.
     pub fn is_lacked_by(&self, peer: NodeId) -> bool {
         self.shared.lock().transfer.is_lacked_by(peer)
+    }
+
+    /// What can be promised of a chunk that a peer asks for, and that is not here.
+    pub fn promise(&self, chunk: &ChunkRef, asker: NodeId) -> Option<Promise> {
+        self.shared.lock().transfer.promise(chunk, asker)
     }
 
     /// Wants chunks; never blocks. Each arrives in `sink` once, in any order, as verified bytes;
@@ -338,6 +344,21 @@ impl Shared {
 impl State {
     fn is_current(&self, peer: NodeId, number: u64) -> bool {
         self.connections.get(&peer).is_some_and(|connection| connection.number == number)
+    }
+
+    fn heard(&mut self, now: consort_core::Instant, peer: NodeId, number: u64) {
+        if self.is_current(peer, number) {
+            self.transfer.heard(now, peer);
+        }
+    }
+
+    /// Counts what came, and delivers what is right of it.
+    fn take(&mut self, peer: NodeId, outcomes: &[Outcome], arrived: &[(ChunkRef, ChunkBytes)]) {
+        for (chunk, bytes) in arrived {
+            self.deliver(peer, *chunk, bytes);
+        }
+        let wrong = outcomes.iter().filter(|outcome| **outcome == Outcome::Wrong).count() as u64;
+        self.count(peer, |count| count.wrong += wrong);
     }
 
     fn deliver(&mut self, peer: NodeId, chunk: ChunkRef, bytes: &ChunkBytes) {

@@ -12,6 +12,7 @@ use consort_core::store::StoreError;
 use consort_core::{ChunkHash, ChunkRef, DatasetId, Key};
 use consort_store::{Body, DiskStore, Place, ReadError, Transaction};
 
+use crate::content::parked::Parked;
 use crate::content::staged::StagedChunks;
 use crate::folder::{Root, recorded_meta};
 
@@ -45,6 +46,7 @@ pub struct LocalContent {
     store: DiskStore,
     roots: Arc<Roots>,
     staged: Arc<StagedChunks>,
+    parked: Arc<Parked>,
 }
 
 impl fmt::Debug for LocalContent {
@@ -56,7 +58,7 @@ impl fmt::Debug for LocalContent {
 impl LocalContent {
     /// Reads where `store` says, in the directories of `roots`.
     pub fn new(store: DiskStore, roots: Arc<Roots>) -> Self {
-        Self { store, roots, staged: Arc::default() }
+        Self { store, roots, staged: Arc::default(), parked: Arc::default() }
     }
 
     /// The linked directories in which chunks are looked for.
@@ -67,6 +69,11 @@ impl LocalContent {
     /// The chunks of files that are staged and not recorded yet.
     pub fn staged(&self) -> &Arc<StagedChunks> {
         &self.staged
+    }
+
+    /// Who waits for chunks that are still to arrive.
+    pub fn parked(&self) -> &Arc<Parked> {
+        &self.parked
     }
 
     /// The store that knows the places.

@@ -2,22 +2,30 @@
 //! answer is being written, the next ones are read from the disk.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use consort_core::content::exchange::{Request, Response};
+use consort_core::ChunkRef;
+use consort_core::content::exchange::{
+    Answer, Request, encode_late, encode_response, payload_bytes,
+};
 use consort_core::encoding::DecodeError;
-use consort_core::limits::{MAX_CONTENT_MESSAGE_BYTES, MAX_CONTENT_OVERHEAD_BYTES};
+use consort_core::limits::{
+    MAX_CONTENT_MESSAGE_BYTES, MAX_CONTENT_OVERHEAD_BYTES, MAX_REQUEST_CHUNKS,
+};
 use consort_core::store::StoreError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::content::local::LocalContent;
+use crate::content::fetch::Fetcher;
+use crate::content::local::{LocalContent, Reader};
+use crate::content::parked::Seat;
+use crate::content::staged::StagedChunks;
 use crate::net::frame::{FrameError, MAX_CONTENT_FRAME_BYTES};
 use crate::net::network::{ContentReader, ContentWriter};
-use crate::net::{ContentConnection, PeerIdentity};
+use crate::net::{ContentConnection, NodeId, PeerIdentity};
 
 /// Requests of all peers that are being read from the disk at a time: as many as a disk profits
 /// from.
@@ -44,6 +52,7 @@ pub struct Server(Arc<Shared>);
 
 struct Shared {
     local: Arc<LocalContent>,
+    fetcher: OnceLock<Weak<Fetcher>>,
     reads: Arc<Semaphore>,
     answers: Arc<Semaphore>,
     bytes: AtomicU64,
@@ -76,8 +85,8 @@ enum ServeError {
     Interrupted(#[from] tokio::task::JoinError),
 }
 
-/// An answer that is ready to be written.
-struct Answer {
+/// What is ready to be written.
+struct Prepared {
     buffers: Buffers,
     /// How much of the payload is meant.
     end: usize,
@@ -97,11 +106,18 @@ impl Server {
     pub fn new(local: Arc<LocalContent>) -> Self {
         Self(Arc::new(Shared {
             local,
+            fetcher: OnceLock::new(),
             reads: Arc::new(Semaphore::new(MAX_READS)),
             answers: Arc::new(Semaphore::new(MAX_ANSWERS)),
             bytes: AtomicU64::new(0),
             chunks: AtomicU64::new(0),
         }))
+    }
+
+    /// What this one fetches is promised to peers from now on, and sent to them when it has arrived.
+    pub fn promise_what_comes(&self, fetcher: &Arc<Fetcher>) {
+        // Later ones change nothing: a node has one.
+        let _ = self.0.fetcher.set(Arc::downgrade(fetcher));
     }
 
     /// Serves a connection until it ends, on the current tokio runtime; returns at once. Made for
@@ -110,7 +126,7 @@ impl Server {
         let shared = Arc::clone(&self.0);
         tokio::spawn(async move {
             let peer_name = &*peer.name;
-            match shared.converse(connection).await {
+            match shared.converse(connection, peer.node).await {
                 Ok(()) => {}
                 Err(error @ (ServeError::BadRequest(_) | ServeError::Stalled)) => {
                     tracing::warn!(peer = peer_name, %error, "a content connection was closed");
@@ -138,11 +154,15 @@ impl Server {
 }
 
 impl Shared {
-    async fn converse(self: &Arc<Self>, connection: ContentConnection) -> Result<(), ServeError> {
+    async fn converse(
+        self: &Arc<Self>,
+        connection: ContentConnection,
+        peer: NodeId,
+    ) -> Result<(), ServeError> {
         let ContentConnection { reader, writer } = connection;
         let (ready, answers) = mpsc::channel(MAX_ANSWERS_PER_CONNECTION - 2);
         let (empty, spare) = mpsc::channel(MAX_ANSWERS_PER_CONNECTION);
-        let prepare = self.prepare(reader, ready, spare);
+        let prepare = self.prepare(reader, peer, ready, spare);
         let write = self.write(writer, answers, empty);
         tokio::try_join!(prepare, write).map(drop)
     }
@@ -150,21 +170,35 @@ impl Shared {
     async fn prepare(
         self: &Arc<Self>,
         mut reader: ContentReader,
-        ready: mpsc::Sender<Answer>,
+        peer: NodeId,
+        ready: mpsc::Sender<Prepared>,
         mut spare: mpsc::Receiver<Buffers>,
     ) -> Result<(), ServeError> {
-        while let Ok(frame) = timeout(IDLE_TIMEOUT, reader.read()).await {
-            let Some(frame) = frame? else { break };
-            let request = Request::decode(&frame)?;
+        let (seat, arrived) = self.local.parked().seat();
+        let (seat, mut arrived) = (Arc::new(seat), Arrived { chunks: arrived, next: None });
+        loop {
+            let request = tokio::select! {
+                frame = timeout(IDLE_TIMEOUT, reader.read()) => {
+                    let Ok(frame) = frame else { break };
+                    let Some(frame) = frame? else { break };
+                    Some(Request::decode(&frame)?)
+                }
+                () = arrived.some() => None,
+            };
             let permit = acquire(&self.answers).await;
             let reading = acquire(&self.reads).await;
             let buffers = spare.try_recv().unwrap_or_default();
-            let shared = Arc::clone(self);
-            let answer = spawn_blocking(move || {
+            let (shared, seat) = (Arc::clone(self), Arc::clone(&seat));
+            let late = if request.is_none() { arrived.batch() } else { Vec::new() };
+            let prepared = spawn_blocking(move || {
                 let _reading = reading;
-                shared.read(&request, buffers, permit)
+                match request {
+                    Some(request) => shared.answer(&request, peer, &seat, buffers, permit),
+                    None => shared.read_late(&late, buffers, permit),
+                }
             });
-            if ready.send(answer.await??).await.is_err() {
+            let prepared = prepared.await??;
+            if ready.send(prepared).await.is_err() {
                 break;
             }
         }
@@ -174,11 +208,15 @@ impl Shared {
     async fn write(
         &self,
         mut writer: ContentWriter,
-        mut answers: mpsc::Receiver<Answer>,
+        mut answers: mpsc::Receiver<Prepared>,
         empty: mpsc::Sender<Buffers>,
     ) -> Result<(), ServeError> {
         while let Some(answer) = answers.recv().await {
-            let Answer { buffers, end, chunks, .. } = answer;
+            if answer.buffers.header.is_empty() {
+                let _ = empty.try_send(answer.buffers);
+                continue;
+            }
+            let Prepared { buffers, end, chunks, .. } = answer;
             let sent = async {
                 writer.write_parts(&[&buffers.header, &buffers.payload[..end]]).await?;
                 writer.flush().await
@@ -196,32 +234,125 @@ impl Shared {
     }
 
     /// Reads what is asked for, one chunk behind the other.
-    fn read(
+    fn answer(
         &self,
         request: &Request,
+        peer: NodeId,
+        seat: &Seat,
         mut buffers: Buffers,
         permit: OwnedSemaphorePermit,
-    ) -> Result<Answer, StoreError> {
-        let Buffers { header, payload } = &mut buffers;
-        header.clear();
-        if payload.len() < request.payload_bytes() {
-            payload.resize(request.payload_bytes(), 0);
-        }
-        let mut reader = self.local.reader();
-        let mut lengths = Vec::with_capacity(request.chunks.len());
-        let (mut end, mut chunks) = (0, 0);
+    ) -> Result<Prepared, StoreError> {
+        let fetcher = self.fetcher.get().and_then(Weak::upgrade);
+        let promise =
+            |chunk: &ChunkRef| fetcher.as_ref().and_then(|fetcher| fetcher.promise(chunk, peer));
+        let mut answers = Vec::with_capacity(request.chunks.len());
+        let mut reading = Reading::begin(&self.local, &mut buffers, &request.chunks);
         for chunk in &request.chunks {
-            let to = end + chunk.length as usize;
-            let payload = &mut payload[end..to];
-            let is_here = reader.read(chunk, payload)? || self.local.staged().read(chunk, payload);
-            lengths.push(is_here.then_some(chunk.length));
-            if is_here {
-                end = to;
-                chunks += 1;
+            if reading.read(chunk)? {
+                answers.push(Answer::Chunk(chunk.length));
+                continue;
+            }
+            let promise = promise(chunk).filter(|_| seat.park(*chunk));
+            answers.push(match promise {
+                None => Answer::Missing,
+                // It may have arrived before it was parked.
+                Some(_) if reading.read(chunk)? => Answer::Chunk(chunk.length),
+                Some(promise) => Answer::Coming(promise),
+            });
+        }
+        let (end, chunks) = reading.finish();
+        encode_response(request.id, answers.into_iter(), &mut buffers.header);
+        Ok(Prepared { buffers, end, chunks, _permit: permit })
+    }
+
+    /// Reads chunks that a peer waited for. If one is gone again, the peer waits no longer than for any other.
+    fn read_late(
+        &self,
+        late: &[ChunkRef],
+        mut buffers: Buffers,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Prepared, StoreError> {
+        let mut here = Vec::with_capacity(late.len());
+        let mut reading = Reading::begin(&self.local, &mut buffers, late);
+        for chunk in late {
+            if reading.read(chunk)? {
+                here.push(*chunk);
             }
         }
-        Response::encode_header(request.id, lengths.into_iter(), header);
-        Ok(Answer { buffers, end, chunks, _permit: permit })
+        let (end, chunks) = reading.finish();
+        if !here.is_empty() {
+            encode_late(&here, &mut buffers.header);
+        }
+        Ok(Prepared { buffers, end, chunks, _permit: permit })
+    }
+}
+
+/// Chunks being read into the payload of a message.
+struct Reading<'a> {
+    reader: Reader<'a>,
+    staged: &'a StagedChunks,
+    payload: &'a mut [u8],
+    end: usize,
+    chunks: u64,
+}
+
+impl<'a> Reading<'a> {
+    fn begin(local: &'a LocalContent, buffers: &'a mut Buffers, chunks: &[ChunkRef]) -> Self {
+        let Buffers { header, payload } = buffers;
+        header.clear();
+        if payload.len() < payload_bytes(chunks) {
+            payload.resize(payload_bytes(chunks), 0);
+        }
+        Self { reader: local.reader(), staged: local.staged(), payload, end: 0, chunks: 0 }
+    }
+
+    /// Reads a chunk, if it is here.
+    fn read(&mut self, chunk: &ChunkRef) -> Result<bool, StoreError> {
+        let to = self.end + chunk.length as usize;
+        let payload = &mut self.payload[self.end..to];
+        let is_here = self.reader.read(chunk, payload)? || self.staged.read(chunk, payload);
+        if is_here {
+            self.end = to;
+            self.chunks += 1;
+        }
+        Ok(is_here)
+    }
+
+    /// How many bytes were read, of how many chunks.
+    fn finish(self) -> (usize, u64) {
+        (self.end, self.chunks)
+    }
+}
+
+/// The chunks that a peer waited for, as they arrive.
+struct Arrived {
+    chunks: mpsc::UnboundedReceiver<ChunkRef>,
+    next: Option<ChunkRef>,
+}
+
+impl Arrived {
+    /// Returns when there is one.
+    async fn some(&mut self) {
+        if self.next.is_none() {
+            self.next = self.chunks.recv().await;
+        }
+        if self.next.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// As many of those that are there as a message takes.
+    fn batch(&mut self) -> Vec<ChunkRef> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while let Some(chunk) = self.next.take().or_else(|| self.chunks.try_recv().ok()) {
+            bytes += chunk.length as usize;
+            if MAX_CONTENT_MESSAGE_BYTES < bytes || batch.len() == MAX_REQUEST_CHUNKS {
+                self.next = Some(chunk);
+                break;
+            }
+            batch.push(chunk);
+        }
+        batch
     }
 }
 

@@ -367,6 +367,11 @@ impl Network {
         Ok(Self { shared })
     }
 
+    /// Whose network it is.
+    pub fn node(&self) -> NodeId {
+        self.shared.node()
+    }
+
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.shared.listen

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use consort_core::content::chunker::Chunker;
-use consort_core::content::exchange::{Request, Response};
+use consort_core::content::exchange::{Answer, Request, encode_response};
 use consort_core::content::manifest::ManifestBuilder;
 use consort_core::model::Commit;
 use consort_core::store::DatasetParameters;
@@ -191,8 +191,8 @@ fn fake(answer: fn(&Request) -> Vec<u8>) -> Arc<OnContent> {
 /// Bytes of the right lengths that are not what was asked for.
 fn lie(request: &Request) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let lengths = request.chunks.iter().map(|chunk| Some(chunk.length));
-    Response::encode_header(request.id, lengths, &mut bytes);
+    let answers = request.chunks.iter().map(|chunk| Answer::Chunk(chunk.length));
+    encode_response(request.id, answers, &mut bytes);
     bytes.resize(bytes.len() + request.payload_bytes(), 0);
     bytes
 }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::content::ChunkHash;
+use crate::limits::{MAX_CHUNK_BYTES, MAX_CONTENT_MESSAGE_BYTES};
 
 /// Providers that answer as they are told to, and everything that is checked on the way.
 struct World {
@@ -43,7 +44,7 @@ impl World {
     fn new(seed: u64, peers: impl IntoIterator<Item = Peer>) -> Self {
         let mut world = Self {
             now: Instant(1),
-            transfer: Transfer::new(seed),
+            transfer: Transfer::new(NodeId([0xff; 16]), seed),
             random: Random::new(seed),
             peers: (0..).map(node).zip(peers).collect(),
             wanted: BTreeSet::new(),
@@ -161,23 +162,22 @@ impl World {
 
     fn check(&self) {
         let transfer = &self.transfer;
-        for (order, chunk) in &transfer.queue {
-            assert_eq!(transfer.wants[chunk].order, *order);
-            assert_eq!(transfer.wants[chunk].asked, None);
+        for ((of, order), chunk) in &transfer.queue {
+            let want = &transfer.wants[chunk];
+            assert_eq!((want.order, want.state), (*order, State::Queued(*of)));
+        }
+        for (at, chunk) in &transfer.later {
+            assert_eq!(transfer.wants[chunk].later, Some(*at));
         }
         for (chunk, want) in &transfer.wants {
-            assert!(want.asked.is_some() || transfer.queue.contains_key(&want.order));
-            let asked =
-                want.asked.is_none_or(|peer| transfer.providers[&peer].asked.contains(chunk));
-            assert!(asked, "a chunk waits for somebody who was not asked for it");
+            assert!(want.later.is_none_or(|at| transfer.later.contains(&(at, *chunk))));
+            match want.state {
+                State::Queued(of) => assert!(transfer.queue.contains_key(&(of, want.order))),
+                State::Coming(_) => assert!(want.later.is_some()),
+                State::Asked(peer) => assert!(transfer.providers[&peer].has_asked(chunk)),
+            }
         }
-        for provider in transfer.providers.values() {
-            let chunks = || provider.requests.values().flat_map(|sent| &sent.chunks);
-            assert_eq!(chunks().count(), provider.asked.len());
-            let pending: usize = chunks().map(|chunk| chunk.length as usize).sum();
-            assert_eq!(provider.pending, pending);
-            assert!(pending <= MAX_WINDOW_BYTES + MAX_CONTENT_MESSAGE_BYTES);
-        }
+        transfer.providers.values().for_each(Provider::check);
     }
 
     fn is_done(&self) -> bool {
@@ -255,24 +255,50 @@ fn what_is_wanted_while_nobody_is_there_is_reported_and_asked_of_the_first_to_co
 }
 
 #[test]
-fn a_provider_that_does_not_answer_in_time_is_dropped_and_asked_for_less() {
+fn what_a_quiet_provider_is_asked_for_is_asked_of_others_and_later_it_is_given_up() {
     let mut world = World::new(1, [Peer { stalls: true, ..holder(100) }]);
     world.want((0..100).map(chunk));
     world.peers.insert(node(1), holder(100));
     world.set_up(node(1), true);
-    while !world.peers[&node(1)].requests.is_empty() {
-        world.answer(node(1));
-    }
+    let answer_all = |world: &mut World| {
+        while !world.peers[&node(1)].requests.is_empty() {
+            world.answer(node(1));
+        }
+    };
+    answer_all(&mut world);
     assert!(!world.is_done());
+    let asked_at = world.now;
     world.now = world.transfer.deadline().expect("somebody owes an answer");
+    assert!(world.now <= asked_at + QUIET_AFTER);
+    world.transfer.on_deadline(world.now);
+    world.pump();
+    assert_eq!(world.faults, []);
+    answer_all(&mut world);
+    assert!(world.is_done());
+    world.now = world.transfer.deadline().expect("somebody still owes an answer");
     world.transfer.on_deadline(world.now);
     world.pump();
     assert_eq!(world.faults, [(node(0), Fault::TimedOut)]);
-    assert!(world.transfer.providers[&node(0)].window < FIRST_WINDOW_BYTES);
-    while !world.peers[&node(1)].requests.is_empty() {
-        world.answer(node(1));
+    assert!(world.transfer.providers[&node(0)].window() < FIRST_WINDOW_BYTES);
+}
+
+#[test]
+fn a_provider_whose_answer_takes_long_and_comes_is_not_given_up_but_asked_for_less() {
+    let mut world = World::new(1, [holder(200)]);
+    world.want((0..200).map(chunk));
+    let slow = Duration::from_secs(30);
+    for _ in 0..30 {
+        world.now = world.now + slow / 30;
+        world.transfer.heard(world.now, node(0));
+        if world.transfer.deadline().is_some_and(|at| at <= world.now) {
+            world.transfer.on_deadline(world.now);
+        }
+        world.pump();
     }
-    assert!(world.is_done());
+    assert_eq!(world.faults, []);
+    let before = world.transfer.providers[&node(0)].window();
+    world.answer(node(0));
+    assert!(world.transfer.providers[&node(0)].window() < before);
 }
 
 #[test]

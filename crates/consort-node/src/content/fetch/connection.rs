@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consort_core::ChunkRef;
-use consort_core::content::exchange::{Request, Response};
-use consort_core::content::transfer::MAX_REQUESTS;
+use consort_core::content::exchange::{Answer, Reply, Request};
+use consort_core::content::transfer::{ANSWER_TIMEOUT, MAX_REQUESTS};
 use consort_core::encoding::DecodeError;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -21,6 +21,10 @@ use crate::net::{ContentConnection, NodeId, OpenError};
 
 /// A connection on which nothing was asked for this long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a long answer that is still coming is reported: a few times before its provider would be given up.
+const HEARD_AFTER: Duration = Duration::from_secs(4);
+const _: () = assert!(2 * HEARD_AFTER.as_secs() < ANSWER_TIMEOUT.as_secs());
 
 /// Answers above this many bytes are verified on a thread of their own; it takes longer to get one
 /// than to hash less.
@@ -127,28 +131,39 @@ async fn take_answers(
 ) -> Result<(), ConversationError> {
     let mut verifying: Option<Verifying> = None;
     let (spare, mut spares) = mpsc::channel(SPARE_MESSAGES);
+    let mut heard = 0;
     loop {
         if let Ok(message) = spares.try_recv() {
             reader.reuse(message);
         }
         let frame = tokio::select! {
-            frame = reader.read() => frame,
+            frame = timeout(HEARD_AFTER, reader.read()) => frame,
             result = finished(&mut verifying) => {
                 result?;
                 continue;
             }
         };
+        let Ok(frame) = frame else {
+            if heard != reader.received() {
+                heard = reader.received();
+                shared.change(|state, now| state.heard(now, peer, number));
+            }
+            continue;
+        };
         let frame = frame?.ok_or(ConversationError::Closed)?;
-        let request = owed.try_recv().map_err(|_| ConversationError::Unasked)?;
+        let request = match Reply::is_late(&frame) {
+            true => None,
+            false => Some(owed.try_recv().map_err(|_| ConversationError::Unasked)?),
+        };
         if verifying.is_some() {
             finished(&mut verifying).await?;
         }
         let message = Message { bytes: frame, spare: Some(spare.clone()) };
         if message.bytes.len() <= VERIFY_HERE_BYTES {
-            take_in(shared, peer, number, &request, message)?;
+            take_in(shared, peer, number, request, message)?;
         } else {
             let shared = Arc::clone(shared);
-            let verify = move || take_in(&shared, peer, number, &request, message);
+            let verify = move || take_in(&shared, peer, number, request, message);
             verifying = Some(spawn_blocking(verify));
         }
     }
@@ -168,38 +183,61 @@ async fn finished(verifying: &mut Option<Verifying>) -> Result<(), ConversationE
     }
 }
 
-/// Verifies an answer and delivers what is right in it.
+/// Verifies what came and delivers what is right in it. It is a response to `request`, or late.
 fn take_in(
     shared: &Arc<Shared>,
     peer: NodeId,
     number: u64,
-    request: &Request,
+    request: Option<Request>,
     message: Message,
 ) -> Result<(), ConversationError> {
     let message = Arc::new(message);
-    let response = Response::decode(&message.bytes)?;
-    if (response.id, response.answers.len()) != (request.id, request.chunks.len()) {
-        return Err(ConversationError::Unasked);
+    match (Reply::decode(&message.bytes)?, request) {
+        (Reply::Response(response), Some(request)) => {
+            if (response.id, response.answers.len()) != (request.id, request.chunks.len()) {
+                return Err(ConversationError::Unasked);
+            }
+            let answers = request.chunks.iter().copied().zip(response.answers);
+            let (outcomes, arrived) = verify(&message, answers);
+            deliver(shared, peer, number, request.id, &outcomes, arrived);
+        }
+        (Reply::Late(chunks), None) => {
+            let answers = chunks.into_iter().map(|(chunk, bytes)| (chunk, Answer::Chunk(bytes)));
+            let (outcomes, arrived) = verify(&message, answers);
+            deliver_late(shared, peer, number, &outcomes, arrived);
+        }
+        _ => return Err(ConversationError::Unasked),
     }
-    let mut outcomes = Vec::with_capacity(request.chunks.len());
-    let mut arrived = Vec::with_capacity(request.chunks.len());
-    // The chunks fill the end of the message.
-    let payload: usize = response.answers.iter().flatten().map(|bytes| bytes.len()).sum();
+    Ok(())
+}
+
+/// What became of each chunk, and those that are right. The chunks fill the end of the message.
+fn verify<'m>(
+    message: &'m Arc<Message>,
+    answers: impl Iterator<Item = (ChunkRef, Answer<&'m [u8]>)>,
+) -> (Vec<Outcome>, Vec<(ChunkRef, ChunkBytes)>) {
+    let answers: Vec<_> = answers.collect();
+    let length = |answer: &Answer<&[u8]>| match answer {
+        Answer::Chunk(bytes) => bytes.len(),
+        Answer::Missing | Answer::Coming(_) => 0,
+    };
+    let payload: usize = answers.iter().map(|(_, answer)| length(answer)).sum();
     let mut start = message.bytes.len() - payload;
-    for (chunk, answer) in request.chunks.iter().zip(&response.answers) {
-        let end = start + answer.map_or(0, <[u8]>::len);
+    let (mut outcomes, mut arrived) = (Vec::with_capacity(answers.len()), Vec::new());
+    for (chunk, answer) in answers {
+        let end = start + length(&answer);
         outcomes.push(match answer {
-            None => Outcome::Missing,
-            Some(bytes) if chunk.is(bytes) => {
-                arrived.push((*chunk, ChunkBytes::part(&message, start..end)));
+            Answer::Missing => Outcome::Missing,
+            Answer::Coming(promise) => Outcome::Coming(promise),
+            Answer::Chunk(bytes) if chunk.is(bytes) => {
+                arrived.push((chunk, ChunkBytes::part(message, start..end)));
                 Outcome::Arrived
             }
-            Some(_) => Outcome::Wrong,
+            Answer::Chunk(_) => Outcome::Wrong,
         });
         start = end;
     }
-    deliver(shared, peer, number, request.id, &outcomes, arrived);
-    Ok(())
+    (outcomes, arrived)
 }
 
 fn deliver(
@@ -214,11 +252,28 @@ fn deliver(
         if !state.is_current(peer, number) {
             return;
         }
-        for (chunk, bytes) in &arrived {
-            state.deliver(peer, *chunk, bytes);
-        }
-        let wrong = outcomes.iter().filter(|outcome| **outcome == Outcome::Wrong).count() as u64;
-        state.count(peer, |count| count.wrong += wrong);
+        state.take(peer, outcomes, &arrived);
         state.transfer.answered(now, peer, id, outcomes);
+    });
+}
+
+fn deliver_late(
+    shared: &Arc<Shared>,
+    peer: NodeId,
+    number: u64,
+    outcomes: &[Outcome],
+    arrived: Vec<(ChunkRef, ChunkBytes)>,
+) {
+    shared.change(|state, now| {
+        if !state.is_current(peer, number) {
+            return;
+        }
+        state.take(peer, outcomes, &arrived);
+        for (chunk, _) in arrived {
+            state.transfer.arrived_late(now, peer, chunk);
+        }
+        if outcomes.contains(&Outcome::Wrong) {
+            state.transfer.wrong_late(now, peer);
+        }
     });
 }

@@ -236,6 +236,7 @@ impl Files {
                     }
                     self.write(id, offset, &bytes);
                     self.keep_in_mind(id, chunk.hash, offset);
+                    self.contents.local().parked().arrived(&chunk);
                     self.end_if_complete(id);
                 }
             }

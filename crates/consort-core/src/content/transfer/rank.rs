@@ -1,0 +1,125 @@
+//! Who of the nodes that fetch the same fetches a chunk from where it is complete: the one of highest random weight
+//! (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998), by the names of chunk and node. The
+//! others get it from that one, so that the source sends it once. Nobody has to agree on anything: whoever knows other
+//! nodes, or learns that one will not have the chunk, takes the next in this order.
+//!
+//! Nodes never wait for each other in a circle: a node waits for one that fetches the chunk from where it is complete
+//! (a direct promise), or for one that waits itself (an indirect one), but then only if that has more weight than it has.
+
+use alloc::collections::BTreeMap;
+use core::time::Duration;
+
+use super::provider::Provider;
+use crate::content::ChunkRef;
+use crate::content::exchange::Promise;
+use crate::model::NodeId;
+use crate::random::Random;
+use crate::time::Instant;
+
+/// A provider that says that a chunk is coming is waited for at most so long.
+pub const COMING_AT_MOST: Duration = Duration::from_secs(10);
+/// And if it gives nothing at all, for so long.
+pub const QUIET_AT_MOST: Duration = Duration::from_secs(2);
+
+/// How long a provider that does not have a chunk, and is not getting it, is passed over: it may be behind this node.
+pub const PASSED_OVER_FOR: Duration = Duration::from_millis(500);
+
+/// That a provider did not have a chunk when it was asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lack {
+    pub(super) peer: NodeId,
+    pub(super) at: Instant,
+    /// It is just getting it, and says so since then.
+    pub(super) coming: Option<(Promise, Instant)>,
+}
+
+/// Whom to ask for a chunk, as things stand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turn {
+    /// One that fetches the same; or (none) those that seem to have everything.
+    pub(super) of: Option<NodeId>,
+    /// That one is just getting it.
+    pub(super) waits: bool,
+    /// Others would come first, but do not have it.
+    pub(super) passed_over: bool,
+    /// When that may be otherwise.
+    pub(super) until: Option<Instant>,
+}
+
+/// The nodes that fetch the same, as one of them sees them.
+#[derive(Debug)]
+pub(super) struct Fetchers {
+    node: NodeId,
+}
+
+impl Lack {
+    /// Whether it may have the chunk by now.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.coming.is_none() && self.at + PASSED_OVER_FOR <= now
+    }
+
+    /// How long it is waited for, or passed over.
+    fn until(&self, provider: &Provider) -> Instant {
+        match self.coming {
+            Some((_, since)) => {
+                (since.max(provider.gave()) + QUIET_AT_MOST).min(since + COMING_AT_MOST)
+            }
+            None => self.at + PASSED_OVER_FOR,
+        }
+    }
+}
+
+impl Fetchers {
+    pub(super) fn new(node: NodeId) -> Self {
+        Self { node }
+    }
+
+    /// Whom to ask for a chunk first.
+    pub(super) fn whom_to_ask(
+        &self,
+        now: Instant,
+        chunk: &ChunkRef,
+        lacking: &[Lack],
+        providers: &BTreeMap<NodeId, Provider>,
+    ) -> Turn {
+        let is_somewhere = providers.values().any(|p| !p.rests() && !p.is_partial());
+        // Where nobody has everything, anybody may have this one.
+        let own = weight(chunk, self.node);
+        let mut turn = Turn { of: None, waits: false, passed_over: false, until: None };
+        let mut heaviest = is_somewhere.then_some(own);
+        for (peer, provider) in providers.iter().filter(|(_, p)| !p.rests() && p.is_partial()) {
+            let weight = Some(weight(chunk, *peer));
+            if weight < heaviest {
+                continue;
+            }
+            let lack = lacking.iter().find(|lack| lack.peer == *peer);
+            let until = lack.map(|lack| lack.until(provider)).filter(|until| now < *until);
+            let promise = lack.and_then(|lack| lack.coming).map(|(promise, _)| promise);
+            let is_coming = promise.is_some();
+            let in_a_circle = promise == Some(Promise::Indirect) && weight < Some(own);
+            if is_coming && (until.is_none() || in_a_circle) {
+                // It does not get it after all, or perhaps from here.
+                turn.passed_over = true;
+            } else if until.is_some() && !is_coming {
+                turn.passed_over = true;
+                if turn.of.is_none() {
+                    turn.until = turn.until.min(until).or(until);
+                }
+            } else {
+                heaviest = weight;
+                (turn.of, turn.waits, turn.until) = (Some(*peer), is_coming, until);
+            }
+        }
+        turn
+    }
+}
+
+/// No two nodes have the same.
+pub(super) fn weight(chunk: &ChunkRef, node: NodeId) -> (u64, NodeId) {
+    let mut mixed = 0;
+    for part in chunk.hash.0[..8].chunks(8).chain(node.0.chunks(8)) {
+        let part = part.try_into().map_or(0, u64::from_le_bytes);
+        mixed = Random::new(mixed ^ part).next_u64();
+    }
+    (mixed, node)
+}
