@@ -30,7 +30,7 @@ pub(crate) enum Tool {
     Consort,
     /// A daemon, as in rsync://, and its client
     Rsync,
-    /// `rclone sync` from `rclone serve sftp`
+    /// `rclone sync` to `rclone serve sftp`
     Rclone,
     /// Two instances, as they are installed but without any foreign host
     Syncthing,
@@ -211,6 +211,9 @@ mod tests {
         expect_equal(&mut pair);
         assert!(pair.machines.spent().unwrap().wire > files.bytes());
 
+        if tool.unfit(Case::Changed).is_some() {
+            return;
+        }
         fs::rename(source.join("0000/0000007.bin"), source.join("new")).unwrap();
         fs::remove_file(source.join("0000/0000011.bin")).unwrap();
         expect_equal(&mut pair);

@@ -1,6 +1,6 @@
 //! The data that is measured with, and how it is changed. It cannot be compressed, and depends on nothing but its seed.
 //!
-//! Modification times are whole seconds in the past, as some tools keep no more of them. A change sets the next one, so
+//! Modification times are whole seconds in the past, as some tools keep no more of them. A change sets a later one, so
 //! that it is seen by tools that trust times, however soon after the last it comes.
 
 use std::fs::{self, File};
@@ -63,10 +63,12 @@ fn name(number: usize) -> PathBuf {
     format!("{:04}/{number:07}.bin", number / FILES_PER_DIRECTORY).into()
 }
 
-/// The modification time of what was changed so many times.
+/// The modification time of what was made by a change, or before all of them (0).
 fn time_of(change: usize) -> SystemTime {
     const BEGIN: Duration = Duration::from_secs(1_600_000_000);
-    SystemTime::UNIX_EPOCH + BEGIN + Duration::from_secs(change as u64)
+    // Unison takes two seconds for the error of a file system, and one hour for summer.
+    const STEP: u64 = 10_000;
+    SystemTime::UNIX_EPOCH + BEGIN + Duration::from_secs(change as u64 * STEP)
 }
 
 /// Replaces the content of a file, in place.

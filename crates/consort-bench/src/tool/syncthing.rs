@@ -2,14 +2,15 @@
 //!
 //! They are as installed, with the watcher on and every file synced to the disk, except:
 //!
-//! - They know each other's address, and talk to no other host: no discovery, relays, NAT traversal, STUN, upgrades,
-//!   crash reports or usage reports.
-//! - They try to connect every second instead of every minute, and run at normal priority instead of a low one.
+//! - The target knows the address of the source and connects to it, as two that connect to each other at the same time
+//!   cut each other off at first. They talk to no other host: no discovery, relays, NAT traversal, STUN,
+//!   upgrades, crash reports or usage reports.
+//! - It tries to connect every second instead of every minute; both run at normal priority instead of a low one.
 //! - The watcher waits one second for more changes, its least, instead of ten. Where a change is made by the case and
 //!   not only seen, a scan is asked for at once, as its documentation recommends to programs that know.
 //!
-//! It says that a change has arrived when the other side has told so: what the source knows is complete there. The API
-//! is reached through a socket in the file system, so that none of this passes the link.
+//! A change has arrived when the target knows of all that the source knows, needs nothing of it, and both are idle. The
+//! API is reached through a socket in the file system, so that none of this passes the link.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -41,16 +42,14 @@ pub(super) struct Syncthing {
 impl Driver for Syncthing {
     fn start(&mut self, machines: &mut Machines) -> Result<(), Failure> {
         (self.a, self.b) = (identity(&machines.a)?, identity(&machines.b)?);
-        let text = |own: &Machine| {
-            let devices = [(&machines.a, &self.a), (&machines.b, &self.b)].map(|(machine, id)| {
-                format!(
-                    "<device id=\"{id}\" name=\"{}\"><address>tcp://{}:{PORT}</address></device>\n",
-                    machine.name,
-                    machine.address()
-                )
-            });
-            configuration(own, &devices.concat())
-        };
+        let devices = format!(
+            "<device id=\"{}\" name=\"a\"><address>tcp://{}:{PORT}</address></device>\n\
+             <device id=\"{}\" name=\"b\"><address>dynamic</address></device>\n",
+            self.a,
+            machines.a.address(),
+            self.b,
+        );
+        let text = |own: &Machine| configuration(own, &devices);
         machines.a.write("config.xml", &text(&machines.a))?;
         machines.b.write("config.xml", &text(&machines.b))?;
         self.start_again(machines)
@@ -92,6 +91,7 @@ impl Driver for Syncthing {
             let mut serve = command(machine, "serve");
             serve.args(["--no-browser", "--no-restart", "--no-upgrade"]);
             machine.start("syncthing", serve)?;
+            machine.until_listening(PORT)?;
         }
         for (machine, peer) in [(&mut machines.a, &self.b), (&mut machines.b, &self.a)] {
             machine.until("the instances to meet", |machine| {
@@ -104,30 +104,34 @@ impl Driver for Syncthing {
 }
 
 impl Syncthing {
-    /// Whether the target has all that the source has, and both know it and rest.
+    /// Whether the target has all that the source has, and both rest.
     fn is_complete(&self, machines: &Machines) -> Result<bool, Failure> {
-        let Completion { need_items, need_deletes, global_items } =
-            get(&machines.a, &format!("db/completion?folder={FOLDER}&device={}", self.b))?;
-        if need_items > 0 || need_deletes > 0 || global_items == 0 {
-            return Ok(false);
-        }
-        for machine in [&machines.a, &machines.b] {
-            let status: Value = get(machine, &format!("db/status?folder={FOLDER}"))?;
-            if status["state"] != "idle" {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        let status = format!("db/status?folder={FOLDER}");
+        let source: Status = get(&machines.a, &status)?;
+        let of_source = format!("db/completion?folder={FOLDER}&device={}", self.a);
+        let heard: Heard = get(&machines.b, &of_source)?;
+        let target: Status = get(&machines.b, &status)?;
+        Ok(source.state == "idle"
+            && heard.sequence == source.sequence
+            && target.state == "idle"
+            && target.need_total_items == 0)
     }
 }
 
-/// What of its JSON is used here.
+/// What of its JSON is used here: how things stand with a folder.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Completion {
-    need_items: u64,
-    need_deletes: u64,
-    global_items: u64,
+struct Status {
+    state: String,
+    /// The number of the last change that this instance knows of itself.
+    sequence: u64,
+    need_total_items: u64,
+}
+
+/// The number of the last change that was heard of another instance.
+#[derive(Deserialize)]
+struct Heard {
+    sequence: u64,
 }
 
 /// Lets an instance make its keys; returns its name.
@@ -168,6 +172,8 @@ const SOCKET: &str = "api.socket";
 fn command(machine: &Machine, subcommand: &str) -> std::process::Command {
     let mut command = machine.command("syncthing");
     command.arg(subcommand).arg("--home").arg(&machine.home);
+    // Not below another process that would only watch over it, and not always end together with it.
+    command.env("STMONITORED", "yes");
     command
 }
 
