@@ -173,14 +173,14 @@ fn table(title: String, tools: &[Runs]) -> Table {
             "wall",
             "fastest",
             "slowest",
-            "wall + sync",
+            "synced",
             "cpu",
             "wire",
             "memory source",
             "memory target",
             "read",
             "wall vs rsync",
-            "with sync",
+            "synced vs rsync",
             "verified",
         ],
     );
@@ -219,7 +219,7 @@ fn table(title: String, tools: &[Runs]) -> Table {
         }
     }
     table.note(
-        "Medians. Wall: until the tool says that it is done; + sync: and all of it is on the disk. CPU: of all processes \
+        "Medians. Wall: until the tool says that it is done; synced: and all of it is on the disk. CPU: of all processes \
          of both sides. Wire: bytes on the link, both ways, with all headers. Memory: peak resident, of all processes of \
          that side. Read: from files, pipes and sockets, cached or not. Verified: both directories were read and \
          compared.",

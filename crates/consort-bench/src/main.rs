@@ -91,13 +91,20 @@ fn main() -> ExitCode {
 }
 
 fn measure(args: &Args) -> Result<(), Failure> {
-    // What needs no process needs no program.
+    // What needs no process needs no program and no network. All others hear at once if there is none.
     let binary = match args.case {
         Case::Reconcile => PathBuf::new(),
-        _ => tool::binary(args.consort.as_deref())?,
+        _ => {
+            network::pair(args.rate)?;
+            tool::binary(args.consort.as_deref())?
+        }
     };
+    let mut against = Vec::new();
     for tool in &args.against {
         tool.version(&binary)?;
+        if !against.contains(tool) {
+            against.push(*tool);
+        }
     }
     let mut place = tempfile::Builder::new()
         .prefix("bench-")
@@ -107,7 +114,7 @@ fn measure(args: &Args) -> Result<(), Failure> {
     let bench = Bench {
         binary,
         place: place.path().to_path_buf(),
-        against: args.against.clone(),
+        against,
         runs: args.runs.map(|runs| runs as usize),
         files: args.files.map(|files| files as usize),
         rate: args.rate,

@@ -6,7 +6,7 @@
 //!   cut each other off at first. They talk to no other host: no discovery, relays, NAT traversal, STUN,
 //!   upgrades, crash reports or usage reports.
 //! - It tries to connect every second instead of every minute; both run at normal priority instead of a low one.
-//! - The watcher waits one second for more changes, its least, instead of ten. Where a change is made by the case and
+//! - The watcher waits one second for more changes instead of ten. Where a change is made by the case and
 //!   not only seen, a scan is asked for at once, as its documentation recommends to programs that know.
 //!
 //! A change has arrived when the target knows of all that the source knows, needs nothing of it, and both are idle. The
@@ -91,7 +91,6 @@ impl Driver for Syncthing {
             let mut serve = command(machine, "serve");
             serve.args(["--no-browser", "--no-restart", "--no-upgrade"]);
             machine.start("syncthing", serve)?;
-            machine.until_listening(PORT)?;
         }
         for (machine, peer) in [(&mut machines.a, &self.b), (&mut machines.b, &self.a)] {
             machine.until("the instances to meet", |machine| {
