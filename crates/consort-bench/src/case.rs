@@ -1,5 +1,5 @@
-//! What is measured: one file per kind of work. Here is what they share: the measurements of a run, and the table that
-//! is made of several.
+//! What is measured: one file per kind of work, written once for all tools. Here is what they share: the measurements
+//! of a run, and the table that is made of several.
 
 mod changes;
 mod copy;
@@ -7,16 +7,16 @@ mod latency;
 mod reconcile;
 mod unchanged;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
-use crate::consort::Spent;
 use crate::failure::Failure;
-use crate::rsync::Copied;
-use crate::table::{Cell, Table, median};
+use crate::machine::Spent;
+use crate::table::{Bar, Cell, Table, median};
+use crate::tool::{Pair, Tool};
 use crate::verify;
 
 /// A kind of work.
@@ -26,10 +26,14 @@ pub(crate) enum Case {
     Copy,
     /// The first copy of 50,000 files of 4 KiB
     SmallFiles,
-    /// Both nodes start again, and nothing has changed
+    /// Both sides start again, and nothing has changed
     Unchanged,
+    /// 100 of 50,000 files of 4 KiB are changed
+    Changed,
     /// 1 KiB is inserted at the head of 1 GiB
     Insert,
+    /// 1 MiB is appended to each of 8 files of 256 MiB
+    Append,
     /// A directory of 25,000 files is renamed
     Rename,
     /// One small change among 50,000 files, until it is complete on the other side
@@ -47,44 +51,69 @@ pub(crate) struct Bench {
     pub(crate) binary: PathBuf,
     /// A directory for the data.
     pub(crate) place: PathBuf,
-    pub(crate) against_rsync: bool,
+    /// What else to measure.
+    pub(crate) against: Vec<Tool>,
     /// How often, if that was asked.
     pub(crate) runs: Option<usize>,
     /// How many files, if that was asked.
     pub(crate) files: Option<usize>,
+    /// Mbit/s of every link, if it is limited.
+    pub(crate) rate: Option<u32>,
 }
 
 /// What one run of one tool took.
 #[derive(Clone, Copy, Debug)]
 struct Run {
+    /// Until the tool said that it was done.
     wall: Duration,
-    cpu: Duration,
-    wire: u64,
+    /// Until what it had written was on the disk as well.
+    on_disk: Duration,
+    spent: Spent,
     /// Peaks of the side that has the data, and of the side that gets it.
     memory: (u64, u64),
-    read: Option<u64>,
     verified: bool,
 }
 
 /// The runs of one tool.
 #[derive(Debug)]
 struct Runs {
-    tool: &'static str,
+    tool: Tool,
     runs: Vec<Run>,
 }
 
 impl Bench {
     pub(crate) fn run(&self, case: Case) -> Result<Table, Failure> {
-        match case {
+        let mut table = match case {
             Case::Copy => copy::large_files(self),
             Case::SmallFiles => copy::small_files(self),
             Case::Memory => copy::a_million_files(self),
             Case::Unchanged => unchanged::unchanged(self),
+            Case::Changed => changes::changed(self),
             Case::Insert => changes::insert(self),
+            Case::Append => changes::append(self),
             Case::Rename => changes::rename(self),
             Case::Latency => latency::latency(self),
             Case::Reconcile => reconcile::reconcile(self),
+        }?;
+        for tool in &self.against {
+            if let Some(why) = tool.unfit(case) {
+                table.note(format!("{} {why}.", tool.name()));
+            }
         }
+        if case != Case::Reconcile {
+            let tools = self.tools(case).into_iter();
+            let versions =
+                tools.map(|tool| tool.version(&self.binary)).collect::<Result<Vec<_>, _>>()?;
+            let rate = self.rate.map_or("not limited".to_string(), |rate| format!("{rate} Mbit/s"));
+            table.note(format!("Measured: {}. Link: {rate}.", versions.join(", ")));
+        }
+        Ok(table)
+    }
+
+    /// What a case measures, in this order, over and over.
+    fn tools(&self, case: Case) -> Vec<Tool> {
+        let fit = self.against.iter().copied().filter(|tool| tool.unfit(case).is_none());
+        [Tool::Consort].into_iter().chain(fit).collect()
     }
 
     /// A new directory for the data.
@@ -94,32 +123,44 @@ impl Bench {
         Ok(dir)
     }
 
-    fn tools(&self) -> Vec<Runs> {
-        let names: &[_] =
-            if self.against_rsync { &["consort", "rsync", "rsync + sync"] } else { &["consort"] };
-        names.iter().map(|tool| Runs { tool, runs: Vec::new() }).collect()
+    /// Starts a tool with directories of its own: the source as `make` makes it, and an empty target.
+    fn pair(
+        &self,
+        tool: Tool,
+        make: impl FnOnce(&Path) -> Result<(), Failure>,
+    ) -> Result<Pair, Failure> {
+        let [source, target] = ["source", "target"].map(|name| format!("{}/{name}", tool.name()));
+        let (source, target) = (self.dir(&source)?, self.dir(&target)?);
+        make(&source)?;
+        Pair::start(self, tool, &self.place.join(tool.name()).join("homes"), [&source, &target])
     }
 }
 
-impl Run {
-    fn of_consort(wall: Duration, spent: Spent, verified: bool) -> Self {
-        let Spent { cpu, wire, memory, read } = spent;
-        Self { wall, cpu, wire, memory, read: Some(read), verified }
-    }
-
-    /// Two results: rsync ends before the disk has everything, and Consort after.
-    fn of_rsync(copied: Copied, verified: bool) -> [Self; 2] {
-        let Copied { wall, wall_synced, cpu, wire, memory } = copied;
-        [wall, wall_synced].map(|wall| Self { wall, cpu, wire, memory, read: None, verified })
+impl Runs {
+    fn of(tool: Tool) -> Self {
+        Self { tool, runs: Vec::new() }
     }
 }
 
-/// Adds a run of Consort, and both results of rsync.
-fn add(tools: &mut [Runs], consort: Run, rsync: Option<[Run; 2]>) {
-    let runs = [consort].into_iter().chain(rsync.into_iter().flatten());
-    for (tool, run) in tools.iter_mut().zip(runs) {
-        tool.runs.push(run);
-    }
+/// Measures some work of one tool, and whether the target is equal after it.
+fn measure(
+    pair: &mut Pair,
+    work: impl FnOnce(&mut Pair) -> Result<(), Failure>,
+) -> Result<Run, Failure> {
+    // So that nobody waits for somebody else's data.
+    rustix::fs::sync();
+    let before = pair.machines.spent()?;
+    let memory = (pair.machines.a.peak_memory(), pair.machines.b.peak_memory());
+    let started = Instant::now();
+    let worked = work(pair);
+    let wall = started.elapsed();
+    let synced = worked.and_then(|()| sync(&pair.machines.b.dir));
+    let on_disk = started.elapsed();
+    let memory = (memory.0.finish(), memory.1.finish());
+    synced?;
+    let spent = pair.machines.spent()?.since(before);
+    let verified = is_equal(&pair.machines.a.dir, &pair.machines.b.dir)?;
+    Ok(Run { wall, on_disk, spent, memory, verified })
 }
 
 /// One row for each tool, with medians.
@@ -132,44 +173,64 @@ fn table(title: String, tools: &[Runs]) -> Table {
             "wall",
             "fastest",
             "slowest",
+            "synced",
             "cpu",
             "wire",
             "memory source",
             "memory target",
             "read",
             "wall vs rsync",
+            "synced vs rsync",
             "verified",
         ],
     );
-    let walls = |runs: &Runs| median(runs.runs.iter().map(|run| run.wall));
-    let rsync = tools.iter().find(|runs| runs.tool == "rsync").and_then(walls);
+    let of = |runs: &Runs, value: fn(&Run) -> Duration| median(runs.runs.iter().map(value));
+    let rsync = tools.iter().find(|runs| runs.tool == Tool::Rsync);
     for runs in tools {
         let all = &runs.runs;
         let time = |time: Option<Duration>| time.map_or(Cell::Nothing, Cell::Seconds);
-        let bytes = |bytes: Option<u64>| bytes.map_or(Cell::Nothing, Cell::Bytes);
-        let ratio =
-            walls(runs).zip(rsync).map(|(ours, rsync)| ours.as_secs_f64() / rsync.as_secs_f64());
+        let bytes = |value: fn(&Run) -> u64| {
+            median(all.iter().map(value)).map_or(Cell::Nothing, Cell::Bytes)
+        };
+        let ratio = |value: fn(&Run) -> Duration| {
+            let times = of(runs, value).zip(rsync.and_then(|rsync| of(rsync, value)));
+            times.map_or(Cell::Nothing, |(own, rsync)| {
+                Cell::Ratio(own.as_secs_f64() / rsync.as_secs_f64())
+            })
+        };
         table.row(vec![
-            Cell::Text(runs.tool.to_string()),
+            Cell::Text(runs.tool.name().to_string()),
             Cell::Count(all.len()),
-            time(walls(runs)),
+            time(of(runs, |run| run.wall)),
             time(all.iter().map(|run| run.wall).min()),
             time(all.iter().map(|run| run.wall).max()),
-            time(median(all.iter().map(|run| run.cpu))),
-            bytes(median(all.iter().map(|run| run.wire))),
-            bytes(median(all.iter().map(|run| run.memory.0))),
-            bytes(median(all.iter().map(|run| run.memory.1))),
-            bytes(median(all.iter().filter_map(|run| run.read))),
-            ratio.map_or(Cell::Nothing, Cell::Ratio),
+            time(of(runs, |run| run.on_disk)),
+            time(of(runs, |run| run.spent.cpu)),
+            bytes(|run| run.spent.wire),
+            bytes(|run| run.memory.0),
+            bytes(|run| run.memory.1),
+            bytes(|run| run.spent.read),
+            ratio(|run| run.wall),
+            ratio(|run| run.on_disk),
             Cell::Verified(all.iter().all(|run| run.verified)),
         ]);
+        if let Some((wall, on_disk)) = of(runs, |run| run.wall).zip(of(runs, |run| run.on_disk)) {
+            table.bar(Bar { name: runs.tool.name(), time: wall, whole: on_disk });
+        }
     }
     table.note(
-        "Medians. Wire: bytes at the socket, both ways. Memory: peak resident, of all processes of that side. \
-         Read: from files, pipes and sockets, cached or not. The times of consort include that everything is on \
-         the disk; so do those of \"rsync + sync\". Verified: both directories were read and compared.",
+        "Medians. Wall: until the tool says that it is done; synced: and all of it is on the disk. CPU: of all processes \
+         of both sides. Wire: bytes on the link, both ways, with all headers. Memory: peak resident, of all processes of \
+         that side. Read: from files, pipes and sockets, cached or not. Verified: both directories were read and \
+         compared.",
     );
     table
+}
+
+/// Writes out what is not on the disk yet of the file system of `path`.
+fn sync(path: &Path) -> Result<(), Failure> {
+    let dir = File::open(path).map_err(|error| Failure::io("open the target", error))?;
+    rustix::fs::syncfs(dir).map_err(|error| Failure::io("sync", error))
 }
 
 /// Whether two directories are equal; says what differs.
@@ -180,11 +241,6 @@ fn is_equal(source: &Path, target: &Path) -> Result<bool, Failure> {
         eprintln!("not equal: {found}");
     }
     Ok(found.is_none())
-}
-
-/// Writes out what others have left to be written, so that nobody waits for somebody else's data.
-fn settle_disk() {
-    rustix::fs::sync();
 }
 
 /// Removes a directory that is not needed any more, with all that is in it.

@@ -2,34 +2,40 @@
 //!
 //! - [`case`]: what is measured; one file per kind of work.
 //! - [`workload`]: the data, which depends on nothing but its seed.
-//! - [`consort`], [`rsync`]: how each tool is started, asked and measured.
+//! - [`tool`]: how each tool is configured, started and asked; one file each.
+//! - [`machine`]: one side of a tool: its processes, and what they use.
+//! - [`network`]: the link between two sides, whose counters are the bytes on the wire.
 //! - [`process`]: what the system says about a process: time, memory, bytes.
 //! - [`verify`]: whether two directories are equal, by reading both.
-//! - [`table`]: the results, for people and as JSON.
+//! - [`table`], [`chart`]: the results, for people and as JSON, and as a picture.
 //!
 //! Nothing is estimated: a number that cannot be measured is not there.
 
 mod case;
-mod consort;
+mod chart;
 mod failure;
+mod machine;
+mod network;
 mod process;
-mod rsync;
 mod table;
+mod tool;
 mod verify;
 mod workload;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 
 use crate::case::{Bench, Case};
 use crate::failure::Failure;
+use crate::tool::Tool;
 
 /// Measure Consort, also against other tools.
 ///
 /// Runs of different tools alternate. Caches of the system are not dropped: all tools find the input in memory, if it
-/// fits there. Dirty pages are written out before each run.
+/// fits there. Dirty pages are written out before each run. Each tool runs in two network namespaces with a link of their
+/// own, which takes root.
 #[derive(Debug, Parser)]
 #[command(name = "consort-bench")]
 struct Args {
@@ -52,6 +58,14 @@ struct Args {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     files: Option<u32>,
 
+    /// Limit every link to so many Mbit/s each way [default: no limit]
+    #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+
+    /// Also draw the times as a picture
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+
     /// Where the data goes [default: a new directory in $TMPDIR, or else beside this program]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -63,13 +77,6 @@ struct Args {
     /// The program to measure [default: built beside this one]
     #[arg(long, value_name = "FILE")]
     consort: Option<PathBuf>,
-}
-
-/// Another tool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Tool {
-    /// A daemon on loopback, as in rsync://
-    Rsync,
 }
 
 fn main() -> ExitCode {
@@ -84,15 +91,21 @@ fn main() -> ExitCode {
 }
 
 fn measure(args: &Args) -> Result<(), Failure> {
-    let against_rsync = args.against.contains(&Tool::Rsync);
-    if against_rsync {
-        rsync::expect_installed()?;
-    }
-    // What needs no process needs no program.
+    // What needs no process needs no program and no network. All others hear at once if there is none.
     let binary = match args.case {
         Case::Reconcile => PathBuf::new(),
-        _ => consort::binary(args.consort.as_deref())?,
+        _ => {
+            network::pair(args.rate)?;
+            tool::binary(args.consort.as_deref())?
+        }
     };
+    let mut against = Vec::new();
+    for tool in &args.against {
+        tool.version(&binary)?;
+        if !against.contains(tool) {
+            against.push(*tool);
+        }
+    }
     let mut place = tempfile::Builder::new()
         .prefix("bench-")
         .tempdir_in(place(args.dir.as_deref())?)
@@ -101,12 +114,18 @@ fn measure(args: &Args) -> Result<(), Failure> {
     let bench = Bench {
         binary,
         place: place.path().to_path_buf(),
-        against_rsync,
+        against,
         runs: args.runs.map(|runs| runs as usize),
         files: args.files.map(|files| files as usize),
+        rate: args.rate,
     };
     let table = bench.run(args.case)?;
     print!("{}", if args.json { table.json() } else { table.text() });
+    if let Some(path) = &args.svg {
+        let picture = chart::draw(&table)?;
+        std::fs::write(path, picture)
+            .map_err(|error| Failure::io(format!("write {}", path.display()), error))?;
+    }
     if args.keep {
         eprintln!("The data is in {}.", place.path().display());
     }

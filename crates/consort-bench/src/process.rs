@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::sync::Arc;
+use std::ops::{Add, AddAssign};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -16,49 +17,33 @@ const TICK: Duration = Duration::from_millis(10);
 /// take in the last moments may be missed.
 const SAMPLING: Duration = Duration::from_millis(20);
 
-/// What a process has used since it began.
-#[derive(Clone, Copy, Debug, Default)]
+/// What processes have used since they began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
     /// In user mode and in the system.
     pub(crate) cpu: Duration,
-    /// The most memory that it ever had resident, in bytes.
-    pub(crate) peak_memory: u64,
     /// Bytes read from anywhere: files, pipes and sockets, also from the cache.
     pub(crate) read: u64,
 }
 
-/// What a running process has used.
-pub(crate) fn usage(pid: u32) -> Result<Usage, Failure> {
-    let times = times(&pid.to_string())?;
-    Ok(Usage {
-        cpu: times.own,
-        peak_memory: peak_memory(pid).ok_or_else(|| gone(pid))?,
-        read: field(&read(pid, "io")?, "rchar:").ok_or_else(|| gone(pid))?,
-    })
+/// What a process has used, and all that it started: whether those run, or have ended and it knows. It may itself have
+/// ended, as long as nobody has waited for it.
+pub(crate) fn usage(root: u32) -> Result<Usage, Failure> {
+    loop {
+        let tree = tree(root);
+        let used: Result<Usage, Failure> =
+            tree.iter().try_fold(Usage::default(), |sum, pid| Ok(sum + of_one(*pid)?));
+        // What ended meanwhile is counted twice, or not at all.
+        if tree == self::tree(root) {
+            return used;
+        }
+    }
 }
 
-/// The processor time of all children of this process that have ended and were waited for, and of theirs.
-pub(crate) fn children_cpu() -> Result<Duration, Failure> {
-    Ok(times("self")?.children)
-}
+/// The processes of one side, as they come and go.
+pub(crate) type Roots = Arc<Mutex<BTreeSet<u32>>>;
 
-/// The processor time of a running process and of its children that have ended.
-pub(crate) fn cpu_with_children(pid: u32) -> Result<Duration, Failure> {
-    let Times { own, children } = times(&pid.to_string())?;
-    Ok(own + children)
-}
-
-/// The children that a process has at the moment, whichever of its threads started them.
-pub(crate) fn children(pid: u32) -> Vec<u32> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")));
-    let children = |list: String| -> Vec<u32> {
-        list.split_whitespace().filter_map(|word| word.parse().ok()).collect()
-    };
-    lists.flat_map(|list| children(list.unwrap_or_default())).collect()
-}
-
-/// Looks at a process and its descendants until it is asked for their peaks.
+/// Looks at processes and their descendants until it is asked for their peaks.
 #[derive(Debug)]
 pub(crate) struct PeakMemory {
     stop: Arc<AtomicBool>,
@@ -66,19 +51,21 @@ pub(crate) struct PeakMemory {
 }
 
 impl PeakMemory {
-    pub(crate) fn of_tree(root: u32) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+    pub(crate) fn of(roots: &Roots) -> Self {
+        let (roots, stop) = (Arc::clone(roots), Arc::new(AtomicBool::new(false)));
         let stopped = Arc::clone(&stop);
         let sampler = thread::spawn(move || {
             let mut peaks = BTreeMap::new();
             loop {
-                for pid in descendants(root) {
+                let is_last = stopped.load(Ordering::Relaxed);
+                let roots = roots.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                for pid in roots.into_iter().flat_map(tree) {
                     // The last one counts, not the largest: before a new process runs its program it has our memory.
                     if let Some(peak) = peak_memory(pid) {
                         peaks.insert(pid, peak);
                     }
                 }
-                if stopped.load(Ordering::Relaxed) {
+                if is_last {
                     return peaks.values().sum();
                 }
                 thread::sleep(SAMPLING);
@@ -94,32 +81,52 @@ impl PeakMemory {
     }
 }
 
-struct Times {
-    own: Duration,
-    children: Duration,
+impl Add for Usage {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { cpu: self.cpu + other.cpu, read: self.read + other.read }
+    }
 }
 
-fn times(process: &str) -> Result<Times, Failure> {
-    let path = format!("/proc/{process}/stat");
-    let text =
-        fs::read_to_string(&path).map_err(|error| Failure::io(format!("read {path}"), error))?;
+impl AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+/// Of a process and of its children that it has waited for.
+fn of_one(pid: u32) -> Result<Usage, Failure> {
+    let stat = read(pid, "stat")?;
     // The name, in parentheses, may hold anything; the third field comes after it.
     let fields: Vec<&str> =
-        text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
-    let ticks = |place: usize| -> Result<Duration, Failure> {
-        let number = fields.get(place - 3).and_then(|field| field.parse::<u32>().ok());
-        Ok(TICK * number.ok_or_else(|| Failure::new(format!("{path} is not as expected")))?)
-    };
-    Ok(Times { own: ticks(14)? + ticks(15)?, children: ticks(16)? + ticks(17)? })
+        stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let ticks = (14..=17).map(|place: usize| fields.get(place - 3)?.parse::<u32>().ok());
+    let ticks = ticks.sum::<Option<u32>>();
+    let ticks =
+        ticks.ok_or_else(|| Failure::new(format!("/proc/{pid}/stat is not as expected")))?;
+    let read = field(&read(pid, "io")?, "rchar:").ok_or_else(|| gone(pid))?;
+    Ok(Usage { cpu: TICK * ticks, read })
 }
 
-fn descendants(root: u32) -> BTreeSet<u32> {
+/// A process and all its descendants.
+fn tree(root: u32) -> BTreeSet<u32> {
     let mut found = BTreeSet::from([root]);
     let mut pending = vec![root];
     while let Some(pid) = pending.pop() {
         pending.extend(children(pid).into_iter().filter(|child| found.insert(*child)));
     }
     found
+}
+
+/// The children that a process has at the moment, whichever of its threads started them.
+fn children(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")));
+    let children = |list: String| -> Vec<u32> {
+        list.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+    };
+    lists.flat_map(|list| children(list.unwrap_or_default())).collect()
 }
 
 fn peak_memory(pid: u32) -> Option<u64> {
@@ -141,32 +148,43 @@ fn field(text: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
     fn a_process_can_be_measured() {
-        let before = usage(std::process::id()).unwrap();
+        let before = of_one(std::process::id()).unwrap();
         let bytes = std::hint::black_box(vec![1_u8; 64 << 20]);
         fs::read("/proc/self/exe").unwrap();
-        let after = usage(std::process::id()).unwrap();
-        assert!(after.peak_memory >= bytes.len() as u64);
+        let after = of_one(std::process::id()).unwrap();
+        assert!(peak_memory(std::process::id()).unwrap() >= bytes.len() as u64);
         assert!(after.read > before.read + 100_000);
         assert!(after.cpu >= before.cpu);
         assert!(usage(u32::MAX).is_err());
     }
 
     #[test]
-    fn children_are_found_with_their_memory() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        assert!(children(std::process::id()).contains(&child.id()));
-        let memory = PeakMemory::of_tree(child.id());
-        while peak_memory(child.id()).is_none_or(|peak| peak == 0) {
+    fn what_has_ended_still_counts() {
+        let mut shell = Command::new("sh")
+            .args(["-c", "head -c 3000000 /dev/zero >/dev/null; echo done; read line; exit 0"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let done = &mut [0; 4];
+        std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), done).unwrap();
+        let roots = Roots::default();
+        roots.lock().unwrap().insert(shell.id());
+        let memory = PeakMemory::of(&roots);
+        let used = usage(shell.id()).unwrap();
+        assert!(memory.finish() > 0);
+        assert!((3_000_000..4_000_000).contains(&used.read), "{used:?}");
+        drop(shell.stdin.take());
+        while peak_memory(shell.id()).is_some() {
             thread::yield_now();
         }
-        let peak = memory.finish();
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(peak > 0);
-        assert!(cpu_with_children(std::process::id()).unwrap() >= children_cpu().unwrap());
+        assert!(usage(shell.id()).unwrap().read >= used.read);
+        shell.wait().unwrap();
     }
 }

@@ -28,11 +28,40 @@ pub(crate) struct Table {
     columns: Vec<&'static str>,
     rows: Vec<Vec<Cell>>,
     notes: Vec<String>,
+    bars: Vec<Bar>,
+}
+
+/// What a picture shows of a row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bar {
+    pub(crate) name: &'static str,
+    pub(crate) time: Duration,
+    /// The time with what comes after it, or the same.
+    pub(crate) whole: Duration,
 }
 
 impl Table {
     pub(crate) fn new(title: impl Into<String>, columns: &[&'static str]) -> Self {
-        Self { title: title.into(), columns: columns.to_vec(), rows: Vec::new(), notes: Vec::new() }
+        Self {
+            title: title.into(),
+            columns: columns.to_vec(),
+            rows: Vec::new(),
+            notes: Vec::new(),
+            bars: Vec::new(),
+        }
+    }
+
+    pub(crate) fn title(&self) -> &str {
+        &self.title
+    }
+
+    /// In the order of the rows.
+    pub(crate) fn bar(&mut self, bar: Bar) {
+        self.bars.push(bar);
+    }
+
+    pub(crate) fn bars(&self) -> &[Bar] {
+        &self.bars
     }
 
     pub(crate) fn row(&mut self, cells: Vec<Cell>) {

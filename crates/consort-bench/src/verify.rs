@@ -8,8 +8,8 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-/// What Consort keeps for itself at the top of a linked directory.
-pub(crate) const PRIVATE: &str = ".consort";
+/// What Consort and Syncthing keep for themselves at the top of a directory.
+pub(crate) const PRIVATE: [&str; 2] = [".consort", ".stfolder"];
 
 const BUFFER_BYTES: usize = 256 * 1024;
 
@@ -87,7 +87,7 @@ fn names(dir: &Path, is_top: bool) -> io::Result<BTreeSet<OsString>> {
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
-        if !is_top || name != PRIVATE {
+        if !is_top || !PRIVATE.iter().any(|private| name == *private) {
             names.insert(name);
         }
     }
@@ -125,7 +125,7 @@ mod tests {
             file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
         };
         assert_eq!(find(&|_| {}), None);
-        assert_eq!(find(&|dir| fs::create_dir(dir.join(PRIVATE)).unwrap()), None);
+        assert_eq!(find(&|dir| fs::create_dir(dir.join(PRIVATE[0])).unwrap()), None);
         assert!(find(&|dir| fs::remove_dir(dir.join("sub/empty")).unwrap()).is_some());
         assert!(find(&|dir| symlink("x", dir.join("new")).unwrap()).is_some());
         assert!(find(&|dir| fs::write(file(dir), "short").unwrap()).is_some());

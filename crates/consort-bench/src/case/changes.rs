@@ -1,83 +1,102 @@
-//! A change of a directory that both sides hold already: what moves, and how long it takes. Consort's nodes run all the
-//! time, as they do for its users; the time begins with the change. That of rsync begins with its call.
+//! A change of a directory that both sides hold already: what moves, and how long it takes. What watches runs all the
+//! time, as it does for its users; the other tools are called when the change is made. The time begins with the change.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::io;
+use std::path::Path;
 
-use crate::case::{Bench, Run, add, is_equal, remove, settle_disk, table};
-use crate::consort::Pair;
+use crate::case::{Bench, Case, Runs, measure, table};
 use crate::failure::Failure;
-use crate::rsync::Daemon;
 use crate::table::Table;
-use crate::workload::{Files, Random, insert_at_head};
+use crate::workload::{self, Files, Random};
+
+/// What is done to the source, when all is ready for it.
+type Change = Box<dyn FnOnce() -> io::Result<()>>;
+
+pub(crate) fn changed(bench: &Bench) -> Result<Table, Failure> {
+    let files = Files { count: bench.files.unwrap_or(50_000), size: 4 << 10 };
+    let count = files.count.div_ceil(500);
+    let title = format!("{count} of {} files of {} bytes changed", files.count, files.size);
+    let make = |source: &Path| files.make(source, 1);
+    changes(bench, Case::Changed, title, 3, make, |source, change| {
+        let mut random = random(change);
+        let paths = files.some(source, count, &mut random);
+        let contents: Vec<_> = paths.iter().map(|_| random.bytes(files.size)).collect();
+        Ok(Box::new(move || {
+            let all = paths.iter().zip(contents);
+            all.into_iter().try_for_each(|(path, new)| workload::overwrite(path, &new, change))
+        }))
+    })
+}
 
 pub(crate) fn insert(bench: &Bench) -> Result<Table, Failure> {
-    let size = 1 << 30;
-    let source = bench.dir("source")?;
-    Files { count: 1, size }.make(&source, 1)?;
-    let file = source.join("0000/0000000.bin");
-    let new = bench.place.join("new");
-    let mut random = Random::new(2);
-    let title = format!("1 KiB inserted at the head of {size} bytes");
-    changes(bench, title, &source, 5, |_| {
-        insert_at_head(&new, &file, 1024, &mut random)?;
+    let files = Files { count: 1, size: 1 << 30 };
+    let title = format!("1 KiB inserted at the head of {} bytes", files.size);
+    let make = |source: &Path| files.make(source, 1);
+    changes(bench, Case::Insert, title, 5, make, |source, change| {
+        let file = source.join("0000/0000000.bin");
+        let new = source.with_file_name("new");
+        workload::insert_at_head(&new, &file, &random(change).bytes(1024), change)?;
         // Replaced in one step, as programs do that care for their files.
-        Ok((new.clone(), file.clone()))
+        Ok(Box::new(move || fs::rename(new, file)))
+    })
+}
+
+pub(crate) fn append(bench: &Bench) -> Result<Table, Failure> {
+    let files = Files { count: bench.files.unwrap_or(8), size: 256 << 20 };
+    let title = format!("1 MiB appended to each of {} files of {} bytes", files.count, files.size);
+    let make = |source: &Path| files.make(source, 1);
+    changes(bench, Case::Append, title, 3, make, |source, change| {
+        let mut random = random(change);
+        let paths = files.some(source, files.count, &mut random);
+        let contents: Vec<_> = paths.iter().map(|_| random.bytes(1 << 20)).collect();
+        Ok(Box::new(move || {
+            let all = paths.iter().zip(contents);
+            all.into_iter().try_for_each(|(path, new)| workload::append(path, &new, change))
+        }))
     })
 }
 
 pub(crate) fn rename(bench: &Bench) -> Result<Table, Failure> {
     let files = Files { count: bench.files.unwrap_or(25_000), size: 4 << 10 };
-    let source = bench.dir("source")?;
-    files.make(&source.join("name-0"), 1)?;
     let title = format!("A directory of {} files of {} bytes renamed", files.count, files.size);
-    changes(bench, title, &source, 3, |run| {
-        Ok((source.join(format!("name-{run}")), source.join(format!("name-{}", run + 1))))
+    let make = |source: &Path| files.make(&source.join("name-0"), 1);
+    changes(bench, Case::Rename, title, 3, make, |source, change| {
+        let [from, to] = [change - 1, change].map(|number| source.join(format!("name-{number}")));
+        Ok(Box::new(move || fs::rename(from, to)))
     })
 }
 
-/// Measures changes, each of which is a rename after some preparation.
+/// Measures changes, which are numbered from one and the same for all tools.
 fn changes(
     bench: &Bench,
+    case: Case,
     title: String,
-    source: &Path,
     default_runs: usize,
-    mut prepare: impl FnMut(usize) -> Result<(PathBuf, PathBuf), Failure>,
+    make: impl Fn(&Path) -> Result<(), Failure>,
+    prepare: impl Fn(&Path, usize) -> Result<Change, Failure>,
 ) -> Result<Table, Failure> {
-    let (target, rsync_target) = (bench.dir("target")?, bench.dir("rsync-target")?);
-    let pair = Pair::start(&bench.binary, &bench.place.join("homes"))?;
-    pair.link(source, &target)?;
-    pair.wait()?;
-    let daemon = if bench.against_rsync {
-        let daemon = Daemon::start(source, &bench.place.join("daemon"))?;
-        daemon.copy_to(&rsync_target)?;
-        Some(daemon)
-    } else {
-        None
-    };
-    let mut tools = bench.tools();
-    for run in 0..bench.runs.unwrap_or(default_runs) {
-        let (from, to) = prepare(run)?;
-        settle_disk();
-        let before = pair.spent()?;
-        let started = Instant::now();
-        fs::rename(&from, &to).map_err(|error| Failure::io("make the change", error))?;
-        pair.b.wait()?;
-        let wall = started.elapsed();
-        let spent = pair.spent()?.since(before);
-        let consort = Run::of_consort(wall, spent, is_equal(source, &target)?);
-        let rsync = match &daemon {
-            Some(daemon) => {
-                settle_disk();
-                let copied = daemon.copy_to(&rsync_target)?;
-                Some(Run::of_rsync(copied, is_equal(source, &rsync_target)?))
-            }
-            None => None,
-        };
-        add(&mut tools, consort, rsync);
+    let mut tools = Vec::new();
+    for tool in bench.tools(case) {
+        let mut pair = bench.pair(tool, &make)?;
+        pair.link()?;
+        pair.until_equal()?;
+        tools.push((Runs::of(tool), pair));
     }
-    drop(pair);
-    remove(&target)?;
+    for number in 1..=bench.runs.unwrap_or(default_runs) {
+        for (runs, pair) in &mut tools {
+            let change = prepare(&pair.machines.a.dir, number)?;
+            runs.runs.push(measure(pair, |pair| {
+                change().map_err(|error| Failure::io("make the change", error))?;
+                pair.until_equal()
+            })?);
+        }
+    }
+    let tools: Vec<Runs> = tools.into_iter().map(|(runs, _)| runs).collect();
     Ok(table(title, &tools))
+}
+
+/// What is by chance in a change.
+fn random(change: usize) -> Random {
+    Random::new(1000 + change as u64)
 }

@@ -1,58 +1,57 @@
 //! The first copy of a directory to a place that has nothing of it, hashing and indexing included.
 
-use std::time::Instant;
-
-use crate::case::{Bench, Run, add, is_equal, remove, settle_disk, table};
-use crate::consort::Pair;
+use crate::case::{Bench, Case, Runs, measure, remove, table};
 use crate::failure::Failure;
-use crate::rsync::Daemon;
 use crate::table::Table;
+use crate::tool::Pair;
 use crate::verify::PRIVATE;
 use crate::workload::Files;
 
+/// Files are large from here on: a target of such is removed when it was looked at, because of its size.
+const LARGE: usize = 1 << 20;
+
 pub(crate) fn large_files(bench: &Bench) -> Result<Table, Failure> {
-    first_copy(bench, Files { count: bench.files.unwrap_or(8), size: 256 << 20 }, 3)
+    let files = Files { count: bench.files.unwrap_or(8), size: 256 << 20 };
+    first_copy(bench, Case::Copy, files, 3)
 }
 
 pub(crate) fn small_files(bench: &Bench) -> Result<Table, Failure> {
-    first_copy(bench, Files { count: bench.files.unwrap_or(50_000), size: 4 << 10 }, 3)
+    let files = Files { count: bench.files.unwrap_or(50_000), size: 4 << 10 };
+    first_copy(bench, Case::SmallFiles, files, 3)
 }
 
 pub(crate) fn a_million_files(bench: &Bench) -> Result<Table, Failure> {
-    first_copy(bench, Files { count: bench.files.unwrap_or(1_000_000), size: 256 }, 1)
+    let files = Files { count: bench.files.unwrap_or(1_000_000), size: 256 };
+    first_copy(bench, Case::Memory, files, 1)
 }
 
-fn first_copy(bench: &Bench, files: Files, default_runs: usize) -> Result<Table, Failure> {
+fn first_copy(
+    bench: &Bench,
+    case: Case,
+    files: Files,
+    default_runs: usize,
+) -> Result<Table, Failure> {
     let source = bench.dir("source")?;
     files.make(&source, 1)?;
-    let mut tools = bench.tools();
+    let mut tools: Vec<Runs> = bench.tools(case).into_iter().map(Runs::of).collect();
     for run in 0..bench.runs.unwrap_or(default_runs) {
-        // Nothing is removed before all is measured: some file systems pass inodes by that were freed a moment ago, and
-        // take many times as long to make files then.
-        let target = bench.dir(&format!("target-{run}"))?;
-        let mut pair = Pair::start(&bench.binary, &bench.place.join(format!("homes-{run}")))?;
-        settle_disk();
-        let before = pair.spent()?;
-        let started = Instant::now();
-        pair.link(&source, &target)?;
-        pair.b.wait()?;
-        let wall = started.elapsed();
-        let spent = pair.spent()?.since(before);
-        let verified = is_equal(&source, &target)?;
-        pair.stop()?;
-        let consort = Run::of_consort(wall, spent, verified);
-        remove(&source.join(PRIVATE))?;
-        let rsync = if bench.against_rsync {
-            let target = bench.dir(&format!("rsync-{run}"))?;
-            let daemon = Daemon::start(&source, &bench.place.join("daemon"))?;
-            settle_disk();
-            let copied = daemon.copy_to(&target)?;
-            let verified = is_equal(&source, &target)?;
-            Some(Run::of_rsync(copied, verified))
-        } else {
-            None
-        };
-        add(&mut tools, consort, rsync);
+        for Runs { tool, runs } in &mut tools {
+            // Many files are not removed before all is measured: some file systems pass inodes by that were freed a
+            // moment ago, and take many times as long to make files then.
+            let place = bench.dir(&format!("{}-{run}", tool.name()))?;
+            let target = place.join("target");
+            std::fs::create_dir(&target).map_err(|error| Failure::io("make a directory", error))?;
+            let mut pair = Pair::start(bench, *tool, &place, [&source, &target])?;
+            runs.push(measure(&mut pair, |pair| {
+                pair.link()?;
+                pair.until_equal()
+            })?);
+            drop(pair);
+            PRIVATE.iter().try_for_each(|private| remove(&source.join(private)))?;
+            if files.size >= LARGE {
+                remove(&place)?;
+            }
+        }
     }
     let title = format!("First copy: {} files of {} bytes", files.count, files.size);
     Ok(table(title, &tools))

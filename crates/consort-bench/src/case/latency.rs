@@ -14,20 +14,24 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
-use crate::case::{Bench, is_equal};
-use crate::consort::Pair;
+use crate::case::{Bench, Case, is_equal};
 use crate::failure::Failure;
-use crate::table::{Cell, Table, percentile};
+use crate::machine::Spent;
+use crate::table::{Bar, Cell, Table, percentile};
+use crate::tool::{Pair, Tool};
 use crate::workload::{Files, Random};
 
 /// Changes of each kind that are made before it counts.
-const WARM_UP: usize = 10;
+const WARM_UP: usize = 2;
+
+/// A tool whose changes have taken so long makes no more of them: by then, it is known how slow it is.
+const ENOUGH: Duration = Duration::from_secs(120);
 
 /// Changes of each kind that are measured, if nothing else is asked.
 const REPETITIONS: usize = 200;
 
 /// How long one change may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Milliseconds between two changes: at least, and about as much again by chance.
 const PAUSE_MS: u64 = 10;
@@ -41,81 +45,133 @@ enum Kind {
     Deleted,
 }
 
+/// A tool that is measured, and what it took so far.
+struct Measured {
+    tool: Tool,
+    pair: Pair,
+    watch: Watch,
+    times: Vec<(Kind, Duration)>,
+    /// How long its changes took in all.
+    taken: Duration,
+    before: Spent,
+}
+
 pub(crate) fn latency(bench: &Bench) -> Result<Table, Failure> {
     let files = Files { count: bench.files.unwrap_or(50_000), size: 4 << 10 };
-    let (source, target) = (bench.dir("source")?, bench.dir("target")?);
-    files.make(&source, 1)?;
-    fs::create_dir(source.join("probe")).map_err(|error| Failure::io("make a directory", error))?;
-    let pair = Pair::start(&bench.binary, &bench.place.join("homes"))?;
-    pair.link(&source, &target)?;
-    pair.wait()?;
+    let mut tools = Vec::new();
+    for tool in bench.tools(Case::Latency) {
+        let mut pair = bench.pair(tool, |source| {
+            files.make(source, 1)?;
+            fs::create_dir(source.join("probe"))
+                .map_err(|error| Failure::io("make a directory", error))
+        })?;
+        pair.link()?;
+        pair.until_equal()?;
+        let watch = Watch::new(&pair.machines.b.dir.join("probe"))?;
+        let before = pair.machines.spent()?;
+        let (times, taken) = (Vec::new(), Duration::ZERO);
+        tools.push(Measured { tool, pair, watch, times, taken, before });
+    }
 
-    let watch = Watch::new(&target.join("probe"))?;
-    let (here, there) = (source.join("probe/file"), target.join("probe/file"));
-    let new = bench.place.join("new");
     let mut random = Random::new(3);
-    let repetitions = bench.runs.unwrap_or(REPETITIONS);
-    let mut measured = Vec::new();
-    let before = pair.spent()?;
-    let all_started = Instant::now();
-    for repetition in 0..WARM_UP + repetitions {
-        for kind in [Kind::Written, Kind::Replaced, Kind::Deleted] {
-            thread::sleep(Duration::from_millis(PAUSE_MS + random.next() % (2 * PAUSE_MS)));
-            let content = random.bytes(1024);
-            let expected = (kind != Kind::Deleted).then_some(&content[..]);
-            let started = Instant::now();
-            change(kind, &here, &new, &content)
-                .map_err(|error| Failure::io("make a change", error))?;
-            watch.until(&there, expected)?;
-            if repetition >= WARM_UP {
-                measured.push((kind, started.elapsed()));
+    for repetition in 0..WARM_UP + bench.runs.unwrap_or(REPETITIONS) {
+        for measured in &mut tools {
+            if measured.taken < ENOUGH {
+                measured.change_all(repetition, &mut random)?;
             }
         }
     }
-    let busy = all_started.elapsed();
-    let spent = pair.spent()?.since(before);
-    pair.wait()?;
-    let verified = is_equal(&source, &target)?;
 
     let mut table = Table::new(
         format!(
             "One change of 1 KiB among {} files, until it is complete on the other side",
             files.count
         ),
-        &["change", "times", "median", "90 %", "99 %", "slowest", "verified"],
+        &[
+            "tool", "change", "times", "median", "90 %", "99 %", "slowest", "cpu", "wire",
+            "verified",
+        ],
     );
-    let kinds = [
-        ("all", None),
-        ("written in place", Some(Kind::Written)),
-        ("replaced by rename", Some(Kind::Replaced)),
-        ("deleted", Some(Kind::Deleted)),
-    ];
-    for (name, kind) in kinds {
-        let of_kind = measured.iter().filter(|(other, _)| kind.is_none_or(|kind| kind == *other));
-        let times: Vec<Duration> = of_kind.map(|(_, time)| *time).collect();
-        let at = |percent| {
-            percentile(times.iter().copied(), percent).map_or(Cell::Nothing, Cell::Milliseconds)
-        };
-        table.row(vec![
-            Cell::Text(name.to_string()),
-            Cell::Count(times.len()),
-            at(50),
-            at(90),
-            at(99),
-            at(100),
-            Cell::Verified(verified),
-        ]);
+    for measured in &mut tools {
+        measured.rows(&mut table)?;
     }
-    table.note(format!(
-        "In {:.1} s, both nodes together took {:.2} s of processor time and sent {} bytes.",
-        busy.as_secs_f64(),
-        spent.cpu.as_secs_f64(),
-        spent.wire
-    ));
-    if bench.against_rsync {
-        table.note("rsync does not watch; there is nothing to measure it by.");
-    }
+    table.note(
+        "CPU and wire: of both sides, for each change. Changes come one at a time, after pauses of 10 to 30 ms. \
+         Verified: both directories were read and compared after the last.",
+    );
     Ok(table)
+}
+
+impl Measured {
+    /// Makes one change of each kind, and waits for it.
+    fn change_all(&mut self, repetition: usize, random: &mut Random) -> Result<(), Failure> {
+        let machines = &self.pair.machines;
+        let (here, there) = (machines.a.dir.join("probe/file"), machines.b.dir.join("probe/file"));
+        let new = machines.a.dir.with_file_name("new");
+        for kind in [Kind::Written, Kind::Replaced, Kind::Deleted] {
+            thread::sleep(Duration::from_millis(PAUSE_MS + random.next() % (2 * PAUSE_MS)));
+            let content = random.bytes(1024);
+            let expected = (kind != Kind::Deleted).then_some(&content[..]);
+            if repetition == WARM_UP && self.times.is_empty() {
+                self.before = machines.spent()?;
+            }
+            let started = Instant::now();
+            change(kind, &here, &new, &content)
+                .map_err(|error| Failure::io("make a change", error))?;
+            self.watch.until(&there, expected)?;
+            let took = started.elapsed();
+            self.taken += took;
+            if repetition >= WARM_UP {
+                self.times.push((kind, took));
+            }
+        }
+        Ok(())
+    }
+
+    fn rows(&mut self, table: &mut Table) -> Result<(), Failure> {
+        let spent = self.pair.machines.spent()?.since(self.before);
+        let changes = u32::try_from(self.times.len()).unwrap_or(u32::MAX).max(1);
+        self.pair.until_equal()?;
+        let verified = is_equal(&self.pair.machines.a.dir, &self.pair.machines.b.dir)?;
+        let kinds = [
+            ("all", None),
+            ("written in place", Some(Kind::Written)),
+            ("replaced by rename", Some(Kind::Replaced)),
+            ("deleted", Some(Kind::Deleted)),
+        ];
+        for (name, kind) in kinds {
+            let of_kind =
+                self.times.iter().filter(|(other, _)| kind.is_none_or(|kind| kind == *other));
+            let times: Vec<Duration> = of_kind.map(|(_, time)| *time).collect();
+            let at = |percent| {
+                let time = percentile(times.iter().copied(), percent);
+                time.map_or(Cell::Nothing, Cell::Milliseconds)
+            };
+            let (cpu, wire) = match kind {
+                None => (
+                    Cell::Milliseconds(spent.cpu / changes),
+                    Cell::Bytes(spent.wire / u64::from(changes)),
+                ),
+                Some(_) => (Cell::Nothing, Cell::Nothing),
+            };
+            table.row(vec![
+                Cell::Text(self.tool.name().to_string()),
+                Cell::Text(name.to_string()),
+                Cell::Count(times.len()),
+                at(50),
+                at(90),
+                at(99),
+                at(100),
+                cpu,
+                wire,
+                Cell::Verified(verified),
+            ]);
+        }
+        if let Some(time) = percentile(self.times.iter().map(|(_, time)| *time), 50) {
+            table.bar(Bar { name: self.tool.name(), time, whole: time });
+        }
+        Ok(())
+    }
 }
 
 fn change(kind: Kind, path: &Path, new: &Path, content: &[u8]) -> io::Result<()> {
