@@ -3,6 +3,7 @@
 
 mod changes;
 mod copy;
+mod formats;
 mod latency;
 mod reconcile;
 mod unchanged;
@@ -38,6 +39,8 @@ pub(crate) enum Case {
     Memory,
     /// 1 to 100,000 differences among 1,000,000 versions are found, in memory
     Reconcile,
+    /// Members of archives, tensors and lines change within 256 MiB, in memory
+    Formats,
 }
 
 /// How and where to measure.
@@ -84,6 +87,7 @@ impl Bench {
             Case::Rename => changes::rename(self),
             Case::Latency => latency::latency(self),
             Case::Reconcile => reconcile::reconcile(self),
+            Case::Formats => formats::formats(self),
         }
     }
 

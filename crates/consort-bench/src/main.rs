@@ -90,7 +90,7 @@ fn measure(args: &Args) -> Result<(), Failure> {
     }
     // What needs no process needs no program.
     let binary = match args.case {
-        Case::Reconcile => PathBuf::new(),
+        Case::Reconcile | Case::Formats => PathBuf::new(),
         _ => consort::binary(args.consort.as_deref())?,
     };
     let mut place = tempfile::Builder::new()

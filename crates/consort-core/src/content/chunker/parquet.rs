@@ -166,7 +166,8 @@ pub(super) mod tests {
         bytes.extend([0x2c, 0x15]);
         varint(2 * u64::from(rows), &mut bytes);
         // The encodings, then `statistics`: null_count, max_value and min_value.
-        bytes.extend([0x15, 0, 0x15, 6, 0x15, 6, 0x1c, 0x36, 0, 0x28, 2, 9, 9, 0x18, 1, 1, 0, 0, 0]);
+        bytes
+            .extend([0x15, 0, 0x15, 6, 0x15, 6, 0x1c, 0x36, 0, 0x28, 2, 9, 9, 0x18, 1, 1, 0, 0, 0]);
         bytes.extend(body);
         bytes
     }
