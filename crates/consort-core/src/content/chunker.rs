@@ -49,10 +49,10 @@ pub struct Chunker {
     started: bool,
     /// What says where stretches end; nothing if that is unknown, or is not known any more.
     format: Option<Format>,
-    /// The bytes of the current stretch that are still to come.
+    /// The length of the current stretch, as far as it is known.
+    length: u64,
+    /// The bytes of it that are still to come.
     left: u64,
-    /// Whether the current stretch is a long one.
-    is_long: bool,
 }
 
 impl Default for Chunker {
@@ -62,8 +62,8 @@ impl Default for Chunker {
             fast: FastCdc::default(),
             started: false,
             format: None,
+            length: u64::MAX,
             left: u64::MAX,
-            is_long: false,
         }
     }
 }
@@ -82,7 +82,7 @@ impl Chunker {
             }
             self.format = Format::recognise(window);
             if self.format.is_some() {
-                self.left = 0;
+                (self.length, self.left) = (0, 0);
             }
         }
         let mut at = 0;
@@ -91,6 +91,7 @@ impl Chunker {
             if self.left == 0 && self.begin_stretch(rest, at) {
                 return at;
             }
+            self.lengthen(rest);
             let in_window = usize::try_from(self.left).unwrap_or(usize::MAX).min(rest.len());
             let is_whole = self.left == in_window as u64;
             let stretch = &rest[..in_window];
@@ -113,25 +114,34 @@ impl Chunker {
 
     /// Begins the stretch with which `rest` begins, after `at` bytes in the same chunk; true if it is better in a new one.
     fn begin_stretch(&mut self, rest: &[u8], at: usize) -> bool {
-        let after_long = self.is_long;
+        let after_long = LONG_STRETCH_BYTES <= self.length;
         let is_enough = MIN_CHUNK_BYTES <= at;
         let step = self.format.as_mut().map_or(Step::End, |format| format.step(rest));
         let wants_new = match step {
             Step::Stretch(stretch) => {
-                self.left = stretch.length;
-                self.is_long = LONG_STRETCH_BYTES <= stretch.length;
-                self.is_long || (is_enough && stretch.is_chosen())
+                (self.length, self.left) = (stretch.length, stretch.length);
+                LONG_STRETCH_BYTES <= stretch.length || (is_enough && stretch.is_chosen())
             }
             // In a new chunk, more of it can be seen. If that does not help, the content is not what it seemed to be.
             Step::More if is_enough => return true,
             Step::More | Step::End => {
                 self.format = None;
-                self.left = u64::MAX;
-                self.is_long = false;
+                (self.length, self.left) = (u64::MAX, u64::MAX);
                 is_enough
             }
         };
         at != 0 && (wants_new || after_long)
+    }
+
+    /// Adds to the current stretch what else belongs to it, as far as `rest` shows.
+    fn lengthen(&mut self, rest: &[u8]) {
+        let Some(format) = &mut self.format else { return };
+        while let Some(behind) = usize::try_from(self.left).ok().and_then(|left| rest.get(left..))
+            && let Some(more) = format.more(behind)
+        {
+            self.left += more;
+            self.length += more;
+        }
     }
 
     /// The chunks of a whole content that is at hand.
@@ -170,6 +180,14 @@ impl Format {
             Self::Safetensors(safetensors) => safetensors.step(bytes),
             Self::Zip(zip) => zip.step(bytes),
             Self::Parquet(parquet) => parquet.step(bytes),
+        }
+    }
+
+    /// The length of what belongs to the stretch that ends before `bytes`, although `step` did not say so.
+    fn more(&mut self, bytes: &[u8]) -> Option<u64> {
+        match self {
+            Self::Parquet(parquet) => parquet.more(bytes),
+            Self::Tar(_) | Self::Safetensors(_) | Self::Zip(_) => None,
         }
     }
 

@@ -1,9 +1,11 @@
-//! Parquet files: a stretch is a page with the header before it. Apache Parquet, `README.md` ("File format") and
-//! `parquet.thrift` (`PageHeader`); Apache Thrift, `thrift-compact-protocol.md`.
+//! Parquet files: a stretch is a page with the header before it, and the pages behind it that have as many values.
+//! Apache Parquet, `README.md` ("File format") and `parquet.thrift` (`PageHeader`); Apache Thrift,
+//! `thrift-compact-protocol.md`.
 //!
-//! Pages follow each other from the fifth byte on, column by column; what comes behind the last (indexes and the footer) is
-//! no page, and ends the format. Rows that come or go move all rows behind them to other places of their pages, so this
-//! helps only where pages are cut by content, or whole columns or row groups change.
+//! Pages follow each other from the fifth byte on, column by column; what comes behind the last (indexes and the footer)
+//! is no page, and ends the format. Most writers begin a page after so many rows. Then rows that come or go move all rows
+//! behind them through such pages, which are no units of change, and to begin anew with each would hide what is
+//! left of the old ones. A writer that cuts pages by their content makes them of different numbers of rows.
 
 use super::{MAX_HEADER_BYTES, Step, Stretch, header_and_body};
 
@@ -14,13 +16,15 @@ pub(super) struct Parquet {
     at_start: bool,
     /// The body that comes next, if it is a stretch of its own.
     body: Option<Stretch>,
+    /// The values of the page before.
+    values: i64,
 }
 
 const MAGIC: &[u8] = b"PAR1";
 
 impl Parquet {
     pub(super) fn recognise(bytes: &[u8]) -> Option<Self> {
-        bytes.starts_with(MAGIC).then_some(Self { at_start: true, body: None })
+        bytes.starts_with(MAGIC).then_some(Self { at_start: true, body: None, values: 0 })
     }
 
     pub(super) fn step(&mut self, bytes: &[u8]) -> Step {
@@ -28,19 +32,39 @@ impl Parquet {
             return Step::Stretch(body);
         }
         let before = if self.at_start { MAGIC.len() } else { 0 };
-        let page = &bytes[before..];
-        let mut header = Compact { rest: &page[..page.len().min(MAX_HEADER_BYTES)] };
-        let size = match header.page_size() {
-            Ok(size) => size,
-            Err(Unreadable::Short) if page.len() < MAX_HEADER_BYTES => return Step::More,
+        let page = match Page::read(&bytes[before..]) {
+            Ok(page) => page,
+            Err(Unreadable::Short) if bytes.len() < MAX_HEADER_BYTES => return Step::More,
             Err(_) => return Step::End,
         };
-        self.at_start = false;
-        let length = page.len().min(MAX_HEADER_BYTES) - header.rest.len();
-        let (mut first, body) = header_and_body(&page[..length], size);
+        let (mut first, body) = header_and_body(page.header, page.size);
         first.length += before as u64;
-        self.body = body;
+        *self = Self { at_start: false, body, values: page.values };
         Step::Stretch(first)
+    }
+
+    /// The length of a page that belongs to the stretch before.
+    pub(super) fn more(&mut self, bytes: &[u8]) -> Option<u64> {
+        let page = Page::read(bytes).ok()?;
+        let belongs = self.body.is_none() && page.values == self.values;
+        belongs.then_some(page.header.len() as u64 + page.size)
+    }
+}
+
+/// What is to know of a page.
+struct Page<'a> {
+    header: &'a [u8],
+    /// The bytes behind the header.
+    size: u64,
+    values: i64,
+}
+
+impl<'a> Page<'a> {
+    fn read(bytes: &'a [u8]) -> Result<Self, Unreadable> {
+        let bytes = &bytes[..bytes.len().min(MAX_HEADER_BYTES)];
+        let mut compact = Compact { rest: bytes };
+        let (size, values) = compact.page_header()?;
+        Ok(Self { header: &bytes[..bytes.len() - compact.rest.len()], size, values })
     }
 }
 
@@ -63,6 +87,9 @@ const I64: u8 = 6;
 const BINARY: u8 = 8;
 const STRUCT: u8 = 12;
 
+/// Sizes are signed numbers of 32 bits.
+const MAX_PAGE_BYTES: u64 = i32::MAX as u64;
+
 /// How deep structures lie in each other: statistics in the header of a kind of page, and what is added to them one day.
 const MAX_DEPTH: u8 = 3;
 
@@ -72,9 +99,9 @@ struct Compact<'a> {
 }
 
 impl Compact<'_> {
-    /// Reads a `PageHeader`; the page has so many bytes behind it.
-    fn page_size(&mut self) -> Result<u64, Unreadable> {
-        let (mut is_typed, mut is_sized, mut size) = (false, false, None);
+    /// Reads a `PageHeader`, and returns how many bytes are behind it and how many values are in them.
+    fn page_header(&mut self) -> Result<(u64, i64), Unreadable> {
+        let (mut is_typed, mut is_sized, mut size, mut values) = (false, false, None, None);
         let mut field = 0;
         while let Some(kind) = self.field(&mut field)? {
             match (field, kind) {
@@ -83,13 +110,17 @@ impl Compact<'_> {
                 (2, I32) => is_sized = self.integer().map(|_| true)?,
                 (3, I32) => size = u64::try_from(self.integer()?).ok(),
                 (4, I32) => _ = self.integer()?,
-                // One for each kind of page.
-                (5..=8, STRUCT) => self.skip_fields(MAX_DEPTH)?,
+                // One for each kind of page. Each begins with num_values.
+                (5..=8, STRUCT) => values = self.structure(MAX_DEPTH)?,
                 _ => return Err(Unreadable::Wrong),
             }
         }
-        let is_page = is_typed && is_sized;
-        size.filter(|size| is_page && *size <= u64::from(u32::MAX)).ok_or(Unreadable::Wrong)
+        match (size, values) {
+            (Some(size), Some(values)) if is_typed && is_sized && size <= MAX_PAGE_BYTES => {
+                Ok((size, values))
+            }
+            _ => Err(Unreadable::Wrong),
+        }
     }
 
     /// The type of the next field of a structure, after the one of this number; nothing at its end.
@@ -105,24 +136,27 @@ impl Compact<'_> {
         Ok(Some(head & 0x0f))
     }
 
-    fn skip_fields(&mut self, depth: u8) -> Result<(), Unreadable> {
+    /// Reads a structure of any kind, and returns its first field if that is an i32.
+    fn structure(&mut self, depth: u8) -> Result<Option<i64>, Unreadable> {
         let inside = depth.checked_sub(1).ok_or(Unreadable::Wrong)?;
+        let mut first = None;
         let mut number = 0;
         while let Some(kind) = self.field(&mut number)? {
             match kind {
                 TRUE | FALSE => {}
                 BYTE => _ = self.byte()?,
+                I32 if number == 1 => first = Some(self.integer()?),
                 I16 | I32 | I64 => _ = self.varint()?,
                 BINARY => {
                     let length = usize::try_from(self.varint()?).unwrap_or(usize::MAX);
                     self.rest = self.rest.get(length..).ok_or(Unreadable::Short)?;
                 }
-                STRUCT => self.skip_fields(inside)?,
+                STRUCT => _ = self.structure(inside)?,
                 // Doubles, lists and maps are in no header of a page.
                 _ => return Err(Unreadable::Wrong),
             }
         }
-        Ok(())
+        Ok(first)
     }
 
     fn byte(&mut self) -> Result<u8, Unreadable> {
@@ -202,9 +236,20 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn pages_of_as_many_values_belong_together() {
+        let [first, same, other] = [(10, 700), (10, 900), (11, 900)]
+            .map(|(values, length)| page(values, &alloc::vec![1; length]));
+        let mut parquet = Parquet::recognise(MAGIC).expect("a file");
+        assert!(matches!(parquet.step(&[MAGIC, &first].concat()), Step::Stretch(_)));
+        assert_eq!(parquet.more(&same), Some(same.len() as u64));
+        assert_eq!(parquet.more(&other), None);
+        assert_eq!(parquet.more(FOOTER), None);
+    }
+
+    #[test]
     fn structures_are_not_followed_without_end() {
         let mut header = [0x15, 0, 0x15, 0, 0x15, 0, 0x2c].to_vec();
         header.extend([0x1c; 1_000]);
-        assert_eq!(Compact { rest: &header }.page_size(), Err(Unreadable::Wrong));
+        assert_eq!(Compact { rest: &header }.page_header(), Err(Unreadable::Wrong));
     }
 }
