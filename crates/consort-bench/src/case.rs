@@ -3,6 +3,7 @@
 
 mod changes;
 mod copy;
+mod formats;
 mod latency;
 mod reconcile;
 mod unchanged;
@@ -42,6 +43,8 @@ pub(crate) enum Case {
     Memory,
     /// 1 to 100,000 differences among 1,000,000 versions are found, in memory
     Reconcile,
+    /// Members of archives, tensors and lines change within 256 MiB, in memory
+    Formats,
 }
 
 /// How and where to measure.
@@ -94,13 +97,14 @@ impl Bench {
             Case::Rename => changes::rename(self),
             Case::Latency => latency::latency(self),
             Case::Reconcile => reconcile::reconcile(self),
+            Case::Formats => formats::formats(self),
         }?;
         for tool in &self.against {
             if let Some(why) = tool.unfit(case) {
                 table.note(format!("{} {why}.", tool.name()));
             }
         }
-        if case != Case::Reconcile {
+        if !matches!(case, Case::Reconcile | Case::Formats) {
             let tools = self.tools(case).into_iter();
             let versions =
                 tools.map(|tool| tool.version(&self.binary)).collect::<Result<Vec<_>, _>>()?;

@@ -93,7 +93,7 @@ fn main() -> ExitCode {
 fn measure(args: &Args) -> Result<(), Failure> {
     // What needs no process needs no program and no network. All others hear at once if there is none.
     let binary = match args.case {
-        Case::Reconcile => PathBuf::new(),
+        Case::Reconcile | Case::Formats => PathBuf::new(),
         _ => {
             network::pair(args.rate)?;
             tool::binary(args.consort.as_deref())?

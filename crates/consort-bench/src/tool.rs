@@ -126,7 +126,7 @@ impl Tool {
     /// Why a case says nothing about it, if so.
     pub(crate) fn unfit(self, case: Case) -> Option<&'static str> {
         match (self, case) {
-            (_, Case::Reconcile) => Some("has nothing to set beside this case"),
+            (_, Case::Reconcile | Case::Formats) => Some("has nothing to set beside this case"),
             (Self::Rsync | Self::Rclone | Self::Unison, Case::Latency) => {
                 Some("does not watch, so that it has no such time")
             }

@@ -1,10 +1,12 @@
 //! What the fuzz targets in `fuzz/` do with their bytes. Here so that a test drives them with a bounded number of
 //! random inputs on every compiler; finding more than that is the fuzzer's work.
 
+use consort_core::content::chunker::Chunker;
 use consort_core::content::exchange::{Answer, Reply, Request};
 use consort_core::content::manifest;
 use consort_core::content::{ChunkRef, NodeRef};
 use consort_core::encoding::Reader;
+use consort_core::limits::MAX_CHUNK_BYTES;
 use consort_core::model::canonical;
 use consort_core::protocol::event::Access;
 use consort_core::protocol::membership::{self, MAX_DATAGRAM_BYTES, Member, Membership, Word};
@@ -40,6 +42,20 @@ pub(crate) fn manifest(bytes: &[u8]) {
     let chunk = ChunkRef::to(&node[..node.len().min(1024)]);
     let reference = NodeRef { chunk, span: u64::from(*span) };
     let _ = manifest::decode(node, 1 + level % 4, &reference);
+}
+
+/// Any content is cut into chunks of bounded length, the same ones if no more of it is seen at a time than must be.
+pub(crate) fn chunker(bytes: &[u8]) {
+    // Longer than what the fuzzer makes, or all would be one chunk: the bytes begin it, and come again later.
+    let content = [bytes, &[7; MAX_CHUNK_BYTES], bytes, bytes].concat();
+    let mut chunker = Chunker::default();
+    let mut rest = &content[..];
+    for chunk in Chunker::default().chunks(&content) {
+        assert!(chunk.len() <= MAX_CHUNK_BYTES);
+        assert_eq!(chunker.next(&rest[..rest.len().min(MAX_CHUNK_BYTES)]), chunk.len());
+        rest = &rest[chunk.len()..];
+    }
+    assert!(rest.is_empty());
 }
 
 /// What is a request for chunks has one encoding; of a reply, nothing is longer than what it is in.
@@ -151,15 +167,27 @@ pub(crate) fn link(mut bytes: &[u8]) {
 mod bounded {
     use proptest::prelude::*;
 
+    /// What contents of known formats begin with. (A tar has a checksum.)
+    const BEGINNINGS: &[&[u8]] = &[b"PAR1", b"PK\x03\x04", b"\x40\0\0\0\0\0\0\0{\""];
+
     proptest! {
         #[test]
         fn arbitrary_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             super::message(&bytes);
             super::entry(&bytes);
             super::manifest(&bytes);
+            super::chunker(&bytes);
             super::exchange(&bytes);
             super::datagram(&bytes);
             super::link(&bytes);
+        }
+
+        #[test]
+        fn what_begins_like_a_format_does_no_harm(
+            magic in prop::sample::select(BEGINNINGS),
+            fields in prop::collection::vec(prop_oneof![0u8..64, any::<u8>()], 0..300),
+        ) {
+            super::chunker(&[magic, &fields].concat());
         }
 
         #[test]

@@ -193,7 +193,7 @@ fn read_file(
     if !before.same_file_state(meta) {
         return Err(IndexError::Unstable);
     }
-    let chunker = Chunker::default();
+    let mut chunker = Chunker::default();
     let mut manifest = ManifestBuilder::default();
     let mut packing = Ok(());
     let mut emit = |_: ChunkRef, node: &[u8]| {
@@ -221,7 +221,7 @@ fn read_file(
         let mut used = 0;
         while used < held && (at_end || MAX_CHUNK_BYTES <= held - used) {
             let rest = &buffer[used..held];
-            let bytes = &rest[..chunker.first(rest)];
+            let bytes = &rest[..chunker.next(rest)];
             let chunk = ChunkRef::to(bytes);
             manifest.push(chunk, &mut emit);
             let length = chunk.length;

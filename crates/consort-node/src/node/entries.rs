@@ -81,7 +81,7 @@ impl Node {
         };
         let mut buffer = Vec::with_capacity(BODY_BUFFER_BYTES);
         let mut manifest = ManifestBuilder::default();
-        let chunker = Chunker::default();
+        let mut chunker = Chunker::default();
         let mut first = true;
         loop {
             while buffer.len() < BODY_BUFFER_BYTES {
@@ -96,7 +96,7 @@ impl Node {
             }
             first = false;
             let store = self.shared.store.clone();
-            (buffer, manifest) = blocking(move || {
+            (buffer, chunker, manifest) = blocking(move || {
                 let mut failed = None;
                 let mut keep = |bytes: &[u8]| match store.pack(bytes) {
                     Ok(_) => {}
@@ -105,7 +105,7 @@ impl Node {
                 let mut used = 0;
                 while used < buffer.len() && (at_end || MAX_CHUNK_BYTES <= buffer.len() - used) {
                     let rest = &buffer[used..];
-                    let chunk = &rest[..chunker.first(rest)];
+                    let chunk = &rest[..chunker.next(rest)];
                     keep(chunk);
                     used += chunk.len();
                     manifest.push(ChunkRef::to(chunk), &mut |_, node| keep(node));
@@ -114,7 +114,7 @@ impl Node {
                     Some(error) => Err(error.into()),
                     None => {
                         buffer.drain(..used);
-                        Ok((buffer, manifest))
+                        Ok((buffer, chunker, manifest))
                     }
                 }
             })
