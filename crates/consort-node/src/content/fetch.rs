@@ -160,7 +160,9 @@ impl Fetcher {
 
     /// What can be promised of a chunk that a peer asks for, and that is not here.
     pub fn promise(&self, chunk: &ChunkRef, asker: NodeId) -> Option<Promise> {
-        self.shared.lock().transfer.promise(chunk, asker)
+        let state = self.shared.lock();
+        let is_kept = state.sinks.get(chunk)?.iter().any(|sink| sink.keeps);
+        state.transfer.promise(chunk, asker).filter(|_| is_kept)
     }
 
     /// Wants chunks; never blocks. Each arrives in `sink` once, in any order, as verified bytes;
@@ -170,13 +172,25 @@ impl Fetcher {
     /// it and were not taken out of it yet, or what arrives is lost. (Half of it is for
     /// news of unavailable chunks, which is dropped when that half is full.) When the other end is
     /// dropped, what is still wanted is fetched in vain; [`cancel`](Self::cancel) it.
+    ///
+    /// Whoever takes them out keeps them where peers can have them, since they may have been promised to peers.
     pub fn want(&self, chunks: &[ChunkRef], sink: &Sender<Fetched>) -> Result<(), TooManyWants> {
+        self.enter(chunks, sink, true)
+    }
+
+    fn enter(
+        &self,
+        chunks: &[ChunkRef],
+        sender: &Sender<Fetched>,
+        keeps: bool,
+    ) -> Result<(), TooManyWants> {
         self.shared.change(|state, now| {
             if MAX_WANTS < state.transfer.wanted() + chunks.len() {
                 return Err(TooManyWants);
             }
             for chunk in chunks {
-                state.sinks.entry(*chunk).or_default().push(sink.clone());
+                let sink = Sink { sender: sender.clone(), keeps };
+                state.sinks.entry(*chunk).or_default().push(sink);
                 state.transfer.want(now, *chunk);
             }
             Ok(())
@@ -188,7 +202,7 @@ impl Fetcher {
         self.shared.change(|state, _| {
             for chunk in chunks {
                 let Some(sinks) = state.sinks.get_mut(chunk) else { continue };
-                sinks.retain(|other| !other.same_channel(sink));
+                sinks.retain(|other| !other.sender.same_channel(sink));
                 if sinks.is_empty() {
                     state.sinks.remove(chunk);
                     state.transfer.cancel(*chunk);
@@ -207,7 +221,7 @@ impl Fetcher {
         let deadline = Instant::now() + timeout;
         let wanted: Vec<_> = chunks.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
         let (sink, source) = bounded(2 * wanted.len());
-        while self.want(&wanted, &sink).is_err() {
+        while self.enter(&wanted, &sink, false).is_err() {
             if deadline <= Instant::now() {
                 return Err(FetchError::TimedOut);
             }
@@ -264,7 +278,7 @@ struct Shared {
 struct State {
     transfer: Transfer,
     /// Who wants a chunk, for each that the transfer wants.
-    sinks: BTreeMap<ChunkRef, Vec<Sender<Fetched>>>,
+    sinks: BTreeMap<ChunkRef, Vec<Sink>>,
     connections: BTreeMap<NodeId, Connection>,
     next_connection: u64,
     /// What the timer waits for.
@@ -272,6 +286,13 @@ struct State {
     status: FetchStatus,
     /// A chunk was found to be unavailable.
     reported: bool,
+}
+
+/// Who wants a chunk.
+struct Sink {
+    sender: Sender<Fetched>,
+    /// The chunk stays on this machine.
+    keeps: bool,
 }
 
 /// A connection that exists or is being made; it ends when this is dropped.
@@ -369,7 +390,7 @@ impl State {
         });
         for sink in self.sinks.remove(&chunk).unwrap_or_default() {
             let fetched = Fetched { chunk, bytes: Ok(bytes.clone()) };
-            if let Err(TrySendError::Full(_)) = sink.try_send(fetched) {
+            if let Err(TrySendError::Full(_)) = sink.sender.try_send(fetched) {
                 tracing::error!(?chunk, "a chunk was lost: its sink has too little room");
             }
         }
@@ -381,7 +402,7 @@ impl State {
             0 => Unavailable::NobodyThere,
             peers => Unavailable::Lacking { peers },
         };
-        for sink in self.sinks.get(&chunk).into_iter().flatten() {
+        for Sink { sender: sink, .. } in self.sinks.get(&chunk).into_iter().flatten() {
             if sink.capacity().is_none_or(|capacity| sink.len() < capacity / 2) {
                 let _ = sink.try_send(Fetched { chunk, bytes: Err(reason) });
             }
