@@ -477,7 +477,7 @@ impl Link {
         let Some(commit) = self.outstanding.pop_front() else { return Ok(()) };
         self.outstanding_bytes -= commit.bytes;
         self.came_on_at = self.now.instant;
-        if commit.inherited.is_some_and(|epoch| epoch != self.applied.epoch) {
+        if self.may_be_lost(&commit) {
             // Both sides said what they hold before this was here, and the peer may have lost it since it sent it.
             self.resent = self.resent.max(view.summary().head.sequence);
         }
@@ -505,6 +505,17 @@ impl Link {
         self.work_off(view, to)?;
         self.acknowledge(false, to);
         Ok(())
+    }
+
+    /// Whether what a commit brings came from the peer in an earlier conversation, when its feed was another one: it may
+    /// have lost it since.
+    fn may_be_lost(&self, commit: &Outstanding) -> bool {
+        commit.inherited.is_some_and(|epoch| epoch != self.applied.epoch)
+    }
+
+    /// Whether such a commit is not reported yet. The view may show it all the same, together with what was reported.
+    fn awaits_what_may_be_lost(&self) -> bool {
+        self.outstanding.iter().any(|commit| self.may_be_lost(commit))
     }
 
     /// This side's feed grew: there may be something to send, and what the peer has announced may be here now.

@@ -8,12 +8,14 @@ use consort_core::limits::{
 use consort_core::model::attributes::Attributes;
 use consort_core::model::merge::Saw;
 use consort_core::protocol::Message;
-use consort_core::protocol::event::{Access, Effect};
+use consort_core::protocol::event::{Access, Effect, Event};
 use consort_core::protocol::link::Phase;
 use consort_core::store::{LocalWrite, Store, View};
-use consort_core::{AuthorId, Content, Dot, Entry, Timestamp, Version, VersionVector, WallTime};
+use consort_core::{
+    AuthorId, Commit, Content, Dot, Entry, Timestamp, Version, VersionVector, WallTime,
+};
 
-use crate::world::{DATASET, World, id, key};
+use crate::world::{DATASET, Job, World, id, key};
 
 fn holds(world: &World, node: usize, name: &str) -> bool {
     let view = world.nodes[node].store.view(DATASET).unwrap();
@@ -65,6 +67,32 @@ fn a_node_that_lost_its_disk_gets_back_what_was_on_its_way_to_another_ones_disk_
         world.run();
         assert!(holds(&world, 1, "last"), "seed {seed}");
     }
+}
+
+#[test]
+fn a_node_that_lost_its_disk_gets_back_what_becomes_durable_together_with_something_else() {
+    let mut world = World::new(2, 0);
+    world.put(1, "before", "value");
+    world.connect(0, 1);
+    world.settle();
+    world.put(1, "last", "value");
+    while world.nodes[0].committing.is_empty() {
+        world.deliver_one();
+    }
+    world.wipe(1);
+    world.connect(0, 1);
+    while world.deliver_one() {}
+    let Some(Job::Commit { peer, entries, cursor }) = world.nodes[0].committing.pop_front() else {
+        panic!("it is on its way to the disk");
+    };
+    let store = &mut world.nodes[0].store;
+    let applied = store.apply_remote(DATASET, peer, Commit { entries }, cursor).unwrap();
+    // Something else is reported first, when the view shows this already.
+    world.event(0, Event::Grew);
+    world.event(0, Event::Committed { peer, stale: applied.stale });
+    world.event(0, Event::Grew);
+    world.run();
+    assert!(holds(&world, 1, "last"));
 }
 
 #[test]

@@ -93,6 +93,7 @@ impl Link {
         let rows = view.feed(self.sent, 2 * MAX_COMMIT_BYTES)?;
         let mut announcement = Announcement::default();
         let (mut canonical, mut read) = (Vec::new(), 0);
+        let may_be_lost = self.awaits_what_may_be_lost();
         for commit in rows.chunk_by(|a, b| a.commit_end == b.commit_end) {
             let end = commit[0].commit_end;
             let last_read = commit.last().map(|row| row.sequence);
@@ -115,8 +116,9 @@ impl Link {
                 self.flooded = flood;
             }
             let announces = self.announces() && !floods;
-            let lacking =
-                |row: &&FeedRow| row.via != Some(self.ends.peer) || row.sequence <= self.resent;
+            let lacking = |row: &&FeedRow| {
+                row.via != Some(self.ends.peer) || row.sequence <= self.resent || may_be_lost
+            };
             let lacked: Vec<&FeedRow> = commit.iter().filter(lacking).collect();
             self.sent = end;
             read += commit.iter().map(|row| row.entry.weight()).sum::<usize>();
