@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use consort_core::ChunkRef;
 use consort_core::content::exchange::{Answer, Reply, Request};
-use consort_core::content::transfer::{ANSWER_TIMEOUT, MAX_REQUESTS};
+use consort_core::content::transfer::{MAX_REQUESTS, QUIET_AFTER};
 use consort_core::encoding::DecodeError;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -22,9 +22,9 @@ use crate::net::{ContentConnection, NodeId, OpenError};
 /// A connection on which nothing was asked for this long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a long answer that is still coming is reported: a few times before its provider would be given up.
-const HEARD_AFTER: Duration = Duration::from_secs(4);
-const _: () = assert!(2 * HEARD_AFTER.as_secs() < ANSWER_TIMEOUT.as_secs());
+/// How often a long answer that is still coming is reported: twice before its provider would be taken for quiet.
+const HEARD_AFTER: Duration = Duration::from_millis(900);
+const _: () = assert!(2 * HEARD_AFTER.as_millis() < QUIET_AFTER.as_millis());
 
 /// Answers above this many bytes are verified on a thread of their own; it takes longer to get one
 /// than to hash less.
