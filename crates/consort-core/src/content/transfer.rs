@@ -24,7 +24,7 @@ use core::ops::Bound;
 use core::time::Duration;
 
 use self::provider::Provider;
-use self::rank::{Fetchers, Lack};
+use self::rank::{Fetchers, Lack, Word};
 use crate::content::ChunkRef;
 use crate::content::exchange::{LATE, Promise};
 use crate::limits::MAX_REQUEST_CHUNKS;
@@ -257,10 +257,10 @@ impl Transfer {
 
     /// A chunk came that the provider was getting when it was asked for it. Its bytes are right.
     pub fn arrived_late(&mut self, now: Instant, peer: NodeId, chunk: ChunkRef) {
-        if let Some(provider) = self.providers.get_mut(&peer) {
-            provider.gives(now);
-        }
         self.cancel(chunk);
+        if self.providers.get_mut(&peer).is_some_and(|provider| provider.gives(now)) {
+            self.assign_anew(now);
+        }
     }
 
     /// Bytes came for a chunk that was coming, and they are not those of the chunk.
@@ -384,7 +384,8 @@ impl Transfer {
         let range = (of, Order::default())..=(of, Order::LAST);
         let (mut chunks, mut bytes) = (Vec::new(), 0);
         for (_, chunk) in self.queue.range(range) {
-            let lacks = self.wants[chunk].lack_of(peer).is_some_and(|lack| !lack.is_over(now));
+            let lack = self.wants[chunk].lack_of(peer);
+            let lacks = lack.is_some_and(|lack| lack.word(now, provider) != Word::Over);
             if lacks || provider.has_asked(chunk) {
                 continue;
             }
@@ -419,10 +420,8 @@ impl Transfer {
         promise: Option<Promise>,
     ) {
         let Some(want) = self.wants.get_mut(&chunk) else { return };
-        let since = want.lack_of(peer).and_then(|lack| lack.coming).map(|(_, since)| since);
-        let coming = promise.map(|promise| (promise, since.unwrap_or(now)));
         want.lacking.retain(|lack| lack.peer != peer);
-        want.lacking.push(Lack { peer, at: now, coming });
+        want.lacking.push(Lack { peer, at: now, coming: promise });
         if want.state == State::Asked(peer) {
             self.enqueue(now, chunk);
         }
@@ -494,6 +493,9 @@ impl Transfer {
         let half = u64::try_from(rest.as_micros() / 2).unwrap_or(u64::MAX);
         let jitter = Duration::from_micros(self.random.below(half + 1));
         let asked = provider.rest_until(now + rest / 2 + jitter);
+        // What it promised, it promised on a connection that is gone.
+        let is_void = |lack: &Lack| lack.peer == peer && lack.coming.is_some();
+        self.wants.values_mut().for_each(|want| want.lacking.retain(|lack| !is_void(lack)));
         self.release(now, peer, asked);
         self.assign_anew(now);
     }

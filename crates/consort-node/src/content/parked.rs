@@ -53,14 +53,26 @@ impl Parked {
 
     /// A chunk can be read here from now on.
     pub fn arrived(&self, chunk: &ChunkRef) {
-        let mut state = self.lock();
-        for asker in state.askers.remove(chunk).unwrap_or_default() {
-            if let Some(count) = state.counts.get_mut(&asker.seat) {
-                *count -= 1;
-            }
+        for asker in self.take(chunk) {
             // The connection may have ended.
             let _ = asker.arrived.send(*chunk);
         }
+    }
+
+    /// A chunk does not come after all. Whoever waits for it is told nothing, and asks others in time.
+    pub fn give_up(&self, chunk: &ChunkRef) {
+        self.take(chunk);
+    }
+
+    fn take(&self, chunk: &ChunkRef) -> Vec<Asker> {
+        let mut state = self.lock();
+        let askers = state.askers.remove(chunk).unwrap_or_default();
+        for asker in &askers {
+            if let Some(count) = state.counts.get_mut(&asker.seat) {
+                *count -= 1;
+            }
+        }
+        askers
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -73,18 +85,18 @@ impl Seat {
     pub fn park(&self, chunk: ChunkRef) -> bool {
         let mut state = self.all.lock();
         let State { askers, counts, .. } = &mut *state;
-        let (Some(count), askers) =
-            (counts.get_mut(&self.number), askers.entry(chunk).or_default())
-        else {
-            return false;
-        };
-        let is_parked = askers.iter().any(|asker| asker.seat == self.number);
-        let has_room = *count < MAX_PARKED;
-        if !is_parked && has_room {
-            *count += 1;
-            askers.push(Asker { seat: self.number, arrived: self.arrived.clone() });
+        let Some(count) = counts.get_mut(&self.number) else { return false };
+        let is_mine = |asker: &Asker| asker.seat == self.number;
+        if askers.get(&chunk).is_some_and(|askers| askers.iter().any(is_mine)) {
+            return true;
         }
-        is_parked || has_room
+        if *count == MAX_PARKED {
+            return false;
+        }
+        *count += 1;
+        let asker = Asker { seat: self.number, arrived: self.arrived.clone() };
+        askers.entry(chunk).or_default().push(asker);
+        true
     }
 }
 
@@ -127,7 +139,7 @@ mod tests {
         let most = u32::try_from(MAX_PARKED).unwrap();
         assert!((0..most).all(|number| seat.park(chunk(number))));
         assert!(!seat.park(chunk(most)));
-        all.arrived(&chunk(0));
+        all.give_up(&chunk(0));
         assert!(seat.park(chunk(most)));
     }
 }

@@ -192,9 +192,10 @@ impl Provider {
         }
     }
 
-    /// It gave a chunk that it was getting when it was asked for it.
-    pub(super) fn gives(&mut self, now: Instant) {
-        (self.progress, self.gave) = (now, now);
+    /// It gave a chunk that it was getting when it was asked for it. Whether it had become quiet.
+    pub(super) fn gives(&mut self, now: Instant) -> bool {
+        self.gave = now;
+        self.heard(now)
     }
 
     /// A part of an answer came. Whether it had become quiet.

@@ -21,7 +21,8 @@ pub const COMING_AT_MOST: Duration = Duration::from_secs(10);
 /// And if it gives nothing at all, for so long.
 pub const QUIET_AT_MOST: Duration = Duration::from_secs(2);
 
-/// How long a provider that does not have a chunk, and is not getting it, is passed over: it may be behind this node.
+/// How long a provider that does not have a chunk and is not getting it, or did not keep a promise, is passed over: it may be
+/// behind this node.
 pub const PASSED_OVER_FOR: Duration = Duration::from_millis(500);
 
 /// That a provider did not have a chunk when it was asked.
@@ -29,8 +30,8 @@ pub const PASSED_OVER_FOR: Duration = Duration::from_millis(500);
 pub(super) struct Lack {
     pub(super) peer: NodeId,
     pub(super) at: Instant,
-    /// It is just getting it, and says so since then.
-    pub(super) coming: Option<(Promise, Instant)>,
+    /// It was just getting it.
+    pub(super) coming: Option<Promise>,
 }
 
 /// Whom to ask for a chunk, as things stand.
@@ -52,20 +53,30 @@ pub(super) struct Fetchers {
     node: NodeId,
 }
 
-impl Lack {
-    /// Whether it may have the chunk by now.
-    pub(super) fn is_over(&self, now: Instant) -> bool {
-        self.coming.is_none() && self.at + PASSED_OVER_FOR <= now
-    }
+/// What a provider's answer is worth, some time later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// Its promise holds until then.
+    Promised(Promise, Instant),
+    /// It is not asked until then: it did not have the chunk, or did not keep its promise.
+    PassedOver(Instant),
+    /// It may have the chunk by now.
+    Over,
+}
 
-    /// How long it is waited for, or passed over.
-    fn until(&self, provider: &Provider) -> Instant {
-        match self.coming {
-            Some((_, since)) => {
-                (since.max(provider.gave()) + QUIET_AT_MOST).min(since + COMING_AT_MOST)
+impl Lack {
+    pub(super) fn word(&self, now: Instant, provider: &Provider) -> Word {
+        let mut since = self.at;
+        if let Some(promise) = self.coming {
+            let quiet = self.at.max(provider.gave()) + QUIET_AT_MOST;
+            let until = quiet.min(self.at + COMING_AT_MOST);
+            if now < until {
+                return Word::Promised(promise, until);
             }
-            None => self.at + PASSED_OVER_FOR,
+            since = until;
         }
+        let until = since + PASSED_OVER_FOR;
+        if now < until { Word::PassedOver(until) } else { Word::Over }
     }
 }
 
@@ -93,22 +104,24 @@ impl Fetchers {
                 continue;
             }
             let lack = lacking.iter().find(|lack| lack.peer == *peer);
-            let until = lack.map(|lack| lack.until(provider)).filter(|until| now < *until);
-            let promise = lack.and_then(|lack| lack.coming).map(|(promise, _)| promise);
-            let is_coming = promise.is_some();
-            let in_a_circle = promise == Some(Promise::Indirect) && weight < Some(own);
-            if is_coming && (until.is_none() || in_a_circle) {
-                // It does not get it after all, or perhaps from here.
-                turn.passed_over = true;
-            } else if until.is_some() && !is_coming {
-                turn.passed_over = true;
-                if turn.of.is_none() {
-                    turn.until = turn.until.min(until).or(until);
+            let (is_coming, until) = match lack.map_or(Word::Over, |l| l.word(now, provider)) {
+                Word::Over => (false, None),
+                Word::Promised(promise, until)
+                    if promise == Promise::Direct || Some(own) <= weight =>
+                {
+                    (true, Some(until))
                 }
-            } else {
-                heaviest = weight;
-                (turn.of, turn.waits, turn.until) = (Some(*peer), is_coming, until);
-            }
+                // The second waits itself, perhaps for this node.
+                Word::PassedOver(until) | Word::Promised(_, until) => {
+                    turn.passed_over = true;
+                    if turn.of.is_none() {
+                        turn.until = turn.until.map_or(Some(until), |at| Some(at.min(until)));
+                    }
+                    continue;
+                }
+            };
+            heaviest = weight;
+            (turn.of, turn.waits, turn.until) = (Some(*peer), is_coming, until);
         }
         turn
     }

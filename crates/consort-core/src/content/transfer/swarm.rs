@@ -5,6 +5,7 @@ use alloc::vec;
 
 use super::*;
 use crate::content::ChunkHash;
+use crate::content::exchange::Promise;
 
 /// What passes a node's link in a microsecond, in each direction: 200 Mbit/s.
 const BYTES_PER_US: u64 = 25;
@@ -252,6 +253,46 @@ fn what_goes_from_one_to_the_next_is_on_all_links_at_once() {
     // Everybody knows two others on each side.
     let swarm = Swarm::new(12, |a, b| [1, 2, 10, 11].contains(&a.abs_diff(b))).run();
     assert!(swarm.copies() < 2.0, "the source sends {}", swarm.copies());
+}
+
+#[test]
+fn a_promise_that_is_not_kept_holds_nobody_up_for_ever() {
+    let (asker, giver) = (id(1), id(2));
+    let mut transfer = Transfer::new(asker, 1);
+    let mut now = Instant(0);
+    transfer.provider_up(now, giver);
+    transfer.want(now, chunk(0));
+    let ask = |transfer: &mut Transfer, now: Instant| {
+        let Some(Effect::Request { id, .. }) = transfer.poll(now) else {
+            panic!("it is not asked for again");
+        };
+        transfer.answered(now, giver, id, &[Outcome::Coming(Promise::Direct)]);
+        assert_eq!(transfer.poll(now), None);
+    };
+    for _ in 0..3 {
+        ask(&mut transfer, now);
+        let asked = now;
+        while !transfer.queue.contains_key(&(Some(giver), transfer.wants[&chunk(0)].order)) {
+            now = transfer.deadline().expect("it is looked at again");
+            transfer.on_deadline(now);
+        }
+        assert!(now <= asked + COMING_AT_MOST + PASSED_OVER_FOR);
+    }
+    // Nor one that was given on a connection that is gone.
+    ask(&mut transfer, now);
+    transfer.failed(now, giver);
+    let failed = now;
+    loop {
+        match transfer.poll(now) {
+            Some(Effect::Request { .. }) => break,
+            Some(_) => {}
+            None => {
+                now = transfer.deadline().expect("it is looked at again");
+                transfer.on_deadline(now);
+            }
+        }
+    }
+    assert!(now <= failed + FIRST_REST + FIRST_RETRY);
 }
 
 #[test]

@@ -385,6 +385,7 @@ impl Files {
             self.takers -= gone;
             self.gathered.retain(|chunk| self.wanted.contains_key(chunk));
             self.contents.fetcher().cancel(&unwanted, &self.sink);
+            unwanted.iter().for_each(|chunk| self.contents.local().parked().give_up(chunk));
         }
         Some(file)
     }
