@@ -4,7 +4,7 @@
 //!
 //! A content whose first bytes show a format that is known here is seen as a row of *stretches*: the members of an
 //! archive, the tensors of a model. FastCDC begins anew with each, and short ones share a chunk. What a format is made
-//! of, the file of that format knows ([`tar`], [`safetensors`], [`zip`], [`parquet`]); which of its boundaries become
+//! of, the file of that format knows (`tar`, `safetensors`, `zip`, `parquet`); which of its boundaries become
 //! boundaries of chunks is decided here, by one rule for all.
 //!
 //! Everything in here is part of the format: the same bytes must give the same chunks on every node. The rules are
