@@ -422,8 +422,13 @@ impl Transfer {
         let Some(want) = self.wants.get_mut(&chunk) else { return };
         want.lacking.retain(|lack| lack.peer != peer);
         want.lacking.push(Lack { peer, at: now, coming: promise });
-        if want.state == State::Asked(peer) {
-            self.enqueue(now, chunk);
+        match want.state {
+            // It is under way from somebody else.
+            State::Asked(other) if other != peer => {}
+            _ => {
+                self.dequeue(chunk);
+                self.enqueue(now, chunk);
+            }
         }
     }
 

@@ -50,28 +50,8 @@ fn a_node_that_lost_its_disk_gets_back_what_it_wrote_itself() {
     world.assert_converged();
 }
 
-#[test]
-fn a_node_that_lost_its_disk_gets_back_what_was_on_its_way_to_another_ones_disk_as_well() {
-    // One of these orders is this: the other says Hello, its disk has the version, and it hears that this one has nothing.
-    for seed in 0..40 {
-        let mut world = World::new(2, seed);
-        world.put(1, "before", "value");
-        world.connect(0, 1);
-        world.settle();
-        world.put(1, "last", "value");
-        while world.nodes[0].committing.is_empty() {
-            world.deliver_one();
-        }
-        world.wipe(1);
-        world.connect(0, 1);
-        world.run();
-        assert!(holds(&world, 1, "last"), "seed {seed}");
-    }
-}
-
-#[test]
-fn a_node_that_lost_its_disk_gets_back_what_becomes_durable_together_with_something_else() {
-    let mut world = World::new(2, 0);
+fn wiped_while_its_last_is_on_its_way_to_another_disk(seed: u64) -> World {
+    let mut world = World::new(2, seed);
     world.put(1, "before", "value");
     world.connect(0, 1);
     world.settle();
@@ -81,6 +61,22 @@ fn a_node_that_lost_its_disk_gets_back_what_becomes_durable_together_with_someth
     }
     world.wipe(1);
     world.connect(0, 1);
+    world
+}
+
+#[test]
+fn a_node_that_lost_its_disk_gets_back_what_was_on_its_way_to_another_ones_disk_as_well() {
+    // One of these orders is this: the other says Hello, its disk has the version, and it hears that this one has nothing.
+    for seed in 0..40 {
+        let mut world = wiped_while_its_last_is_on_its_way_to_another_disk(seed);
+        world.run();
+        assert!(holds(&world, 1, "last"), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_node_that_lost_its_disk_gets_back_what_becomes_durable_together_with_something_else() {
+    let mut world = wiped_while_its_last_is_on_its_way_to_another_disk(0);
     while world.deliver_one() {}
     let Some(Job::Commit { peer, entries, cursor }) = world.nodes[0].committing.pop_front() else {
         panic!("it is on its way to the disk");

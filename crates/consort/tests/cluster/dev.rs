@@ -5,13 +5,8 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use crate::cluster::{Cluster, DATASET, Node, Outcome, text};
-
-/// How long a node may take to end.
-const BOUND: Duration = Duration::from_secs(30);
+use crate::cluster::{Cluster, DATASET, Node, Outcome, text, until};
 
 /// `consort dev DIR`, running. The process is killed with the test, and its node ends when it notices that.
 struct Dev {
@@ -54,11 +49,7 @@ impl Dev {
     fn kill(self) {
         let private = File::open(&self.private).expect("a directory that is linked");
         drop(self);
-        let end = Instant::now() + BOUND;
-        while private.try_lock().is_err() {
-            assert!(Instant::now() < end, "the node of a killed dev does not end");
-            thread::sleep(Duration::from_millis(20));
-        }
+        until("the node of a killed dev to end", || private.try_lock().is_ok());
     }
 }
 

@@ -123,12 +123,24 @@ impl Fetchers {
             heaviest = weight;
             (turn.of, turn.waits, turn.until) = (Some(*peer), is_coming, until);
         }
+        if turn.of.is_none() {
+            // One that seems to have everything may have been asked before, and is to be asked again.
+            let complete = providers.iter().filter(|(_, p)| !p.rests() && !p.is_partial());
+            for (peer, provider) in complete {
+                let lack = lacking.iter().find(|lack| lack.peer == *peer);
+                if let Some(Word::PassedOver(until) | Word::Promised(_, until)) =
+                    lack.map(|lack| lack.word(now, provider))
+                {
+                    turn.until = turn.until.map_or(Some(until), |at| Some(at.min(until)));
+                }
+            }
+        }
         turn
     }
 }
 
 /// No two nodes have the same.
-pub(super) fn weight(chunk: &ChunkRef, node: NodeId) -> (u64, NodeId) {
+fn weight(chunk: &ChunkRef, node: NodeId) -> (u64, NodeId) {
     let mut mixed = 0;
     for part in chunk.hash.0[..8].chunks(8).chain(node.0.chunks(8)) {
         let part = part.try_into().map_or(0, u64::from_le_bytes);

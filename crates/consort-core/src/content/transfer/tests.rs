@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::content::ChunkHash;
+use crate::content::exchange::Promise;
 use crate::limits::{MAX_CHUNK_BYTES, MAX_CONTENT_MESSAGE_BYTES};
 
 /// Providers that answer as they are told to, and everything that is checked on the way.
@@ -280,6 +281,49 @@ fn what_a_quiet_provider_is_asked_for_is_asked_of_others_and_later_it_is_given_u
     world.pump();
     assert_eq!(world.faults, [(node(0), Fault::TimedOut)]);
     assert!(world.transfer.providers[&node(0)].window() < FIRST_WINDOW_BYTES);
+}
+
+/// Lets time pass until a provider is asked for something.
+fn next_request(transfer: &mut Transfer, now: &mut Instant) -> (NodeId, u32, usize) {
+    loop {
+        match transfer.poll(*now) {
+            Some(Effect::Request { peer, id, chunks }) => return (peer, id, chunks.len()),
+            Some(_) => {}
+            None => {
+                *now = transfer.deadline().expect("nobody will ever be asked again");
+                transfer.on_deadline(*now);
+            }
+        }
+    }
+}
+
+#[test]
+fn who_did_not_keep_a_promise_and_seems_to_have_everything_by_now_is_asked_again() {
+    let (mut transfer, mut now) = (Transfer::new(node(9), 1), Instant(0));
+    transfer.provider_up(now, node(1));
+    transfer.want(now, chunk(0));
+    let (peer, id, _) = next_request(&mut transfer, &mut now);
+    transfer.answered(now, peer, id, &[Outcome::Coming(Promise::Direct)]);
+    // It gives so much else that it seems to have everything.
+    let others: Vec<_> = (1..600).map(chunk).collect();
+    others.iter().for_each(|chunk| transfer.want(now, *chunk));
+    while 1 < transfer.wanted() {
+        let (peer, id, count) = next_request(&mut transfer, &mut now);
+        transfer.answered(now, peer, id, &vec![Outcome::Arrived; count]);
+    }
+    assert_eq!(next_request(&mut transfer, &mut now).2, 1);
+}
+
+#[test]
+fn what_a_quiet_provider_lacks_after_all_is_asked_for_again() {
+    let (mut transfer, mut now) = (Transfer::new(node(9), 1), Instant(0));
+    transfer.provider_up(now, node(1));
+    transfer.want(now, chunk(0));
+    let (peer, id, _) = next_request(&mut transfer, &mut now);
+    now = now + QUIET_AFTER;
+    transfer.on_deadline(now);
+    transfer.answered(now, peer, id, &[Outcome::Missing]);
+    assert_eq!(next_request(&mut transfer, &mut now).0, peer);
 }
 
 #[test]

@@ -199,12 +199,12 @@ fn take_in(
             }
             let answers = request.chunks.iter().copied().zip(response.answers);
             let (outcomes, arrived) = verify(&message, answers);
-            deliver(shared, peer, number, request.id, &outcomes, arrived);
+            deliver(shared, peer, number, Some(request.id), &outcomes, arrived);
         }
         (Reply::Late(chunks), None) => {
             let answers = chunks.into_iter().map(|(chunk, bytes)| (chunk, Answer::Chunk(bytes)));
             let (outcomes, arrived) = verify(&message, answers);
-            deliver_late(shared, peer, number, &outcomes, arrived);
+            deliver(shared, peer, number, None, &outcomes, arrived);
         }
         _ => return Err(ConversationError::Unasked),
     }
@@ -240,11 +240,12 @@ fn verify<'m>(
     (outcomes, arrived)
 }
 
+/// Delivers what came: for a request, or late.
 fn deliver(
     shared: &Arc<Shared>,
     peer: NodeId,
     number: u64,
-    id: u32,
+    request: Option<u32>,
     outcomes: &[Outcome],
     arrived: Vec<(ChunkRef, ChunkBytes)>,
 ) {
@@ -253,22 +254,10 @@ fn deliver(
             return;
         }
         state.take(peer, outcomes, &arrived);
-        state.transfer.answered(now, peer, id, outcomes);
-    });
-}
-
-fn deliver_late(
-    shared: &Arc<Shared>,
-    peer: NodeId,
-    number: u64,
-    outcomes: &[Outcome],
-    arrived: Vec<(ChunkRef, ChunkBytes)>,
-) {
-    shared.change(|state, now| {
-        if !state.is_current(peer, number) {
+        if let Some(id) = request {
+            state.transfer.answered(now, peer, id, outcomes);
             return;
         }
-        state.take(peer, outcomes, &arrived);
         for (chunk, _) in arrived {
             state.transfer.arrived_late(now, peer, chunk);
         }
