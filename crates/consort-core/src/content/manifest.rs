@@ -3,7 +3,11 @@
 //! A node ends where the hash of its last reference says so, as chunks end where their bytes say so. A change of one
 //! chunk therefore changes one node of each level, about `AVERAGE_NODE_REFS` references each, and leaves the others
 //! to be shared. [`ManifestBuilder`] is fed one chunk at a time and holds one open node per level, so the memory of
-//! indexing does not depend on the size of a file.
+//! indexing does not depend on the size of a file. [`Walk`] is the way back, from the content to its chunks.
+
+mod walk;
+
+pub use self::walk::{Step, Walk};
 
 use alloc::vec::Vec;
 
@@ -173,24 +177,23 @@ mod tests {
     }
 
     fn flatten(content: &Content, nodes: &Nodes) -> Vec<ChunkRef> {
-        fn descend(node: &NodeRef, level: u8, nodes: &Nodes, to: &mut Vec<ChunkRef>) {
-            match decode(&nodes[&node.chunk.hash], level, node).expect("a good node") {
-                Node::Chunks(chunks) => to.extend(chunks),
-                Node::Nodes(below) => {
-                    below.iter().for_each(|node| descend(node, level - 1, nodes, to));
+        let (mut walk, mut chunks, mut at) = (Walk::new(content), Vec::new(), 0);
+        loop {
+            match walk.step() {
+                Step::Chunk(offset, chunk) => {
+                    assert_eq!(offset, at);
+                    at += u64::from(chunk.length);
+                    chunks.push(chunk);
                 }
+                Step::Needs(node) => {
+                    assert_eq!(walk.nodes_ahead().next(), Some(node));
+                    assert!(walk.enter(b"no node").is_err());
+                    assert_eq!(walk.step(), Step::Needs(node), "what was refused is still needed");
+                    walk.enter(&nodes[&node.hash]).expect("a good node");
+                }
+                Step::End => return chunks,
             }
         }
-        let mut chunks = Vec::new();
-        match content {
-            Content::Chunks(all) => chunks.extend(all.iter()),
-            Content::Tree { level, nodes: top } => {
-                top.iter().for_each(|node| descend(node, *level, nodes, &mut chunks));
-            }
-            Content::Inline(bytes) => assert!(bytes.is_empty()),
-            Content::Deleted => unreachable!("a builder never deletes"),
-        }
-        chunks
     }
 
     proptest! {

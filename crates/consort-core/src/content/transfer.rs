@@ -6,7 +6,7 @@
 //! here: the driver verifies them and reports an [`Outcome`] for each chunk.
 //!
 //! - Chunks are asked for in batches, of all providers at once, and each chunk of one provider at a time: in the order
-//!   in which they were wanted or, where several could have them, by chance among neighbours.
+//!   in which they were wanted or, where several could have them, by chance among neighbours; what is urgent first.
 //! - A provider has as many bytes under way as its window allows: what it sends in about a second (`provider.rs`).
 //! - Nodes that fetch the same share the work: each chunk is fetched from where it is complete by one of them, and by
 //!   the others from that one (`rank.rs`), so that the source sends it once.
@@ -50,6 +50,19 @@ pub const SHUFFLED: u64 = 1024;
 pub const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// The longest time after which a chunk that nobody has is asked for again.
 pub const LAST_RETRY: Duration = Duration::from_secs(15);
+
+/// What is asked for first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// Somebody waits for this chunk, or does not know what else to want before it is here. Few and small: each is
+    /// fetched from where everything is, rather than shared with other nodes.
+    #[default]
+    Now,
+    /// A small content, complete soon.
+    Soon,
+    /// A part of a large content.
+    Later,
+}
 
 /// What became of one chunk of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +140,7 @@ pub struct Transfer {
 /// A place in the queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Order {
+    urgency: Urgency,
     /// Others were to be asked first, and did not have it.
     passed_over: bool,
     group: u64,
@@ -185,23 +199,36 @@ impl Transfer {
         self.wants.len()
     }
 
-    /// Wants a chunk. A chunk that is wanted already is not asked for twice.
+    /// Wants a chunk. A chunk that is wanted already is not asked for twice, but it may become more urgent.
     ///
     /// # Panics
     /// If more than [`MAX_WANTS`] chunks would be wanted: the caller bounds them.
-    pub fn want(&mut self, now: Instant, chunk: ChunkRef) {
-        if self.wants.contains_key(&chunk) {
+    pub fn want(&mut self, now: Instant, chunk: ChunkRef, urgency: Urgency) {
+        if let Some(want) = self.wants.get(&chunk) {
+            if urgency < want.order.urgency {
+                self.hurry(now, chunk, urgency);
+            }
             return;
         }
         assert!(self.wants.len() < MAX_WANTS, "more than {MAX_WANTS} chunks are wanted");
         let (number, lacking) = (self.next_number, Vec::new());
         self.next_number += 1;
         let chance = if 1 < self.providers.len() { self.random.next_u64() } else { 0 };
-        let order = Order { passed_over: false, group: number / SHUFFLED, chance, number };
+        let group = number / SHUFFLED;
+        let order = Order { urgency, passed_over: false, group, chance, number };
         let state = State::Queued(None);
         self.wants
             .insert(chunk, Want { order, state, later: None, lacking, retry: None, rounds: 0 });
         self.enqueue(now, chunk);
+    }
+
+    fn hurry(&mut self, now: Instant, chunk: ChunkRef, urgency: Urgency) {
+        self.dequeue(chunk);
+        let Some(want) = self.wants.get_mut(&chunk) else { return };
+        want.order.urgency = urgency;
+        if !matches!(want.state, State::Asked(_)) {
+            self.enqueue(now, chunk);
+        }
     }
 
     /// Wants a chunk no longer. What is under way is let come, and counts in its provider's window.
@@ -444,7 +471,8 @@ impl Transfer {
     /// Puts a want where it can be asked for, or lets it wait for whoever is getting it, or reports that nobody has it.
     fn enqueue(&mut self, now: Instant, chunk: ChunkRef) {
         let want = self.wants.get_mut(&chunk).expect("it is wanted");
-        let turn = self.fetchers.whom_to_ask(now, &chunk, &want.lacking, &self.providers);
+        let shares = want.order.urgency != Urgency::Now;
+        let turn = self.fetchers.whom_to_ask(now, &chunk, shares, &want.lacking, &self.providers);
         want.later = turn.until;
         self.later.extend(turn.until.map(|until| (until, chunk)));
         if let Some(peer) = turn.of.filter(|_| turn.waits) {
@@ -507,8 +535,13 @@ impl Transfer {
 }
 
 impl Order {
-    const LAST: Self =
-        Self { passed_over: true, group: u64::MAX, chance: u64::MAX, number: u64::MAX };
+    const LAST: Self = Self {
+        urgency: Urgency::Later,
+        passed_over: true,
+        group: u64::MAX,
+        chance: u64::MAX,
+        number: u64::MAX,
+    };
 }
 
 impl Want {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use consort_core::ChunkRef;
 use consort_core::content::exchange::{Promise, Request};
-use consort_core::content::transfer::{Effect, Fault, MAX_WANTS, Outcome, Transfer};
+use consort_core::content::transfer::{Effect, Fault, MAX_WANTS, Outcome, Transfer, Urgency};
 use crossbeam_channel::{RecvTimeoutError, Sender, TrySendError, bounded};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
@@ -173,25 +173,22 @@ impl Fetcher {
     /// news of unavailable chunks, which is dropped when that half is full.) When the other end is
     /// dropped, what is still wanted is fetched in vain; [`cancel`](Self::cancel) it.
     ///
-    /// Whoever takes them out keeps them where peers can have them, since they may have been promised to peers.
-    pub fn want(&self, chunks: &[ChunkRef], sink: &Sender<Fetched>) -> Result<(), TooManyWants> {
-        self.enter(chunks, sink, true)
-    }
-
-    fn enter(
+    /// Whoever takes them out keeps them where peers can have them, since they may have been promised to peers; but not
+    /// those that are wanted [now](Urgency::Now).
+    pub fn want(
         &self,
         chunks: &[ChunkRef],
-        sender: &Sender<Fetched>,
-        keeps: bool,
+        urgency: Urgency,
+        sink: &Sender<Fetched>,
     ) -> Result<(), TooManyWants> {
         self.shared.change(|state, now| {
             if MAX_WANTS < state.transfer.wanted() + chunks.len() {
                 return Err(TooManyWants);
             }
             for chunk in chunks {
-                let sink = Sink { sender: sender.clone(), keeps };
+                let sink = Sink { sender: sink.clone(), keeps: urgency != Urgency::Now };
                 state.sinks.entry(*chunk).or_default().push(sink);
-                state.transfer.want(now, *chunk);
+                state.transfer.want(now, *chunk, urgency);
             }
             Ok(())
         })
@@ -221,7 +218,7 @@ impl Fetcher {
         let deadline = Instant::now() + timeout;
         let wanted: Vec<_> = chunks.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
         let (sink, source) = bounded(2 * wanted.len());
-        while self.enter(&wanted, &sink, false).is_err() {
+        while self.want(&wanted, Urgency::Now, &sink).is_err() {
             if deadline <= Instant::now() {
                 return Err(FetchError::TimedOut);
             }

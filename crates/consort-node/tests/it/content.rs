@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use consort_core::content::chunker::Chunker;
 use consort_core::content::exchange::{Answer, Request, encode_response};
 use consort_core::content::manifest::ManifestBuilder;
+use consort_core::content::transfer::Urgency;
 use consort_core::model::Commit;
 use consort_core::store::DatasetParameters;
 use consort_core::{
@@ -222,7 +223,7 @@ fn sixty_four_megabytes_arrive_as_they_are() {
     let bytes = noise(64 << 20, 3);
     let wanted = a.write("large", &bytes);
     let (sink, source) = sink(wanted.len());
-    b.fetcher.want(&wanted, &sink).unwrap();
+    b.fetcher.want(&wanted, Urgency::Later, &sink).unwrap();
     let arrived = collect(&source, wanted.len());
     let whole: Vec<u8> = wanted.iter().flat_map(|chunk| arrived[chunk].iter().copied()).collect();
     assert!(whole == bytes);
@@ -271,7 +272,7 @@ fn a_peer_that_lies_is_dropped_and_another_one_used() {
     let wanted = honest.pack(chunks(&bytes));
     b.knows(&[&liar]);
     let (sink, source) = sink(wanted.len());
-    b.fetcher.want(&wanted, &sink).unwrap();
+    b.fetcher.want(&wanted, Urgency::Later, &sink).unwrap();
     wait_until(|| 0 < b.fetcher.status().peers[&liar.id].wrong);
     b.knows(&[&liar, &honest]);
     let arrived = collect(&source, wanted.len());
@@ -307,7 +308,7 @@ fn a_peer_that_dies_in_the_middle_is_replaced_by_another() {
     other.pack(chunks(&bytes));
     b.knows(&[&dying]);
     let (sink, source) = sink(wanted.len());
-    b.fetcher.want(&wanted, &sink).unwrap();
+    b.fetcher.want(&wanted, Urgency::Later, &sink).unwrap();
     let first = source.recv_timeout(BOUND).expect("the first one arrives");
     dying.net.set_revoked([b.id].into());
     b.knows(&[&dying, &other]);
@@ -323,7 +324,7 @@ fn what_nobody_has_is_reported_and_comes_with_who_has_it() {
     let bytes = noise(10_000, 12);
     let chunk = ChunkRef::to(&bytes);
     let (sink, source) = sink(1);
-    b.fetcher.want(&[chunk], &sink).unwrap();
+    b.fetcher.want(&[chunk], Urgency::Later, &sink).unwrap();
     let news = |source: &Receiver<Fetched>| source.recv_timeout(BOUND).unwrap().bytes.map(drop);
     assert_eq!(news(&source), Err(Unavailable::NobodyThere));
     b.knows(&[&without]);
@@ -333,7 +334,7 @@ fn what_nobody_has_is_reported_and_comes_with_who_has_it() {
     assert!(chunk.is(&collect(&source, 1)[&chunk]));
     // And from a peer that only got it later.
     let later = noise(10_000, 13);
-    b.fetcher.want(&[ChunkRef::to(&later)], &sink).unwrap();
+    b.fetcher.want(&[ChunkRef::to(&later)], Urgency::Later, &sink).unwrap();
     assert!(news(&source).is_err());
     with.pack([&*later]);
     assert_eq!(collect(&source, 1)[&ChunkRef::to(&later)], later);
@@ -346,7 +347,7 @@ fn what_is_cancelled_does_not_arrive() {
     let bytes = noise(10_000, 14);
     let wanted = a.pack([&*bytes]);
     let (sink, source) = sink(1);
-    b.fetcher.want(&wanted, &sink).unwrap();
+    b.fetcher.want(&wanted, Urgency::Later, &sink).unwrap();
     assert!(source.recv_timeout(BOUND).unwrap().bytes.is_err());
     b.fetcher.cancel(&wanted, &sink);
     assert_eq!(b.fetcher.status().wanted, 0);

@@ -85,11 +85,12 @@ impl Fetchers {
         Self { node }
     }
 
-    /// Whom to ask for a chunk first.
+    /// Whom to ask for a chunk first. If this node does not share it, that is who has everything, if there is such.
     pub(super) fn whom_to_ask(
         &self,
         now: Instant,
         chunk: &ChunkRef,
+        shares: bool,
         lacking: &[Lack],
         providers: &BTreeMap<NodeId, Provider>,
     ) -> Turn {
@@ -98,7 +99,8 @@ impl Fetchers {
         let own = weight(chunk, self.node);
         let mut turn = Turn { of: None, waits: false, passed_over: false, until: None };
         let mut heaviest = is_somewhere.then_some(own);
-        for (peer, provider) in providers.iter().filter(|(_, p)| !p.rests() && p.is_partial()) {
+        let is_asked = |p: &Provider| !p.rests() && p.is_partial() && (shares || !is_somewhere);
+        for (peer, provider) in providers.iter().filter(|(_, p)| is_asked(p)) {
             let weight = Some(weight(chunk, *peer));
             if weight < heaviest {
                 continue;

@@ -103,7 +103,7 @@ impl Swarm {
         let node = &mut self.nodes[at];
         let full = WANTS_BYTES / CHUNK_BYTES as usize;
         while node.next < CHUNKS && node.transfer.wanted() < full {
-            node.transfer.want(now, chunk(node.next));
+            node.transfer.want(now, chunk(node.next), Urgency::Later);
             node.next += 1;
         }
         while let Some(effect) = self.nodes[at].transfer.poll(now) {
@@ -261,7 +261,7 @@ fn a_promise_that_is_not_kept_holds_nobody_up_for_ever() {
     let mut transfer = Transfer::new(asker, 1);
     let mut now = Instant(0);
     transfer.provider_up(now, giver);
-    transfer.want(now, chunk(0));
+    transfer.want(now, chunk(0), Urgency::Later);
     let ask = |transfer: &mut Transfer, now: Instant| {
         let Some(Effect::Request { id, .. }) = transfer.poll(now) else {
             panic!("it is not asked for again");

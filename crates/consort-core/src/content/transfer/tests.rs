@@ -73,7 +73,7 @@ impl World {
     fn want(&mut self, chunks: impl IntoIterator<Item = ChunkRef>) {
         for chunk in chunks {
             self.wanted.insert(chunk);
-            self.transfer.want(self.now, chunk);
+            self.transfer.want(self.now, chunk, Urgency::Later);
         }
         self.pump();
     }
@@ -149,7 +149,7 @@ impl World {
                 // Somebody changes their mind, and back.
                 if let Some(chunk) = self.transfer.wants.keys().next().copied() {
                     self.transfer.cancel(chunk);
-                    self.transfer.want(self.now, chunk);
+                    self.transfer.want(self.now, chunk, Urgency::Later);
                 }
             }
             _ => self.answer(id),
@@ -301,12 +301,12 @@ fn next_request(transfer: &mut Transfer, now: &mut Instant) -> (NodeId, u32, usi
 fn who_did_not_keep_a_promise_and_seems_to_have_everything_by_now_is_asked_again() {
     let (mut transfer, mut now) = (Transfer::new(node(9), 1), Instant(0));
     transfer.provider_up(now, node(1));
-    transfer.want(now, chunk(0));
+    transfer.want(now, chunk(0), Urgency::Later);
     let (peer, id, _) = next_request(&mut transfer, &mut now);
     transfer.answered(now, peer, id, &[Outcome::Coming(Promise::Direct)]);
     // It gives so much else that it seems to have everything.
     let others: Vec<_> = (1..600).map(chunk).collect();
-    others.iter().for_each(|chunk| transfer.want(now, *chunk));
+    others.iter().for_each(|chunk| transfer.want(now, *chunk), Urgency::Later);
     while 1 < transfer.wanted() {
         let (peer, id, count) = next_request(&mut transfer, &mut now);
         transfer.answered(now, peer, id, &vec![Outcome::Arrived; count]);
@@ -318,7 +318,7 @@ fn who_did_not_keep_a_promise_and_seems_to_have_everything_by_now_is_asked_again
 fn what_a_quiet_provider_lacks_after_all_is_asked_for_again() {
     let (mut transfer, mut now) = (Transfer::new(node(9), 1), Instant(0));
     transfer.provider_up(now, node(1));
-    transfer.want(now, chunk(0));
+    transfer.want(now, chunk(0), Urgency::Later);
     let (peer, id, _) = next_request(&mut transfer, &mut now);
     now = now + QUIET_AFTER;
     transfer.on_deadline(now);

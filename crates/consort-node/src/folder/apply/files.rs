@@ -1,15 +1,16 @@
 //! Getting the content of files into staging: chunk by chunk, from this machine or from peers, many files at a time.
 //! Which files, and what becomes of them, is decided in `apply.rs`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
+use consort_core::content::manifest::{Step, Walk};
+use consort_core::content::transfer::Urgency;
 use consort_core::{ChunkHash, ChunkRef, Content, Key, Version};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::content::staged::StagedFile;
-use crate::content::{Chunks, Contents, Fetched};
+use crate::content::{ChunkBytes, ContentError, Contents, Fetched};
 use crate::folder::place::share_of_open_files;
 use crate::folder::status::{Progress, Underway};
 use crate::folder::{PlaceError, Root, Staged, Staging};
@@ -25,9 +26,14 @@ const MAX_TAKERS: usize = 64 * 1024;
 const WANTS_AT_ONCE: usize = 128;
 /// Files that are open for writing, if the process may open so many. More would only wait for their chunks.
 const MAX_OPEN_FILES: usize = 512;
-/// How long a manifest node may take to be fetched, and how long after one in the same pass could not be.
-const MANIFEST_TIMEOUT: Duration = Duration::from_secs(5);
-const MANIFEST_TIMEOUT_AFTER_ONE: Duration = Duration::from_millis(50);
+/// Manifest nodes that are fetched before the file needs them, for each file: with the average of their size, half a
+/// gigabyte of content.
+const NODES_AHEAD: usize = 64;
+/// Manifest nodes, each of a few kilobytes, that are wanted or kept. Above this, only what a file needs at once is
+/// wanted, and no file is begun.
+const MAX_NODES: usize = 1024;
+/// A content of at most so many bytes is small: it is fetched before what is larger.
+const SMALL_BYTES: u64 = 1 << 20;
 
 /// A file that is staged, or could not be.
 #[derive(Debug)]
@@ -56,9 +62,11 @@ pub(super) struct Files {
     /// something that nobody has, and is not to keep what others need from them.
     wanted: HashMap<ChunkRef, Vec<(u64, u64)>>,
     wanted_bytes: u64,
-    /// Of these the fetcher was not told yet.
-    gathered: Vec<ChunkRef>,
+    /// Of these the fetcher was not told yet, by urgency.
+    gathered: BTreeMap<Urgency, Vec<ChunkRef>>,
     takers: usize,
+    /// Manifest nodes that are not on this machine, and the files that will enter them.
+    nodes: HashMap<ChunkRef, Awaited>,
     files: HashMap<u64, File>,
     open: usize,
     /// How many may be, as things are in this pass.
@@ -67,8 +75,14 @@ pub(super) struct Files {
     /// The files whose chunks are being looked for, the first first.
     searching: VecDeque<u64>,
     ended: Vec<Ended>,
-    manifest_timeout: Duration,
     missing: bool,
+}
+
+/// A manifest node that is wanted from peers, or came.
+#[derive(Debug, Default)]
+struct Awaited {
+    by: Vec<u64>,
+    bytes: Option<ChunkBytes>,
 }
 
 #[derive(Debug)]
@@ -82,7 +96,9 @@ struct File {
     /// Its chunks that came from peers: others may want them before it is recorded.
     fresh: Option<StagedFile>,
     /// The chunks that were not looked for yet.
-    chunks: Option<Chunks>,
+    chunks: Option<Walk>,
+    /// The manifest node without which no more can be looked for.
+    needs: Option<ChunkRef>,
     /// Chunks that are wanted and have not arrived.
     outstanding: usize,
     /// A chunk cannot be had now: no more are looked for before one comes.
@@ -96,8 +112,9 @@ impl Files {
         contents: Arc<Contents>,
         progress: Arc<Progress>,
     ) -> (Self, Receiver<Fetched>) {
-        // Half of it is for news of what nobody has.
-        let (sink, fetched) = bounded(2 * MAX_WANTED_CHUNKS + 2);
+        // Half of it is for news of what nobody has. Each file whose manifest is not all entered waits for a node,
+        // for a chunk with its staging open, or in the queue: there are few more of these than may be begun.
+        let (sink, fetched) = bounded(2 * (MAX_WANTED_CHUNKS + 2 * MAX_NODES + MAX_OPEN_FILES));
         let files = Self {
             root,
             contents,
@@ -105,15 +122,15 @@ impl Files {
             sink,
             wanted: HashMap::new(),
             wanted_bytes: 0,
-            gathered: Vec::new(),
+            gathered: BTreeMap::new(),
             takers: 0,
+            nodes: HashMap::new(),
             files: HashMap::new(),
             open: 0,
             max_open: MAX_OPEN_FILES,
             next_id: 0,
             searching: VecDeque::new(),
             ended: Vec::new(),
-            manifest_timeout: MANIFEST_TIMEOUT,
             missing: false,
         };
         (files, fetched)
@@ -121,7 +138,6 @@ impl Files {
 
     /// Whatever could not be had may be there now.
     pub(super) fn begin_pass(&mut self) {
-        self.manifest_timeout = MANIFEST_TIMEOUT;
         self.max_open = MAX_OPEN_FILES.min(share_of_open_files());
         self.missing = self.files.values().any(|file| file.stalled);
     }
@@ -133,13 +149,16 @@ impl Files {
 
     /// Whether no more files should be begun now.
     pub(super) fn is_full(&self) -> bool {
-        self.wants_enough() || self.max_open <= self.open || !self.searching.is_empty()
+        self.wants_enough()
+            || self.max_open <= self.open
+            || MAX_NODES <= self.nodes.len()
+            || !self.searching.is_empty()
     }
 
     /// Begins with a file. It will be among the [ended](Self::take_ended), unless it is canceled.
     pub(super) fn begin(&mut self, job: u64, slot: usize, path: Key, version: Arc<Version>) {
-        let chunks = Some(self.contents.chunks_of(&version.content, self.manifest_timeout));
-        let (staging, fresh, outstanding, stalled) = (None, None, 0, false);
+        let chunks = Some(Walk::new(&version.content));
+        let (needs, staging, fresh, outstanding, stalled) = (None, None, None, 0, false);
         let written = Underway::new(&self.progress);
         let file = File {
             job,
@@ -150,6 +169,7 @@ impl Files {
             written,
             fresh,
             chunks,
+            needs,
             outstanding,
             stalled,
         };
@@ -178,17 +198,13 @@ impl Files {
             return false;
         }
         let Some(&id) = self.searching.front() else { return false };
-        let Some(file) = self.files.get(&id).filter(|file| !file.stalled) else {
+        let waits = |file: &File| file.stalled || file.needs.is_some();
+        let Some(file) = self.files.get_mut(&id).filter(|file| !waits(file)) else {
             self.searching.pop_front();
             return true;
         };
-        if file.chunks.as_ref().is_some_and(Chunks::may_wait) {
-            self.ask();
-        }
-        // Asking may have given this very file up.
-        let Some(file) = self.files.get_mut(&id) else { return true };
-        match file.chunks.as_mut().and_then(Iterator::next) {
-            None => {
+        match file.chunks.as_mut().map_or(Step::End, Walk::step) {
+            Step::End => {
                 self.searching.pop_front();
                 file.chunks = None;
                 let version = Arc::clone(&file.version);
@@ -199,16 +215,16 @@ impl Files {
                 }
                 self.end_if_complete(id);
             }
-            Some(Err(error)) => {
-                tracing::debug!(%error, "a manifest cannot be had");
-                self.manifest_timeout = MANIFEST_TIMEOUT_AFTER_ONE;
-                self.missing = true;
-                self.fail(id, false);
+            Step::Needs(node) => {
+                if let Err(error) = self.enter(id, node) {
+                    tracing::warn!(%error, "a manifest cannot be read");
+                    self.fail(id, false);
+                }
             }
-            Some(Ok((offset, chunk))) if self.wanted.contains_key(&chunk) => {
+            Step::Chunk(offset, chunk) if self.wanted.contains_key(&chunk) => {
                 self.want(id, chunk, offset);
             }
-            Some(Ok((offset, chunk))) => match self.contents.local().read_early(&chunk) {
+            Step::Chunk(offset, chunk) => match self.contents.local().read_early(&chunk) {
                 Ok(Some(bytes)) => self.write(id, offset, &bytes),
                 Ok(None) => self.want(id, chunk, offset),
                 Err(error) => {
@@ -220,11 +236,72 @@ impl Files {
         true
     }
 
+    /// Goes on in the manifest of a file, or wants the node that it needs from peers, and some of those after it.
+    fn enter(&mut self, id: u64, node: ChunkRef) -> Result<(), ContentError> {
+        let local = self.contents.local();
+        let came = self.nodes.get(&node).and_then(|awaited| awaited.bytes.clone());
+        let bytes = match came {
+            Some(bytes) => Some(bytes),
+            None if self.nodes.contains_key(&node) => None,
+            None => local.read(&node)?.map(ChunkBytes::from),
+        };
+        let Some(file) = self.files.get_mut(&id) else { return Ok(()) };
+        let Some(walk) = &mut file.chunks else { return Ok(()) };
+        if let Some(bytes) = bytes {
+            walk.enter(&bytes)?;
+            // The same may come again.
+            let is_over = walk.nodes_ahead().all(|ahead| ahead != node);
+            if self.nodes.contains_key(&node) {
+                local.store().pack(&bytes)?;
+                if is_over {
+                    self.leave_node(id, &node);
+                }
+            }
+            return Ok(());
+        }
+        file.needs = Some(node);
+        let mut unknown = Vec::new();
+        for ahead in walk.nodes_ahead().take(NODES_AHEAD) {
+            let is_needed = ahead == node;
+            if !is_needed && MAX_NODES <= self.nodes.len() {
+                break;
+            }
+            match self.nodes.get_mut(&ahead) {
+                Some(awaited) if awaited.by.contains(&id) => {}
+                Some(awaited) => awaited.by.push(id),
+                None if is_needed || local.read(&ahead)?.is_none() => {
+                    self.nodes.insert(ahead, Awaited { by: vec![id], bytes: None });
+                    unknown.push(ahead);
+                }
+                None => {}
+            }
+        }
+        if self.contents.fetcher().want(&unknown, Urgency::Now, &self.sink).is_err() {
+            // Others fetch so much that there is no room.
+            self.fail(id, false);
+        }
+        Ok(())
+    }
+
+    /// A file does not need a node any more. If no other does, it is forgotten.
+    fn leave_node(&mut self, id: u64, node: &ChunkRef) {
+        let Some(awaited) = self.nodes.get_mut(node) else { return };
+        awaited.by.retain(|&other| other != id);
+        if awaited.by.is_empty() {
+            let is_wanted = awaited.bytes.is_none() && !self.wanted.contains_key(node);
+            self.nodes.remove(node);
+            if is_wanted {
+                self.contents.fetcher().cancel(&[*node], &self.sink);
+            }
+        }
+    }
+
     /// Takes what a fetcher has to say.
     pub(super) fn on_fetched(&mut self, fetched: Fetched) {
         let chunk = fetched.chunk;
         match fetched.bytes {
             Ok(bytes) => {
+                self.take_node(&chunk, &bytes);
                 let Some(takers) = self.wanted.remove(&chunk) else { return };
                 self.wanted_bytes -= u64::from(chunk.length);
                 self.takers -= takers.len();
@@ -244,13 +321,30 @@ impl Files {
                 tracing::debug!(chunk = %chunk.hash, %reason, "a chunk cannot be had");
                 self.missing = true;
                 let room = may_wait(self.wanted.len(), self.wanted_bytes, self.open, self.max_open);
-                for (id, _) in self.wanted.get(&chunk).cloned().unwrap_or_default() {
+                let takers = self.wanted.get(&chunk).into_iter().flatten().map(|(id, _)| *id);
+                let enter = self.nodes.get(&chunk).into_iter().flat_map(|node| &node.by).copied();
+                let needs = |id: &u64| self.files.get(id).and_then(|file| file.needs);
+                let enter = enter.filter(|id| needs(id) == Some(chunk));
+                for id in takers.chain(enter).collect::<Vec<_>>() {
                     match self.files.get_mut(&id) {
                         // What it has from peers would have to be fetched again.
                         Some(file) if file.fresh.is_some() && room => file.stalled = true,
                         _ => self.fail(id, false),
                     }
                 }
+            }
+        }
+    }
+
+    /// Keeps a manifest node until it is entered. Files that need it go on, before others begin.
+    fn take_node(&mut self, node: &ChunkRef, bytes: &ChunkBytes) {
+        let Some(awaited) = self.nodes.get_mut(node) else { return };
+        // It came in a message with others, and is not to keep these in memory.
+        awaited.bytes = Some(bytes.to_vec().into());
+        for &id in &awaited.by {
+            if let Some(file) = self.files.get_mut(&id).filter(|file| file.needs == Some(*node)) {
+                (file.needs, file.stalled) = (None, false);
+                self.searching.push_front(id);
             }
         }
     }
@@ -263,31 +357,30 @@ impl Files {
 
     /// Wants a chunk from peers.
     fn want(&mut self, id: u64, chunk: ChunkRef, offset: u64) {
-        if let Some(file) = self.files.get_mut(&id) {
-            file.outstanding += 1;
-        }
+        let Some(file) = self.files.get_mut(&id) else { return };
+        file.outstanding += 1;
+        let is_small = file.version.content.size() <= SMALL_BYTES;
+        let urgency = if is_small { Urgency::Soon } else { Urgency::Later };
         let takers = self.wanted.entry(chunk).or_insert_with(|| {
             self.wanted_bytes += u64::from(chunk.length);
-            self.gathered.push(chunk);
+            self.gathered.entry(urgency).or_default().push(chunk);
             Vec::new()
         });
         takers.push((id, offset));
         self.takers += 1;
-        if WANTS_AT_ONCE <= self.gathered.len() {
+        if self.gathered.get(&urgency).is_some_and(|chunks| WANTS_AT_ONCE <= chunks.len()) {
             self.ask();
         }
     }
 
     /// Asks for what was gathered. To be called before anything is waited for.
     pub(super) fn ask(&mut self) {
-        let gathered = std::mem::take(&mut self.gathered);
-        if gathered.is_empty() || self.contents.fetcher().want(&gathered, &self.sink).is_ok() {
-            return;
-        }
-        // Others fetch so much that there is no room.
         let mut takers = Vec::new();
-        for chunk in gathered {
-            takers.extend(self.wanted.get(&chunk).into_iter().flatten());
+        for (urgency, chunks) in std::mem::take(&mut self.gathered) {
+            if self.contents.fetcher().want(&chunks, urgency, &self.sink).is_err() {
+                // Others fetch so much that there is no room.
+                takers.extend(chunks.iter().filter_map(|chunk| self.wanted.get(chunk)).flatten());
+            }
         }
         for (id, _) in takers {
             self.fail(id, false);
@@ -369,6 +462,11 @@ impl Files {
         let file = self.files.remove(&id)?;
         self.open -= usize::from(file.staging.is_some());
         self.searching.retain(|&other| other != id);
+        if file.chunks.is_some() {
+            let awaited = self.nodes.iter().filter(|(_, node)| node.by.contains(&id));
+            let awaited: Vec<ChunkRef> = awaited.map(|(node, _)| *node).collect();
+            awaited.iter().for_each(|node| self.leave_node(id, node));
+        }
         if file.outstanding != 0 {
             let (mut unwanted, mut bytes, mut gone) = (Vec::new(), 0, 0);
             self.wanted.retain(|chunk, takers| {
@@ -383,7 +481,10 @@ impl Files {
             });
             self.wanted_bytes -= bytes;
             self.takers -= gone;
-            self.gathered.retain(|chunk| self.wanted.contains_key(chunk));
+            for chunks in self.gathered.values_mut() {
+                chunks.retain(|chunk| self.wanted.contains_key(chunk));
+            }
+            unwanted.retain(|chunk| self.nodes.get(chunk).is_none_or(|node| node.bytes.is_some()));
             self.contents.fetcher().cancel(&unwanted, &self.sink);
             unwanted.iter().for_each(|chunk| self.contents.local().parked().give_up(chunk));
         }
@@ -399,7 +500,7 @@ fn may_wait(wanted: usize, wanted_bytes: u64, open: usize, max_open: usize) -> b
 
 impl Drop for Files {
     fn drop(&mut self) {
-        let wanted: Vec<ChunkRef> = self.wanted.keys().copied().collect();
+        let wanted: Vec<ChunkRef> = self.wanted.keys().chain(self.nodes.keys()).copied().collect();
         self.contents.fetcher().cancel(&wanted, &self.sink);
     }
 }
