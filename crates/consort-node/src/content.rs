@@ -16,7 +16,9 @@ mod bytes;
 mod manifest;
 
 pub use bytes::ChunkBytes;
-pub use fetch::{FetchError, FetchStatus, Fetched, Fetcher, TooManyWants, Unavailable};
+pub use fetch::{
+    FetchError, FetchStatus, Fetched, Fetcher, TooManyWants, Unavailable, Want, Written,
+};
 pub use local::{LocalContent, Roots};
 pub use manifest::Chunks;
 pub use serve::Server;

@@ -4,7 +4,7 @@
 
 mod connection;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::content::ChunkBytes;
+use crate::folder::{PlaceError, Target};
 use crate::net::{Network, NodeId};
 use crate::words::counted;
 
@@ -25,14 +26,42 @@ use crate::words::counted;
 /// entered as many as there may be.
 const WAIT_FOR_ROOM: Duration = Duration::from_millis(10);
 
-/// News of a chunk that is wanted.
+/// A chunk that is wanted.
 #[derive(Clone, Debug)]
+pub struct Want {
+    /// Which chunk.
+    pub chunk: ChunkRef,
+    /// Where its bytes are written, before it is told that it is there, by the thread that has just verified them: they
+    /// are in the cache of its core.
+    pub into: Option<Target>,
+}
+
+impl From<ChunkRef> for Want {
+    fn from(chunk: ChunkRef) -> Self {
+        Self { chunk, into: None }
+    }
+}
+
+/// News of a chunk that is wanted.
+#[derive(Debug)]
 pub struct Fetched {
     /// Which chunk.
     pub chunk: ChunkRef,
     /// Its verified bytes, with which the want ends; or why they do not come now, while the want
     /// goes on.
     pub bytes: Result<ChunkBytes, Unavailable>,
+    /// What became of writing them, if a place was given.
+    pub written: Option<Written>,
+    _landing: Option<Landing>,
+}
+
+/// A chunk was written where it was wanted, or could not be.
+#[derive(Debug)]
+pub struct Written {
+    /// Where.
+    pub into: Target,
+    /// If it failed, what stands there is undefined.
+    pub result: Result<(), PlaceError>,
 }
 
 /// Why a chunk does not come now. It is asked for again after a while, and when a peer comes.
@@ -115,6 +144,7 @@ impl Fetcher {
             state: Mutex::new(State {
                 transfer: Transfer::new(node, u64::from_le_bytes([a, b, c, d, e, f, g, h])),
                 sinks: BTreeMap::new(),
+                landing: Arc::default(),
                 connections: BTreeMap::new(),
                 next_connection: 0,
                 alarm: None,
@@ -161,6 +191,9 @@ impl Fetcher {
     /// What can be promised of a chunk that a peer asks for, and that is not here.
     pub fn promise(&self, chunk: &ChunkRef, asker: NodeId) -> Option<Promise> {
         let state = self.shared.lock();
+        if landing(&state.landing).contains_key(chunk) {
+            return Some(Promise::Direct);
+        }
         let is_kept = state.sinks.get(chunk)?.iter().any(|sink| sink.keeps);
         state.transfer.promise(chunk, asker).filter(|_| is_kept)
     }
@@ -173,22 +206,22 @@ impl Fetcher {
     /// news of unavailable chunks, which is dropped when that half is full.) When the other end is
     /// dropped, what is still wanted is fetched in vain; [`cancel`](Self::cancel) it.
     ///
-    /// Whoever takes them out keeps them where peers can have them, since they may have been promised to peers; but not
-    /// those that are wanted [now](Urgency::Now).
+    /// Whoever takes them out keeps them where peers can have them before he drops the news, since they may have been
+    /// promised to peers; but not those that are wanted [now](Urgency::Now).
     pub fn want(
         &self,
-        chunks: &[ChunkRef],
+        wants: &[Want],
         urgency: Urgency,
         sink: &Sender<Fetched>,
     ) -> Result<(), TooManyWants> {
         self.shared.change(|state, now| {
-            if MAX_WANTS < state.transfer.wanted() + chunks.len() {
+            if MAX_WANTS < state.transfer.wanted() + wants.len() {
                 return Err(TooManyWants);
             }
-            for chunk in chunks {
-                let sink = Sink { sender: sink.clone(), keeps: urgency != Urgency::Now };
-                state.sinks.entry(*chunk).or_default().push(sink);
-                state.transfer.want(now, *chunk, urgency);
+            for Want { chunk, into } in wants.iter().cloned() {
+                let sink = Sink { sender: sink.clone(), into, keeps: urgency != Urgency::Now };
+                state.sinks.entry(chunk).or_default().push(sink);
+                state.transfer.want(now, chunk, urgency);
             }
             Ok(())
         })
@@ -218,7 +251,8 @@ impl Fetcher {
         let deadline = Instant::now() + timeout;
         let wanted: Vec<_> = chunks.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
         let (sink, source) = bounded(2 * wanted.len());
-        while self.want(&wanted, Urgency::Now, &sink).is_err() {
+        let wants: Vec<_> = wanted.iter().copied().map(Want::from).collect();
+        while self.want(&wants, Urgency::Now, &sink).is_err() {
             if deadline <= Instant::now() {
                 return Err(FetchError::TimedOut);
             }
@@ -228,11 +262,11 @@ impl Fetcher {
         let mut unavailable = BTreeMap::new();
         while arrived.len() < wanted.len() {
             match source.recv_deadline(deadline) {
-                Ok(Fetched { chunk, bytes: Ok(bytes) }) => {
+                Ok(Fetched { chunk, bytes: Ok(bytes), .. }) => {
                     unavailable.remove(&chunk);
                     arrived.insert(chunk, bytes);
                 }
-                Ok(Fetched { chunk, bytes: Err(reason) }) => {
+                Ok(Fetched { chunk, bytes: Err(reason), .. }) => {
                     unavailable.insert(chunk, reason);
                 }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
@@ -276,6 +310,8 @@ struct State {
     transfer: Transfer,
     /// Who wants a chunk, for each that the transfer wants.
     sinks: BTreeMap<ChunkRef, Vec<Sink>>,
+    /// The chunks that have come and are not yet where peers can have them, and how many hold them.
+    landing: AllLanding,
     connections: BTreeMap<NodeId, Connection>,
     next_connection: u64,
     /// What the timer waits for.
@@ -288,8 +324,28 @@ struct State {
 /// Who wants a chunk.
 struct Sink {
     sender: Sender<Fetched>,
+    into: Option<Target>,
     /// The chunk stays on this machine.
     keeps: bool,
+}
+
+/// A chunk that has come and is wanted.
+struct Claimed {
+    chunk: ChunkRef,
+    bytes: ChunkBytes,
+    sinks: Vec<Sink>,
+    /// What became of writing it, for those of the sinks that gave a place.
+    written: Vec<Option<Written>>,
+    landing: Option<Landing>,
+}
+
+/// Bounded by the room in all sinks.
+type AllLanding = Arc<Mutex<HashMap<ChunkRef, usize>>>;
+
+/// While this is there, a chunk is promised to peers who ask for it.
+struct Landing {
+    chunk: ChunkRef,
+    all: AllLanding,
 }
 
 /// A connection that exists or is being made; it ends when this is dropped.
@@ -370,27 +426,32 @@ impl State {
         }
     }
 
-    /// Counts what came, and delivers what is right of it.
-    fn take(&mut self, peer: NodeId, outcomes: &[Outcome], arrived: &[(ChunkRef, ChunkBytes)]) {
-        for (chunk, bytes) in arrived {
-            self.deliver(peer, *chunk, bytes);
-        }
-        let wrong = outcomes.iter().filter(|outcome| **outcome == Outcome::Wrong).count() as u64;
-        self.count(peer, |count| count.wrong += wrong);
+    /// Takes out who wants a chunk: it has come, and nobody else gives it to them. What is claimed has to be
+    /// [delivered](Self::deliver).
+    fn claim(&mut self, chunk: ChunkRef, bytes: ChunkBytes) -> Claimed {
+        let sinks = self.sinks.remove(&chunk).unwrap_or_default();
+        let is_kept = sinks.iter().any(|sink| sink.keeps);
+        let landing = is_kept.then(|| Landing::of(chunk, &self.landing));
+        Claimed { chunk, bytes, sinks, written: Vec::new(), landing }
     }
 
-    fn deliver(&mut self, peer: NodeId, chunk: ChunkRef, bytes: &ChunkBytes) {
-        let length = u64::from(chunk.length);
+    /// Gives a chunk to all who want it. With this the wants end.
+    fn deliver(&mut self, peer: NodeId, claimed: Claimed) {
+        let Claimed { chunk, bytes, mut sinks, mut written, landing: _landing } = claimed;
         self.count(peer, |count| {
-            count.bytes += length;
+            count.bytes += u64::from(chunk.length);
             count.chunks += 1;
         });
-        for sink in self.sinks.remove(&chunk).unwrap_or_default() {
-            let fetched = Fetched { chunk, bytes: Ok(bytes.clone()) };
+        sinks.extend(self.sinks.remove(&chunk).unwrap_or_default());
+        written.resize_with(sinks.len(), || None);
+        for (sink, written) in sinks.into_iter().zip(written) {
+            let _landing = sink.keeps.then(|| Landing::of(chunk, &self.landing));
+            let fetched = Fetched { chunk, bytes: Ok(bytes.clone()), written, _landing };
             if let Err(TrySendError::Full(_)) = sink.sender.try_send(fetched) {
                 tracing::error!(?chunk, "a chunk was lost: its sink has too little room");
             }
         }
+        self.transfer.cancel(chunk);
     }
 
     fn on_unavailable(&mut self, chunk: ChunkRef, lacking: usize) {
@@ -401,7 +462,8 @@ impl State {
         };
         for Sink { sender: sink, .. } in self.sinks.get(&chunk).into_iter().flatten() {
             if sink.capacity().is_none_or(|capacity| sink.len() < capacity / 2) {
-                let _ = sink.try_send(Fetched { chunk, bytes: Err(reason) });
+                let fetched = Fetched { chunk, bytes: Err(reason), written: None, _landing: None };
+                let _ = sink.try_send(fetched);
             }
         }
     }
@@ -426,6 +488,47 @@ impl State {
     fn count(&mut self, peer: NodeId, add: impl Fn(&mut FetchCount)) {
         add(&mut self.status.total);
         self.status.peers.get_mut(&peer).into_iter().for_each(add);
+    }
+}
+
+impl Claimed {
+    /// Writes the chunk where it is wanted.
+    fn write(&mut self) {
+        for sink in &mut self.sinks {
+            self.written.push(sink.into.take().map(|into| {
+                let result = into.write(&self.bytes);
+                Written { into, result }
+            }));
+        }
+    }
+}
+
+impl Landing {
+    fn of(chunk: ChunkRef, all: &AllLanding) -> Self {
+        *landing(all).entry(chunk).or_default() += 1;
+        Self { chunk, all: Arc::clone(all) }
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let mut all = landing(&self.all);
+        if let Some(count) = all.get_mut(&self.chunk) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.chunk);
+            }
+        }
+    }
+}
+
+fn landing(all: &AllLanding) -> MutexGuard<'_, HashMap<ChunkRef, usize>> {
+    all.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Landing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is landing", self.chunk)
     }
 }
 

@@ -38,7 +38,7 @@ use crate::folder::{EntryKind, Meta, Root, join_key, split_key};
 mod stage;
 
 pub(super) use stage::share_of_open_files;
-pub use stage::{Peek, Staged, Staging};
+pub use stage::{Peek, Staged, Staging, Target};
 
 /// Up to so many files or directories are synced one by one; for more, one sync of the whole file
 /// system is faster, although it also writes what others left unsynced there.
@@ -646,15 +646,15 @@ mod tests {
         }
 
         fn staged(&self, content: &str) -> Staged {
-            let mut staging = self.root.stage(0o640).unwrap();
-            staging.write_at(0, content.as_bytes()).unwrap();
+            let staging = self.root.stage(0o640).unwrap();
+            staging.target(0).write(content.as_bytes()).unwrap();
             staging.finish(content.len() as u64, 0o640, MTIME).unwrap()
         }
 
         /// As where files without a name cannot be had.
         fn named(&self, content: &str) -> TempName {
-            let mut staging = self.root.stage_named().unwrap();
-            staging.write_at(0, content.as_bytes()).unwrap();
+            let staging = self.root.stage_named().unwrap();
+            staging.target(0).write(content.as_bytes()).unwrap();
             let staged = staging.finish(content.len() as u64, 0o640, MTIME).unwrap();
             let Origin::Named(temp) = staged.origin else { panic!("it was given a name") };
             temp
@@ -687,8 +687,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = Arc::new(Root::open(dir.path()).unwrap());
         let stagings = [root.stage(0o640).unwrap(), root.stage_named().unwrap()];
-        for (mut staging, key) in stagings.into_iter().zip(["unnamed", "named"]) {
-            staging.write_at(0, b"content").unwrap();
+        for (staging, key) in stagings.into_iter().zip(["unnamed", "named"]) {
+            staging.target(0).write(b"content").unwrap();
             let peek = staging.peek(&root, key);
             let reads = |expected: bool| {
                 let mut bytes = [0; 4];
@@ -703,6 +703,19 @@ mod tests {
             fs::remove_file(dir.path().join(key)).unwrap();
             reads(false);
         }
+    }
+
+    #[test]
+    fn a_file_is_not_finished_while_somebody_may_still_write_to_it() {
+        let fixture = Fixture::new();
+        let staging = fixture.root.stage(0o640).unwrap();
+        let target = staging.target(0);
+        target.write(b"content").unwrap();
+        assert!(matches!(staging.finish(7, 0o640, MTIME), Err(PlaceError::Io(_))));
+
+        let staging = fixture.root.stage(0o640).unwrap();
+        staging.target(0).write(b"content").unwrap();
+        assert!(staging.finish(7, 0o640, MTIME).is_ok());
     }
 
     #[test]
@@ -816,8 +829,8 @@ mod tests {
     fn a_staged_file_with_a_name_is_placed_like_one_without() {
         let fixture = Fixture::new();
         let stage = |content: &str| {
-            let mut staging = fixture.root.stage_named().unwrap();
-            staging.write_at(0, content.as_bytes()).unwrap();
+            let staging = fixture.root.stage_named().unwrap();
+            staging.target(0).write(content.as_bytes()).unwrap();
             staging.finish(content.len() as u64, 0o640, MTIME).unwrap()
         };
         let first = fixture.root.place_file(stage("one"), "f", Expected::Absent).unwrap();
@@ -878,12 +891,12 @@ mod tests {
     #[test]
     fn holes_stay_holes_and_blocks_written_again_as_zeroes_are_zero() {
         let fixture = Fixture::new();
-        let mut staging = fixture.root.stage(0o640).unwrap();
+        let staging = fixture.root.stage(0o640).unwrap();
         let size = 8 << 20;
-        staging.write_at(0, &vec![0; 4 << 20]).unwrap();
-        staging.write_at(5_000_000, b"data").unwrap();
-        staging.write_at(100, &[7; 20_000]).unwrap();
-        staging.write_at(10, &[0; 19_000]).unwrap();
+        staging.target(0).write(&vec![0; 4 << 20]).unwrap();
+        staging.target(5_000_000).write(b"data").unwrap();
+        staging.target(100).write(&[7; 20_000]).unwrap();
+        staging.target(10).write(&[0; 19_000]).unwrap();
         let staged = staging.finish(size, 0o644, 0).unwrap();
         let meta = fixture.root.place_file(staged, "sparse", Expected::Absent).unwrap().meta;
         assert!(meta.blocks * 512 < 256 * 1024, "{meta:?}");

@@ -687,8 +687,8 @@ mod tests {
     fn a_file_that_is_staged_is_not_reported_before_it_has_a_key() {
         let fixture = Fixture::new(1000);
         let root = &fixture.watcher.root;
-        let mut staging = root.stage(0o600).unwrap();
-        staging.write_at(0, b"content").unwrap();
+        let staging = root.stage(0o600).unwrap();
+        staging.target(0).write(b"content").unwrap();
         let staged = staging.finish(7, 0o640, 1_000_000_000).unwrap();
         assert_eq!(fixture.events(), []);
         root.place_file(staged, "f", Expected::Absent).unwrap();

@@ -16,9 +16,9 @@ use consort_core::{
     OnConflict, Timestamp, Version, VersionVector, WallTime,
 };
 use consort_node::content::{
-    Contents, FetchError, Fetched, Fetcher, LocalContent, Roots, Server, Unavailable,
+    Contents, FetchError, Fetched, Fetcher, LocalContent, Roots, Server, Unavailable, Want,
 };
-use consort_node::folder::{Folder, LinkContext, Root};
+use consort_node::folder::{Expected, Folder, LinkContext, Root};
 use consort_node::net::network::OnContent;
 use consort_node::net::{KnownPeer, Network, NetworkConfig, NodeId};
 use consort_store::{Body, DiskStore, Place, Transaction};
@@ -49,6 +49,10 @@ struct Peer {
     local: Arc<LocalContent>,
     server: Server,
     home: TempDir,
+}
+
+fn wants(chunks: &[ChunkRef]) -> Vec<Want> {
+    chunks.iter().copied().map(Want::from).collect()
 }
 
 impl World {
@@ -160,7 +164,7 @@ fn sink(wants: usize) -> (Sender<Fetched>, Receiver<Fetched>) {
 fn collect(source: &Receiver<Fetched>, count: usize) -> BTreeMap<ChunkRef, Vec<u8>> {
     let mut arrived = BTreeMap::new();
     while arrived.len() < count {
-        let Fetched { chunk, bytes } = source.recv_timeout(BOUND).expect("it arrives in time");
+        let Fetched { chunk, bytes, .. } = source.recv_timeout(BOUND).expect("it arrives in time");
         if let Ok(bytes) = bytes {
             arrived.insert(chunk, bytes.to_vec());
         }
@@ -223,10 +227,39 @@ fn sixty_four_megabytes_arrive_as_they_are() {
     let bytes = noise(64 << 20, 3);
     let wanted = a.write("large", &bytes);
     let (sink, source) = sink(wanted.len());
-    b.fetcher.want(&wanted, Urgency::Later, &sink).unwrap();
+    b.fetcher.want(&wants(&wanted), Urgency::Later, &sink).unwrap();
     let arrived = collect(&source, wanted.len());
     let whole: Vec<u8> = wanted.iter().flat_map(|chunk| arrived[chunk].iter().copied()).collect();
     assert!(whole == bytes);
+}
+
+#[test]
+fn what_arrives_is_written_where_it_is_wanted_before_that_is_told() {
+    let mut world = World::new();
+    let (a, b) = (world.peer(), world.peer());
+    b.knows(&[&a]);
+    let bytes = noise(3_000_000, 8);
+    let wanted = a.write("large", &bytes);
+    let dir = tempfile::tempdir().unwrap();
+    let root = Root::open(dir.path()).unwrap();
+    let staging = root.stage(0o600).unwrap();
+    let mut offset = 0;
+    let place = |chunk: &ChunkRef| {
+        let into = Some(staging.target(offset));
+        offset += u64::from(chunk.length);
+        Want { chunk: *chunk, into }
+    };
+    let wants: Vec<Want> = wanted.iter().map(place).collect();
+    let (sink, source) = sink(wanted.len());
+    b.fetcher.want(&wants, Urgency::Later, &sink).unwrap();
+    drop(wants);
+    for _ in &wanted {
+        let fetched = source.recv_timeout(BOUND).expect("it arrives in time");
+        assert!(fetched.written.is_some_and(|written| written.result.is_ok()));
+    }
+    let staged = staging.finish(offset, 0o600, 0).unwrap();
+    root.place_file(staged, "copy", Expected::Absent).unwrap();
+    assert!(fs::read(dir.path().join("copy")).unwrap() == bytes);
 }
 
 #[test]
@@ -272,7 +305,7 @@ fn a_peer_that_lies_is_dropped_and_another_one_used() {
     let wanted = honest.pack(chunks(&bytes));
     b.knows(&[&liar]);
     let (sink, source) = sink(wanted.len());
-    b.fetcher.want(&wanted, Urgency::Later, &sink).unwrap();
+    b.fetcher.want(&wants(&wanted), Urgency::Later, &sink).unwrap();
     wait_until(|| 0 < b.fetcher.status().peers[&liar.id].wrong);
     b.knows(&[&liar, &honest]);
     let arrived = collect(&source, wanted.len());
@@ -308,7 +341,7 @@ fn a_peer_that_dies_in_the_middle_is_replaced_by_another() {
     other.pack(chunks(&bytes));
     b.knows(&[&dying]);
     let (sink, source) = sink(wanted.len());
-    b.fetcher.want(&wanted, Urgency::Later, &sink).unwrap();
+    b.fetcher.want(&wants(&wanted), Urgency::Later, &sink).unwrap();
     let first = source.recv_timeout(BOUND).expect("the first one arrives");
     dying.net.set_revoked([b.id].into());
     b.knows(&[&dying, &other]);
@@ -324,7 +357,7 @@ fn what_nobody_has_is_reported_and_comes_with_who_has_it() {
     let bytes = noise(10_000, 12);
     let chunk = ChunkRef::to(&bytes);
     let (sink, source) = sink(1);
-    b.fetcher.want(&[chunk], Urgency::Later, &sink).unwrap();
+    b.fetcher.want(&wants(&[chunk]), Urgency::Later, &sink).unwrap();
     let news = |source: &Receiver<Fetched>| source.recv_timeout(BOUND).unwrap().bytes.map(drop);
     assert_eq!(news(&source), Err(Unavailable::NobodyThere));
     b.knows(&[&without]);
@@ -334,7 +367,7 @@ fn what_nobody_has_is_reported_and_comes_with_who_has_it() {
     assert!(chunk.is(&collect(&source, 1)[&chunk]));
     // And from a peer that only got it later.
     let later = noise(10_000, 13);
-    b.fetcher.want(&[ChunkRef::to(&later)], Urgency::Later, &sink).unwrap();
+    b.fetcher.want(&wants(&[ChunkRef::to(&later)]), Urgency::Later, &sink).unwrap();
     assert!(news(&source).is_err());
     with.pack([&*later]);
     assert_eq!(collect(&source, 1)[&ChunkRef::to(&later)], later);
@@ -347,7 +380,7 @@ fn what_is_cancelled_does_not_arrive() {
     let bytes = noise(10_000, 14);
     let wanted = a.pack([&*bytes]);
     let (sink, source) = sink(1);
-    b.fetcher.want(&wanted, Urgency::Later, &sink).unwrap();
+    b.fetcher.want(&wants(&wanted), Urgency::Later, &sink).unwrap();
     assert!(source.recv_timeout(BOUND).unwrap().bytes.is_err());
     b.fetcher.cancel(&wanted, &sink);
     assert_eq!(b.fetcher.status().wanted, 0);

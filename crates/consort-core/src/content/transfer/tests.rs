@@ -298,6 +298,39 @@ fn next_request(transfer: &mut Transfer, now: &mut Instant) -> (NodeId, u32, usi
 }
 
 #[test]
+fn what_is_urgent_is_asked_for_first_and_what_becomes_urgent_too() {
+    use Urgency::{Later, Now, Soon};
+    let (mut transfer, now) = (Transfer::new(node(9), 1), Instant(0));
+    transfer.provider_up(now, node(1));
+    let wants = [(0, Later), (1, Soon), (2, Now), (3, Later), (3, Now), (2, Later)];
+    wants.into_iter().for_each(|(n, urgency)| transfer.want(now, chunk(n), urgency));
+    let mut asked = Vec::new();
+    while let Some(Effect::Request { chunks, .. }) = transfer.poll(now) {
+        asked.extend(chunks);
+    }
+    assert_eq!(asked, [2, 3, 1, 0].map(chunk));
+}
+
+#[test]
+fn what_somebody_waits_for_is_fetched_from_where_everything_is() {
+    let (mut transfer, mut now) = (Transfer::new(node(9), 1), Instant(0));
+    transfer.provider_up(now, node(1));
+    // It seems to fetch the same.
+    transfer.want(now, chunk(0), Urgency::Later);
+    let (peer, id, _) = next_request(&mut transfer, &mut now);
+    transfer.answered(now, peer, id, &[Outcome::Missing]);
+    transfer.cancel(chunk(0));
+    transfer.provider_up(now, node(2));
+    (1..20).for_each(|n| transfer.want(now, chunk(n), Urgency::Now));
+    let mut count = 0;
+    while count < 19 {
+        let (peer, _, chunks) = next_request(&mut transfer, &mut now);
+        assert_eq!((peer, now), (node(2), Instant(0)));
+        count += chunks;
+    }
+}
+
+#[test]
 fn who_did_not_keep_a_promise_and_seems_to_have_everything_by_now_is_asked_again() {
     let (mut transfer, mut now) = (Transfer::new(node(9), 1), Instant(0));
     transfer.provider_up(now, node(1));
@@ -306,7 +339,7 @@ fn who_did_not_keep_a_promise_and_seems_to_have_everything_by_now_is_asked_again
     transfer.answered(now, peer, id, &[Outcome::Coming(Promise::Direct)]);
     // It gives so much else that it seems to have everything.
     let others: Vec<_> = (1..600).map(chunk).collect();
-    others.iter().for_each(|chunk| transfer.want(now, *chunk), Urgency::Later);
+    others.iter().for_each(|chunk| transfer.want(now, *chunk, Urgency::Later));
     while 1 < transfer.wanted() {
         let (peer, id, count) = next_request(&mut transfer, &mut now);
         transfer.answered(now, peer, id, &vec![Outcome::Arrived; count]);

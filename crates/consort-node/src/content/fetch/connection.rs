@@ -1,5 +1,6 @@
-//! One content connection to one provider, from being made to its end: requests out, answers in.
-//! While one answer is being verified, the next one is received.
+//! One content connection to one provider, from being made to its end: requests out, answers in. An answer is decrypted,
+//! verified and written by one thread without a pause, so that it stays in the cache of one core; meanwhile the next one
+//! gathers in the socket.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +10,10 @@ use consort_core::content::exchange::{Answer, Reply, Request};
 use consort_core::content::transfer::{MAX_REQUESTS, QUIET_AFTER};
 use consort_core::encoding::DecodeError;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::block_in_place;
 use tokio::time::timeout;
 
-use super::{Outcome, Shared};
+use super::{Claimed, Outcome, Shared};
 use crate::content::ChunkBytes;
 use crate::content::bytes::Message;
 use crate::net::frame::FrameError;
@@ -26,9 +27,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const HEARD_AFTER: Duration = Duration::from_millis(900);
 const _: () = assert!(2 * HEARD_AFTER.as_millis() < QUIET_AFTER.as_millis());
 
-/// Answers above this many bytes are verified on a thread of their own; it takes longer to get one
-/// than to hash less.
-const VERIFY_HERE_BYTES: usize = 64 << 10;
+/// While an answer above this many bytes is taken in, the other tasks of the thread go to another one; it takes longer
+/// to move them than to hash less.
+const TAKE_IN_AMONG_OTHERS_BYTES: usize = 64 << 10;
 
 /// Messages whose memory is kept for the next ones, each of about a megabyte: as many as one
 /// directory takes at a time.
@@ -49,8 +50,6 @@ enum ConversationError {
     BadAnswer(#[from] DecodeError),
     #[error("it answered something that it was not asked")]
     Unasked,
-    #[error("verifying was interrupted: {0}")]
-    Interrupted(#[from] tokio::task::JoinError),
 }
 
 /// Sends `requests` and takes in the answers, until nothing is asked for a while. `number` tells the
@@ -129,21 +128,13 @@ async fn take_answers(
     mut reader: ContentReader,
     mut owed: UnboundedReceiver<Request>,
 ) -> Result<(), ConversationError> {
-    let mut verifying: Option<Verifying> = None;
     let (spare, mut spares) = mpsc::channel(SPARE_MESSAGES);
     let mut heard = 0;
     loop {
         if let Ok(message) = spares.try_recv() {
             reader.reuse(message);
         }
-        let frame = tokio::select! {
-            frame = timeout(HEARD_AFTER, reader.read()) => frame,
-            result = finished(&mut verifying) => {
-                result?;
-                continue;
-            }
-        };
-        let Ok(frame) = frame else {
+        let Ok(frame) = timeout(HEARD_AFTER, reader.read()).await else {
             if heard != reader.received() {
                 heard = reader.received();
                 shared.change(|state, now| state.heard(now, peer, number));
@@ -155,35 +146,15 @@ async fn take_answers(
             true => None,
             false => Some(owed.try_recv().map_err(|_| ConversationError::Unasked)?),
         };
-        if verifying.is_some() {
-            finished(&mut verifying).await?;
-        }
         let message = Message { bytes: frame, spare: Some(spare.clone()) };
-        if message.bytes.len() <= VERIFY_HERE_BYTES {
-            take_in(shared, peer, number, request, message)?;
-        } else {
-            let shared = Arc::clone(shared);
-            let verify = move || take_in(&shared, peer, number, request, message);
-            verifying = Some(spawn_blocking(verify));
-        }
+        let is_short = message.bytes.len() <= TAKE_IN_AMONG_OTHERS_BYTES;
+        let take_in = || take_in(shared, peer, number, request, message);
+        if is_short { take_in()? } else { block_in_place(take_in)? }
     }
 }
 
-type Verifying = JoinHandle<Result<(), ConversationError>>;
-
-/// Waits for the answer that is being verified, forever if there is none.
-async fn finished(verifying: &mut Option<Verifying>) -> Result<(), ConversationError> {
-    match verifying {
-        Some(task) => {
-            let result = task.await;
-            *verifying = None;
-            result?
-        }
-        None => std::future::pending().await,
-    }
-}
-
-/// Verifies what came and delivers what is right in it. It is a response to `request`, or late.
+/// Verifies what came, writes what is right in it where it is wanted, and delivers it. It is a response to `request`, or
+/// late.
 fn take_in(
     shared: &Arc<Shared>,
     peer: NodeId,
@@ -198,12 +169,12 @@ fn take_in(
                 return Err(ConversationError::Unasked);
             }
             let answers = request.chunks.iter().copied().zip(response.answers);
-            let (outcomes, arrived) = verify(&message, answers);
+            let (outcomes, arrived) = verify(shared, &message, answers);
             deliver(shared, peer, number, Some(request.id), &outcomes, arrived);
         }
         (Reply::Late(chunks), None) => {
             let answers = chunks.into_iter().map(|(chunk, bytes)| (chunk, Answer::Chunk(bytes)));
-            let (outcomes, arrived) = verify(&message, answers);
+            let (outcomes, arrived) = verify(shared, &message, answers);
             deliver(shared, peer, number, None, &outcomes, arrived);
         }
         _ => return Err(ConversationError::Unasked),
@@ -211,11 +182,13 @@ fn take_in(
     Ok(())
 }
 
-/// What became of each chunk, and those that are right. The chunks fill the end of the message.
+/// What became of each chunk, and those that are right, written where they are wanted. The chunks fill the end of the
+/// message.
 fn verify<'m>(
+    shared: &Arc<Shared>,
     message: &'m Arc<Message>,
     answers: impl Iterator<Item = (ChunkRef, Answer<&'m [u8]>)>,
-) -> (Vec<Outcome>, Vec<(ChunkRef, ChunkBytes)>) {
+) -> (Vec<Outcome>, Vec<Claimed>) {
     let answers: Vec<_> = answers.collect();
     let length = |answer: &Answer<&[u8]>| match answer {
         Answer::Chunk(bytes) => bytes.len(),
@@ -230,7 +203,10 @@ fn verify<'m>(
             Answer::Missing => Outcome::Missing,
             Answer::Coming(promise) => Outcome::Coming(promise),
             Answer::Chunk(bytes) if chunk.is(bytes) => {
-                arrived.push((chunk, ChunkBytes::part(message, start..end)));
+                let bytes = ChunkBytes::part(message, start..end);
+                let mut claimed = shared.lock().claim(chunk, bytes);
+                claimed.write();
+                arrived.push(claimed);
                 Outcome::Arrived
             }
             Answer::Chunk(_) => Outcome::Wrong,
@@ -247,21 +223,25 @@ fn deliver(
     number: u64,
     request: Option<u32>,
     outcomes: &[Outcome],
-    arrived: Vec<(ChunkRef, ChunkBytes)>,
+    arrived: Vec<Claimed>,
 ) {
     shared.change(|state, now| {
+        let chunks: Vec<_> = arrived.iter().map(|claimed| claimed.chunk).collect();
+        // Also if the connection is given up meanwhile: nobody else gives them what was claimed.
+        arrived.into_iter().for_each(|claimed| state.deliver(peer, claimed));
         if !state.is_current(peer, number) {
             return;
         }
-        state.take(peer, outcomes, &arrived);
+        let wrong = outcomes.iter().filter(|outcome| **outcome == Outcome::Wrong).count() as u64;
+        state.count(peer, |count| count.wrong += wrong);
         if let Some(id) = request {
             state.transfer.answered(now, peer, id, outcomes);
             return;
         }
-        for (chunk, _) in arrived {
+        for chunk in chunks {
             state.transfer.arrived_late(now, peer, chunk);
         }
-        if outcomes.contains(&Outcome::Wrong) {
+        if wrong != 0 {
             state.transfer.wrong_late(now, peer);
         }
     });

@@ -1,6 +1,7 @@
 //! Getting the content of files into staging: chunk by chunk, from this machine or from peers, many files at a time.
 //! Which files, and what becomes of them, is decided in `apply.rs`.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use consort_core::{ChunkHash, ChunkRef, Content, Key, Version};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::content::staged::StagedFile;
-use crate::content::{ChunkBytes, ContentError, Contents, Fetched};
+use crate::content::{ChunkBytes, ContentError, Contents, Fetched, Want, Written};
 use crate::folder::place::share_of_open_files;
 use crate::folder::status::{Progress, Underway};
 use crate::folder::{PlaceError, Root, Staged, Staging};
@@ -63,7 +64,7 @@ pub(super) struct Files {
     wanted: HashMap<ChunkRef, Vec<(u64, u64)>>,
     wanted_bytes: u64,
     /// Of these the fetcher was not told yet, by urgency.
-    gathered: BTreeMap<Urgency, Vec<ChunkRef>>,
+    gathered: BTreeMap<Urgency, Vec<Want>>,
     takers: usize,
     /// Manifest nodes that are not on this machine, and the files that will enter them.
     nodes: HashMap<ChunkRef, Awaited>,
@@ -276,7 +277,8 @@ impl Files {
                 None => {}
             }
         }
-        if self.contents.fetcher().want(&unknown, Urgency::Now, &self.sink).is_err() {
+        let wants: Vec<Want> = unknown.into_iter().map(Want::from).collect();
+        if self.contents.fetcher().want(&wants, Urgency::Now, &self.sink).is_err() {
             // Others fetch so much that there is no room.
             self.fail(id, false);
         }
@@ -299,9 +301,11 @@ impl Files {
     /// Takes what a fetcher has to say.
     pub(super) fn on_fetched(&mut self, fetched: Fetched) {
         let chunk = fetched.chunk;
-        match fetched.bytes {
+        // Until this is dropped, peers are told that the chunk is about to be here.
+        let Fetched { bytes, mut written, .. } = fetched;
+        match &bytes {
             Ok(bytes) => {
-                self.take_node(&chunk, &bytes);
+                self.take_node(&chunk, bytes);
                 let Some(takers) = self.wanted.remove(&chunk) else { return };
                 self.wanted_bytes -= u64::from(chunk.length);
                 self.takers -= takers.len();
@@ -311,7 +315,13 @@ impl Files {
                     if std::mem::take(&mut file.stalled) && file.chunks.is_some() {
                         self.searching.push_back(id);
                     }
-                    self.write(id, offset, &bytes);
+                    let is_there = |written: &mut Written| {
+                        file.staging.as_ref().is_some_and(|file| file.is_at(offset, &written.into))
+                    };
+                    match written.take_if(is_there) {
+                        Some(Written { result, .. }) => self.on_written(id, bytes.len(), result),
+                        None => self.write(id, offset, bytes),
+                    }
                     self.keep_in_mind(id, chunk.hash, offset);
                     self.contents.local().parked().arrived(&chunk);
                     self.end_if_complete(id);
@@ -361,13 +371,30 @@ impl Files {
         file.outstanding += 1;
         let is_small = file.version.content.size() <= SMALL_BYTES;
         let urgency = if is_small { Urgency::Soon } else { Urgency::Later };
-        let takers = self.wanted.entry(chunk).or_insert_with(|| {
-            self.wanted_bytes += u64::from(chunk.length);
-            self.gathered.entry(urgency).or_default().push(chunk);
-            Vec::new()
-        });
-        takers.push((id, offset));
         self.takers += 1;
+        match self.wanted.entry(chunk) {
+            Entry::Occupied(mut takers) => takers.get_mut().push((id, offset)),
+            Entry::Vacant(entry) => {
+                // A small file is not opened before there is something to write to it: so many may be wanted.
+                if file.staging.is_none() && !is_small {
+                    match self.root.stage(u32::from(file.version.attributes.mode)) {
+                        Ok(staging) => {
+                            file.staging = Some(staging);
+                            self.open += 1;
+                        }
+                        Err(error) => {
+                            self.takers -= 1;
+                            file.outstanding -= 1;
+                            return self.on_error(id, &error);
+                        }
+                    }
+                }
+                let into = file.staging.as_ref().map(|staging| staging.target(offset));
+                entry.insert(vec![(id, offset)]);
+                self.wanted_bytes += u64::from(chunk.length);
+                self.gathered.entry(urgency).or_default().push(Want { chunk, into });
+            }
+        }
         if self.gathered.get(&urgency).is_some_and(|chunks| WANTS_AT_ONCE <= chunks.len()) {
             self.ask();
         }
@@ -376,10 +403,11 @@ impl Files {
     /// Asks for what was gathered. To be called before anything is waited for.
     pub(super) fn ask(&mut self) {
         let mut takers = Vec::new();
-        for (urgency, chunks) in std::mem::take(&mut self.gathered) {
-            if self.contents.fetcher().want(&chunks, urgency, &self.sink).is_err() {
+        for (urgency, wants) in std::mem::take(&mut self.gathered) {
+            if self.contents.fetcher().want(&wants, urgency, &self.sink).is_err() {
                 // Others fetch so much that there is no room.
-                takers.extend(chunks.iter().filter_map(|chunk| self.wanted.get(chunk)).flatten());
+                let wanted = wants.iter().filter_map(|want| self.wanted.get(&want.chunk));
+                takers.extend(wanted.flatten());
             }
         }
         for (id, _) in takers {
@@ -391,17 +419,23 @@ impl Files {
     fn write(&mut self, id: u64, offset: u64, bytes: &[u8]) {
         let Some(file) = self.files.get_mut(&id) else { return };
         let mode = u32::from(file.version.attributes.mode);
-        let written = match &mut file.staging {
-            Some(staging) => staging.write_at(offset, bytes),
-            None => self.root.stage(mode).and_then(|mut staging| {
-                staging.write_at(offset, bytes)?;
+        let written = match &file.staging {
+            Some(staging) => staging.target(offset).write(bytes),
+            None => self.root.stage(mode).and_then(|staging| {
+                staging.target(offset).write(bytes)?;
                 file.staging = Some(staging);
                 self.open += 1;
                 Ok(())
             }),
         };
+        self.on_written(id, bytes.len(), written);
+    }
+
+    /// So many bytes were written to a file. If that failed, the file is given up.
+    fn on_written(&mut self, id: u64, bytes: usize, written: Result<(), PlaceError>) {
+        let Some(file) = self.files.get_mut(&id) else { return };
         match written {
-            Ok(()) => file.written.add(bytes.len()),
+            Ok(()) => file.written.add(bytes),
             Err(error) => self.on_error(id, &error),
         }
     }
@@ -481,8 +515,8 @@ impl Files {
             });
             self.wanted_bytes -= bytes;
             self.takers -= gone;
-            for chunks in self.gathered.values_mut() {
-                chunks.retain(|chunk| self.wanted.contains_key(chunk));
+            for wants in self.gathered.values_mut() {
+                wants.retain(|want| self.wanted.contains_key(&want.chunk));
             }
             unwanted.retain(|chunk| self.nodes.get(chunk).is_none_or(|node| node.bytes.is_some()));
             self.contents.fetcher().cancel(&unwanted, &self.sink);

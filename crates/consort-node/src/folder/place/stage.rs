@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use rustix::fs::{
@@ -52,7 +52,16 @@ pub struct Staging {
     pub(super) file: Arc<File>,
     kept: Kept,
     /// Where the bytes written so far end; what lies beyond is a hole already.
-    end: u64,
+    end: Arc<AtomicU64>,
+}
+
+/// A place in a file that is being written, for one who writes there meanwhile. As long as somebody holds one, the file
+/// cannot be [finished](Staging::finish): what has a name belongs to its user.
+#[derive(Clone, Debug)]
+pub struct Target {
+    file: Arc<File>,
+    end: Arc<AtomicU64>,
+    offset: u64,
 }
 
 /// By what a file that is being written is kept.
@@ -165,71 +174,41 @@ impl Staging {
         let permit = Permit::take()?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = openat(dir, ".", flags, permissions(mode)).ok()?;
-        Some(Self { file: Arc::new(file.into()), kept: Kept::Unnamed(permit), end: 0 })
+        Some(Self::new(file.into(), Kept::Unnamed(permit)))
     }
 
     /// A new file with a name.
     pub(super) fn named(file: File, temp: TempName) -> Self {
-        Self { file: Arc::new(file), kept: Kept::Named(temp), end: 0 }
+        Self::new(file, Kept::Named(temp))
     }
 
-    /// Writes `bytes` at `offset`. Ranges may come in any order and may be written again. Aligned
-    /// blocks of zeroes become holes.
-    ///
-    /// # Errors
-    ///
-    /// The disk is full, or the file system failed; the range is undefined then.
-    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), PlaceError> {
-        let head = (HOLE_BYTES as u64 - offset % HOLE_BYTES as u64) % HOLE_BYTES as u64;
-        let head = usize::try_from(head).map_or(bytes.len(), |head| head.min(bytes.len()));
-        // Runs of blocks of the same sort are written, or punched out, with one call each.
-        let mut start = 0;
-        let mut run_is_hole = false;
-        let mut at = head;
-        while at < bytes.len() {
-            let block = &bytes[at..bytes.len().min(at + HOLE_BYTES)];
-            let is_hole = block == [0; HOLE_BYTES];
-            if is_hole != run_is_hole {
-                self.write_run(offset, bytes, start..at, run_is_hole)?;
-                (start, run_is_hole) = (at, is_hole);
-            }
-            at += block.len();
-        }
-        self.write_run(offset, bytes, start..bytes.len(), run_is_hole)
+    fn new(file: File, kept: Kept) -> Self {
+        Self { file: Arc::new(file), kept, end: Arc::default() }
     }
 
-    fn write_run(
-        &mut self,
-        offset: u64,
-        bytes: &[u8],
-        run: std::ops::Range<usize>,
-        is_hole: bool,
-    ) -> Result<(), PlaceError> {
-        let start = offset + run.start as u64;
-        let end = offset + run.end as u64;
-        if run.is_empty() || (is_hole && self.end <= start) {
-            return Ok(());
-        }
-        if is_hole {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            match fallocate(&self.file, flags, start, end - start) {
-                Ok(()) => return Ok(()),
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        self.file.write_all_at(&bytes[run], start)?;
-        self.end = self.end.max(end);
-        Ok(())
+    /// The place at `offset`.
+    #[must_use]
+    pub fn target(&self, offset: u64) -> Target {
+        Target { file: Arc::clone(&self.file), end: Arc::clone(&self.end), offset }
+    }
+
+    /// Whether this is the place at `offset` of this file.
+    pub(in crate::folder) fn is_at(&self, offset: u64, target: &Target) -> bool {
+        target.offset == offset && Arc::ptr_eq(&target.file, &self.file)
     }
 
     /// Gives the file its length, permissions and modification time. Nothing is durable yet.
     ///
     /// # Errors
     ///
-    /// The disk is full, or the file system failed; the file is removed.
+    /// The disk is full, the file system failed, or there is still a [`Target`] in the file; the file is removed.
     pub fn finish(self, size: u64, mode: u32, mtime_ns: i64) -> Result<Staged, PlaceError> {
-        if self.end != size {
+        if Arc::strong_count(&self.end) != 1 {
+            return Err(PlaceError::Io(io::Error::other(
+                "it is still being written; it is tried again",
+            )));
+        }
+        if self.end.load(Ordering::Acquire) != size {
             self.file.set_len(size)?;
         }
         futimens(&self.file, &modified_at(mtime_ns))?;
@@ -243,6 +222,58 @@ impl Staging {
             Kept::Named(temp) => Origin::Named(temp),
         };
         Ok(Staged { origin, meta })
+    }
+}
+
+impl Target {
+    /// Writes `bytes` there. Several threads may write to a file, in any order, and the same bytes again. Aligned blocks
+    /// of zeroes become holes.
+    ///
+    /// # Errors
+    ///
+    /// The disk is full, or the file system failed; the range is undefined then.
+    pub fn write(&self, bytes: &[u8]) -> Result<(), PlaceError> {
+        let offset = self.offset;
+        let head = (HOLE_BYTES as u64 - offset % HOLE_BYTES as u64) % HOLE_BYTES as u64;
+        let head = usize::try_from(head).map_or(bytes.len(), |head| head.min(bytes.len()));
+        // Runs of blocks of the same sort are written, or punched out, with one call each.
+        let mut start = 0;
+        let mut run_is_hole = false;
+        let mut at = head;
+        while at < bytes.len() {
+            let block = &bytes[at..bytes.len().min(at + HOLE_BYTES)];
+            let is_hole = block == [0; HOLE_BYTES];
+            if is_hole != run_is_hole {
+                self.write_run(bytes, start..at, run_is_hole)?;
+                (start, run_is_hole) = (at, is_hole);
+            }
+            at += block.len();
+        }
+        self.write_run(bytes, start..bytes.len(), run_is_hole)
+    }
+
+    fn write_run(
+        &self,
+        bytes: &[u8],
+        run: std::ops::Range<usize>,
+        is_hole: bool,
+    ) -> Result<(), PlaceError> {
+        let start = self.offset + run.start as u64;
+        let end = self.offset + run.end as u64;
+        if run.is_empty() || (is_hole && self.end.load(Ordering::Acquire) <= start) {
+            return Ok(());
+        }
+        if is_hole {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            match fallocate(&self.file, flags, start, end - start) {
+                Ok(()) => return Ok(()),
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        self.file.write_all_at(&bytes[run], start)?;
+        self.end.fetch_max(end, Ordering::AcqRel);
+        Ok(())
     }
 }
 
