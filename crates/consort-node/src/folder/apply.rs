@@ -344,7 +344,9 @@ impl Thread {
 
     fn wait(&mut self) -> Result<(), Ended> {
         self.view = None;
-        let removals = self.pass.as_ref().and_then(|pass| pass.staged_since);
+        // When there is room again, something else has happened before.
+        let removals = self.pass.as_ref().filter(|_| !self.is_full());
+        let removals = removals.and_then(|pass| pass.staged_since);
         let full = self.full_until.filter(|_| self.again);
         let removals = removals.map(|since| since + REMOVALS_WAIT);
         let wake_at = [self.retry_at, full, removals].into_iter().flatten().min();
@@ -405,7 +407,7 @@ impl Thread {
         if self.files.advance() {
             return Ok(true);
         }
-        if self.files.is_full() || MAX_OPEN_JOBS <= self.jobs.len() + self.ready.len() {
+        if self.is_full() {
             return Ok(false);
         }
         if let Some(key) = self.extra.pop() {
@@ -418,6 +420,11 @@ impl Thread {
             return self.open_on_view(key, sequence, half);
         }
         self.next_page()
+    }
+
+    /// Whether no key is opened now.
+    fn is_full(&self) -> bool {
+        self.files.is_full() || MAX_OPEN_JOBS <= self.jobs.len() + self.ready.len()
     }
 
     fn begin_pass(&mut self) -> bool {

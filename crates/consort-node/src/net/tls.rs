@@ -139,7 +139,12 @@ fn finish(mut config: ClientConfig, protocol: Protocol) -> Arc<ClientConfig> {
 }
 
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+    let mut provider = aws_lc_rs::default_provider();
+    // The fastest where processors have instructions for AES, and as safe as the signatures.
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| suite.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+    Arc::new(provider)
 }
 
 fn roots(authority: &CertificateDer<'_>) -> Result<Arc<RootCertStore>, Error> {

@@ -1,6 +1,6 @@
-//! One content connection to one provider, from being made to its end: requests out, answers in. An answer is decrypted,
-//! verified and written by one thread without a pause, so that it stays in the cache of one core; meanwhile the next one
-//! gathers in the socket.
+//! One content connection to one provider, from being made to its end: requests out, answers in. While the chunks of one
+//! answer are verified and written, each by one thread without a pause, so that it stays in the cache of one core, the
+//! next answer is received.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use consort_core::content::exchange::{Answer, Reply, Request};
 use consort_core::content::transfer::{MAX_REQUESTS, QUIET_AFTER};
 use consort_core::encoding::DecodeError;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::task::block_in_place;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
 use super::{Claimed, Outcome, Shared};
@@ -27,9 +27,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const HEARD_AFTER: Duration = Duration::from_millis(900);
 const _: () = assert!(2 * HEARD_AFTER.as_millis() < QUIET_AFTER.as_millis());
 
-/// While an answer above this many bytes is taken in, the other tasks of the thread go to another one; it takes longer
-/// to move them than to hash less.
-const TAKE_IN_AMONG_OTHERS_BYTES: usize = 64 << 10;
+/// Answers above this many bytes are taken in on a thread of their own; it takes longer to get one than to hash less.
+const TAKE_IN_HERE_BYTES: usize = 64 << 10;
 
 /// Messages whose memory is kept for the next ones, each of about a megabyte: as many as one
 /// directory takes at a time.
@@ -50,6 +49,8 @@ enum ConversationError {
     BadAnswer(#[from] DecodeError),
     #[error("it answered something that it was not asked")]
     Unasked,
+    #[error("taking it in was interrupted: {0}")]
+    Interrupted(#[from] tokio::task::JoinError),
 }
 
 /// Sends `requests` and takes in the answers, until nothing is asked for a while. `number` tells the
@@ -128,13 +129,21 @@ async fn take_answers(
     mut reader: ContentReader,
     mut owed: UnboundedReceiver<Request>,
 ) -> Result<(), ConversationError> {
+    let mut taking: Option<Taking> = None;
     let (spare, mut spares) = mpsc::channel(SPARE_MESSAGES);
     let mut heard = 0;
     loop {
         if let Ok(message) = spares.try_recv() {
             reader.reuse(message);
         }
-        let Ok(frame) = timeout(HEARD_AFTER, reader.read()).await else {
+        let frame = tokio::select! {
+            frame = timeout(HEARD_AFTER, reader.read()) => frame,
+            result = finished(&mut taking) => {
+                result?;
+                continue;
+            }
+        };
+        let Ok(frame) = frame else {
             if heard != reader.received() {
                 heard = reader.received();
                 shared.change(|state, now| state.heard(now, peer, number));
@@ -146,10 +155,31 @@ async fn take_answers(
             true => None,
             false => Some(owed.try_recv().map_err(|_| ConversationError::Unasked)?),
         };
+        if taking.is_some() {
+            finished(&mut taking).await?;
+        }
         let message = Message { bytes: frame, spare: Some(spare.clone()) };
-        let is_short = message.bytes.len() <= TAKE_IN_AMONG_OTHERS_BYTES;
-        let take_in = || take_in(shared, peer, number, request, message);
-        if is_short { take_in()? } else { block_in_place(take_in)? }
+        if message.bytes.len() <= TAKE_IN_HERE_BYTES {
+            take_in(shared, peer, number, request, message)?;
+        } else {
+            let shared = Arc::clone(shared);
+            let take_in = move || take_in(&shared, peer, number, request, message);
+            taking = Some(spawn_blocking(take_in));
+        }
+    }
+}
+
+type Taking = JoinHandle<Result<(), ConversationError>>;
+
+/// Waits for the answer that is being taken in, forever if there is none.
+async fn finished(taking: &mut Option<Taking>) -> Result<(), ConversationError> {
+    match taking {
+        Some(task) => {
+            let result = task.await;
+            *taking = None;
+            result?
+        }
+        None => std::future::pending().await,
     }
 }
 
