@@ -38,7 +38,7 @@ pub(crate) struct Machines {
 #[derive(Debug)]
 pub(crate) struct Machine {
     /// A name for people.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// Where its tool keeps what it needs.
     pub(crate) home: PathBuf,
     /// The directory that is made equal to the other's.
@@ -101,14 +101,25 @@ impl Machines {
     }
 }
 
+/// One that has the data, then those that get it: below `place`, at one switch. They are gone when the last is dropped.
+pub(crate) fn many(
+    place: &Path,
+    count: usize,
+    rate: Option<u32>,
+) -> Result<(Vec<Machine>, Namespace), Failure> {
+    let (namespaces, switch) = network::star(count, rate)?;
+    let machine = |(number, namespace): (usize, Namespace)| {
+        let name = format!("node-{number}");
+        let dir = place.join("data").join(&name);
+        fs::create_dir_all(&dir).map_err(|error| Failure::io("make a directory", error))?;
+        Machine::new(&name, place, &dir, namespace)
+    };
+    Ok((namespaces.into_iter().enumerate().map(machine).collect::<Result<_, _>>()?, switch))
+}
+
 impl Machine {
-    fn new(
-        name: &'static str,
-        place: &Path,
-        dir: &Path,
-        namespace: Namespace,
-    ) -> Result<Self, Failure> {
-        let home = place.join(name);
+    fn new(name: &str, place: &Path, dir: &Path, namespace: Namespace) -> Result<Self, Failure> {
+        let (name, home) = (name.to_string(), place.join(name));
         fs::create_dir_all(home.join("tmp")).map_err(|error| Failure::io("make a home", error))?;
         let (dir, processes) = (dir.to_path_buf(), Vec::new());
         let (roots, ended) = (Roots::default(), Usage::default());
@@ -117,6 +128,20 @@ impl Machine {
 
     pub(crate) fn address(&self) -> Ipv4Addr {
         self.namespace.address
+    }
+
+    /// Bytes that it has sent over its link.
+    pub(crate) fn sent(&self) -> Result<u64, Failure> {
+        self.namespace.sent()
+    }
+
+    /// Ends all its processes at once, as if its power had failed.
+    pub(crate) fn kill(&mut self) {
+        for Process { child, .. } in &mut self.processes {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 
     /// The directory, for programs that take text.
@@ -262,11 +287,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        for Process { child, .. } in &mut self.processes {
-            // It may have ended by itself.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.kill();
     }
 }
 

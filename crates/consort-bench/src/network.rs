@@ -1,6 +1,6 @@
-//! The network between the two sides of a tool: two network namespaces and one link between them, which nothing else
-//! uses. So its counters are what went over the wire, counted alike for every tool: all packets both ways, with their
-//! headers, acknowledgements and retransmissions.
+//! The network between the sides of a tool: a network namespace for each, and links that nothing else uses: one between
+//! two sides, or one from each of many to a switch. So their counters are what went over the wire, counted alike for every
+//! tool: all packets both ways, with their headers, acknowledgements and retransmissions.
 //!
 //! A namespace has no name. It lives as long as a process is in it: the first is a `cat` that ends when our end of its
 //! pipe closes, and all others are killed by the system when this process ends, however that happens. So there is
@@ -20,6 +20,9 @@ const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192
 /// The name of the link, on both ends.
 const LINK: &str = "wire";
 
+/// A switch has room for so many.
+const MOST_AT_A_SWITCH: usize = 32;
+
 const NEEDED: &str = "every tool is measured between two network namespaces, which are made with `unshare`, `nsenter` \
      and `setpriv` (Debian: util-linux) and `ip` and `tc` (Debian: iproute2), by root or somebody with CAP_SYS_ADMIN and \
      CAP_NET_ADMIN";
@@ -35,22 +38,36 @@ pub(crate) struct Namespace {
 /// Two namespaces with a link between them, which passes `rate` Mbit/s each way, or whatever the system can.
 pub(crate) fn pair(rate: Option<u32>) -> Result<[Namespace; 2], Failure> {
     let pair = [Namespace::new(ADDRESSES[0])?, Namespace::new(ADDRESSES[1])?];
-    let [a, b] = pair.each_ref().map(|namespace| namespace.keeper.id().to_string());
-    let mut link = Command::new("ip");
-    link.args(["link", "add", "name", LINK, "netns", &a, "type", "veth"]);
-    link.args(["peer", "name", LINK, "netns", &b]);
-    succeed(link)?;
-    for namespace in &pair {
-        // No IPv6, which would talk by itself.
-        namespace.ip(&["link", "set", "dev", LINK, "addrgenmode", "none"])?;
-        namespace.ip(&["address", "add", &format!("{}/30", namespace.address), "dev", LINK])?;
-        namespace.ip(&["link", "set", "dev", "lo", "up"])?;
-        namespace.ip(&["link", "set", "dev", LINK, "up"])?;
-        if let Some(rate) = rate {
-            namespace.limit(rate)?;
-        }
-    }
+    let [a, b] = &pair;
+    a.link(b, LINK)?;
+    pair.iter().try_for_each(|namespace| namespace.set_up(30, rate))?;
     Ok(pair)
+}
+
+/// Namespaces with a link each to the same switch, which passes `rate` Mbit/s each way, or whatever the system can. The
+/// last is the switch.
+pub(crate) fn star(
+    count: usize,
+    rate: Option<u32>,
+) -> Result<(Vec<Namespace>, Namespace), Failure> {
+    assert!(count < MOST_AT_A_SWITCH, "there are not so many addresses");
+    let switch = Namespace::new(Ipv4Addr::UNSPECIFIED)?;
+    switch.ip(&["link", "add", "name", "switch", "addrgenmode", "none", "type", "bridge"])?;
+    switch.ip(&["link", "set", "dev", "switch", "up"])?;
+    let mut namespaces = Vec::new();
+    for (number, last) in (0..count).zip(1..) {
+        let namespace = Namespace::new(Ipv4Addr::new(192, 0, 2, last))?;
+        let port = format!("port{number}");
+        namespace.link(&switch, &port)?;
+        switch.ip(&["link", "set", "dev", &port, "addrgenmode", "none", "master", "switch"])?;
+        switch.ip(&["link", "set", "dev", &port, "up"])?;
+        if let Some(rate) = rate {
+            switch.limit(&port, rate)?;
+        }
+        namespace.set_up(24, rate)?;
+        namespaces.push(namespace);
+    }
+    Ok((namespaces, switch))
 }
 
 impl Namespace {
@@ -75,6 +92,25 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// Makes a link to another one, where it has the name `port`.
+    fn link(&self, other: &Self, port: &str) -> Result<(), Failure> {
+        let [own, other] = [self, other].map(|namespace| namespace.keeper.id().to_string());
+        let mut link = Command::new("ip");
+        link.args(["link", "add", "name", LINK, "netns", &own, "type", "veth"]);
+        link.args(["peer", "name", port, "netns", &other]);
+        succeed(link)
+    }
+
+    /// Lets packets pass its end of the link, to those whose address has the same first bits.
+    fn set_up(&self, bits: u8, rate: Option<u32>) -> Result<(), Failure> {
+        // No IPv6, which would talk by itself.
+        self.ip(&["link", "set", "dev", LINK, "addrgenmode", "none"])?;
+        self.ip(&["address", "add", &format!("{}/{bits}", self.address), "dev", LINK])?;
+        self.ip(&["link", "set", "dev", "lo", "up"])?;
+        self.ip(&["link", "set", "dev", LINK, "up"])?;
+        rate.map_or(Ok(()), |rate| self.limit(LINK, rate))
+    }
+
     /// A program in this namespace, which does not outlive this process.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
@@ -85,6 +121,15 @@ impl Namespace {
 
     /// Bytes that have passed its end of the link, both ways.
     pub(crate) fn passed(&self) -> Result<u64, Failure> {
+        self.counters().map(|(received, sent)| received + sent)
+    }
+
+    /// Bytes that it has sent.
+    pub(crate) fn sent(&self) -> Result<u64, Failure> {
+        self.counters().map(|(_, sent)| sent)
+    }
+
+    fn counters(&self) -> Result<(u64, u64), Failure> {
         let path = format!("/proc/{}/net/dev", self.keeper.id());
         let text = fs::read_to_string(&path)
             .map_err(|error| Failure::io("read the counters of the link", error))?;
@@ -93,7 +138,7 @@ impl Namespace {
         let fields: Vec<u64> =
             line.unwrap_or("").split_whitespace().filter_map(|word| word.parse().ok()).collect();
         match fields[..] {
-            [received, _, _, _, _, _, _, _, sent, ..] => Ok(received + sent),
+            [received, _, _, _, _, _, _, _, sent, ..] => Ok((received, sent)),
             _ => Err(Failure::new(format!("{path} is not as expected"))),
         }
     }
@@ -112,11 +157,11 @@ impl Namespace {
         })
     }
 
-    fn limit(&self, rate: u32) -> Result<(), Failure> {
+    fn limit(&self, device: &str, rate: u32) -> Result<(), Failure> {
         // What may pass at once: five milliseconds' worth, but never less than the largest packet.
         let burst = (u64::from(rate) * 1_000_000 / 8 / 200).max(70_000);
         let mut tc = self.command("tc");
-        tc.args(["qdisc", "add", "dev", LINK, "root", "tbf", "rate", &format!("{rate}mbit")]);
+        tc.args(["qdisc", "add", "dev", device, "root", "tbf", "rate", &format!("{rate}mbit")]);
         tc.args(["burst", &burst.to_string(), "latency", "50ms"]);
         succeed(tc)
     }

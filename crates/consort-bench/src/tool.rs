@@ -20,7 +20,7 @@ use crate::case::{Bench, Case};
 use crate::failure::Failure;
 use crate::machine::{Machines, ask};
 
-pub(crate) use self::consort::binary;
+pub(crate) use self::consort::{Consort, binary};
 
 /// A tool that keeps directories equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -83,7 +83,7 @@ impl Pair {
     ) -> Result<Self, Failure> {
         let mut machines = Machines::new(place, directories, bench.rate)?;
         let mut driver: Box<dyn Driver> = match tool {
-            Tool::Consort => Box::new(consort::Consort::new(&bench.binary)),
+            Tool::Consort => Box::new(Consort::new(&bench.binary)),
             Tool::Rsync => Box::new(rsync::Rsync),
             Tool::Rclone => Box::new(rclone::Rclone),
             Tool::Syncthing => Box::new(syncthing::Syncthing::default()),
@@ -127,6 +127,9 @@ impl Tool {
     pub(crate) fn unfit(self, case: Case) -> Option<&'static str> {
         match (self, case) {
             (_, Case::Reconcile | Case::Formats) => Some("has nothing to set beside this case"),
+            (_, Case::FanOut) => {
+                Some("serves each target alone, which takes as many times as long")
+            }
             (Self::Rsync | Self::Rclone | Self::Unison, Case::Latency) => {
                 Some("does not watch, so that it has no such time")
             }

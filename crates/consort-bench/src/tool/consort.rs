@@ -21,31 +21,19 @@ const PORT: u16 = 7700;
 const WAIT: &str = "24h";
 
 #[derive(Debug)]
-pub(super) struct Consort {
+pub(crate) struct Consort {
     binary: PathBuf,
 }
 
 impl Driver for Consort {
     /// Two connected nodes with an empty dataset and no directories.
     fn start(&mut self, machines: &mut Machines) -> Result<(), Failure> {
-        let Machines { a, b } = machines;
-        self.ask(a, &["init", "--name", a.name])?;
-        self.up(a)?;
-        let ticket = self.ask(a, &["invite"])?;
-        self.ask(b, &["join", ticket.trim(), "--name", b.name])?;
-        self.up(b)?;
-        self.ask(a, &["dataset", "create", DATASET])?;
-        b.until("b to know the dataset", |b| {
-            Ok(self.ask(b, &["dataset", "show", DATASET]).is_ok())
-        })?;
+        self.make_cluster(&mut [&mut machines.a, &mut machines.b])?;
         self.until_met(machines)
     }
 
     fn link(&mut self, machines: &mut Machines) -> Result<(), Failure> {
-        for machine in [&machines.a, &machines.b] {
-            self.ask(machine, &["link", DATASET, machine.dir_text()?])?;
-        }
-        Ok(())
+        [&machines.a, &machines.b].into_iter().try_for_each(|machine| self.link_one(machine))
     }
 
     fn until_equal(&mut self, machines: &mut Machines) -> Result<(), Failure> {
@@ -66,8 +54,42 @@ impl Driver for Consort {
 }
 
 impl Consort {
-    pub(super) fn new(binary: &Path) -> Self {
+    pub(crate) fn new(binary: &Path) -> Self {
         Self { binary: binary.to_path_buf() }
+    }
+
+    /// Nodes with an empty dataset and no directories. The first has invited the others.
+    pub(crate) fn make_cluster(&self, machines: &mut [&mut Machine]) -> Result<(), Failure> {
+        let Some((first, others)) = machines.split_first_mut() else { return Ok(()) };
+        self.ask(first, &["init", "--name", &first.name])?;
+        self.up(first)?;
+        self.ask(first, &["dataset", "create", DATASET])?;
+        for other in others {
+            let ticket = self.ask(first, &["invite"])?;
+            self.ask(other, &["join", ticket.trim(), "--name", &other.name])?;
+            self.up(other)?;
+            other.until("a node to know the dataset", |other| {
+                Ok(self.ask(other, &["dataset", "show", DATASET]).is_ok())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Tells one of them its directory.
+    pub(crate) fn link_one(&self, machine: &Machine) -> Result<(), Failure> {
+        self.ask(machine, &["link", DATASET, machine.dir_text()?]).map(drop)
+    }
+
+    /// Returns when a node knows so many others, and is connected to them.
+    pub(crate) fn until_connected(
+        &self,
+        machine: &mut Machine,
+        others: usize,
+    ) -> Result<(), Failure> {
+        machine.until("the nodes to meet", |machine| {
+            let peers = self.status(machine)?.peers;
+            Ok(peers.iter().filter(|peer| peer.connected).count() >= others)
+        })
     }
 
     fn up(&self, machine: &mut Machine) -> Result<(), Failure> {
@@ -78,16 +100,12 @@ impl Consort {
     }
 
     fn until_met(&self, machines: &mut Machines) -> Result<(), Failure> {
-        for machine in [&mut machines.a, &mut machines.b] {
-            machine.until("the nodes to meet", |machine| {
-                Ok(self.status(machine)?.peers.iter().any(|peer| peer.connected))
-            })?;
-        }
-        Ok(())
+        self.until_connected(&mut machines.a, 1)?;
+        self.until_connected(&mut machines.b, 1)
     }
 
-    /// Returns when this node holds everything that the other holds, and its directory shows it.
-    fn wait(&self, machine: &Machine) -> Result<(), Failure> {
+    /// Returns when this node holds everything that the others hold, and its directory shows it.
+    pub(crate) fn wait(&self, machine: &Machine) -> Result<(), Failure> {
         self.ask(machine, &["wait", DATASET, "--timeout", WAIT]).map(drop)
     }
 
