@@ -70,6 +70,12 @@ impl Thread {
                 return Ok(());
             }
         }
+        // Of what was deleted, nothing is to be shown.
+        if half == Half::Showing
+            && view.siblings(&key)?.iter().all(|stored| stored.version.is_deleted())
+        {
+            return Ok(());
+        }
         let plan = Plan::of(view, &key, self.policy, &self.ignores)?;
         let around = self.look_above(view, &key)? & self.look_beside(view, &key)?;
         if let Some((path, reason)) = &plan.impossible {
@@ -217,7 +223,10 @@ impl Thread {
                 && record.kind == attributes.kind
                 && record.mode == attributes.mode
                 && record.modified_ns == attributes.modified_ns;
-            if !is_same || !Plan::of(view, &from, self.policy, &self.ignores)?.only_removes(&from) {
+            if !is_same || record.key.is_some() || self.ignores.is_ignored(&from, false) {
+                continue;
+            }
+            if view.siblings(&from)?.iter().any(|stored| !stored.version.is_deleted()) {
                 continue;
             }
             let found = self.root.stat(&from).ok().flatten();

@@ -54,11 +54,6 @@ impl Plan {
         self.shows.is_empty() && self.removals.is_empty() && self.impossible.is_none()
     }
 
-    /// Whether all that is to be done is to take away what stands at this path.
-    pub(super) fn only_removes(&self, path: &Key) -> bool {
-        self.shows.is_empty() && self.impossible.is_none() && self.removals[..] == [path.clone()]
-    }
-
     /// Works out what is to be done about a key.
     pub(super) fn of(
         view: &DiskView,
