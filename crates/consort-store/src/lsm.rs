@@ -2,11 +2,14 @@
 //! mean stands in `layout.rs`; who writes them, in `committer.rs`.
 
 use std::convert::Infallible;
-use std::fs::File;
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use consort_core::encoding::DecodeError;
 use consort_core::store::StoreError;
@@ -25,8 +28,13 @@ use crate::pending::{FewPending, PendingRows};
 /// Blocks of tables that are kept in memory, in bytes, for all tables together. A scan of a million files needs each
 /// block once, and lookups of what is not there end at the filters; more buys little and counts against 150 MB a node.
 const BLOCK_CACHE_BYTES: u64 = 16 << 20;
-/// The journals together, in bytes: the least that the database allows. They are read again at every start.
+/// The journals together, in bytes: the least that the database allows.
 const JOURNAL_BYTES: u64 = 64 << 20;
+/// Journals are read again at every start, for up to a second. From so many bytes on it is worth to write out what only
+/// they have when the database is closed, so that nothing is left to be read.
+const JOURNAL_WORTH_READING: u64 = 1 << 20;
+/// How long that may take. Otherwise the next start reads them.
+const WRITE_OUT_TIME: Duration = Duration::from_secs(3);
 /// Threads that write tables out and compact them. With more than one, the database keeps one of them free of
 /// compactions by spinning while there is one to do, which costs more than a commit that waits now and then.
 const WORKERS: usize = 1;
@@ -54,6 +62,8 @@ pub(crate) struct Tables {
     database: Database,
     keyspaces: Vec<Keyspace>,
     pending: FewPending,
+    /// After the database, which works with it.
+    journal: Journal,
     /// Held as long as anything can still read or write. The last field, so that it is released last.
     _lock: Lock,
 }
@@ -62,6 +72,17 @@ pub(crate) struct Tables {
 pub(crate) struct Lock {
     pub(crate) _file: File,
     pub(crate) _held: mpsc::Sender<Infallible>,
+}
+
+/// The database's journals.
+struct Journal {
+    directory: PathBuf,
+    /// What they hold, at most.
+    bytes: AtomicU64,
+    /// A batch failed, so that nobody knows what they hold.
+    is_in_doubt: AtomicBool,
+    /// The tables have all that they hold.
+    is_written_out: bool,
 }
 
 /// All tables at one moment.
@@ -89,6 +110,7 @@ struct Change {
 impl Tables {
     /// Opens the database in `directory`, which is made if need be.
     pub(crate) fn open(directory: &Path, lock: Lock) -> Result<Self, fjall::Error> {
+        let journal = Journal::find(directory)?;
         let database = Database::builder(directory)
             .cache_size(BLOCK_CACHE_BYTES)
             .max_journaling_size(JOURNAL_BYTES)
@@ -99,7 +121,7 @@ impl Tables {
             .map(|table| database.keyspace(table.name(), || options(table)))
             .into_iter()
             .collect::<Result<_, _>>()?;
-        Ok(Self { database, keyspaces, pending: FewPending::default(), _lock: lock })
+        Ok(Self { database, keyspaces, pending: FewPending::default(), journal, _lock: lock })
     }
 
     /// All tables as they are now.
@@ -109,6 +131,70 @@ impl Tables {
 
     fn keyspace(&self, table: Table) -> &Keyspace {
         &self.keyspaces[table as usize]
+    }
+
+    /// Writes out what is only in memory and in the journals. Whether that was done.
+    fn write_out(&self) -> bool {
+        if self.keyspaces.iter().any(|keyspace| keyspace.rotate_memtable().is_err()) {
+            return false;
+        }
+        let end = Instant::now() + WRITE_OUT_TIME;
+        while self.keyspaces.iter().any(|keyspace| keyspace.sealed_memtable_count() != 0) {
+            if end <= Instant::now() {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+}
+
+impl Drop for Tables {
+    fn drop(&mut self) {
+        // Nobody can commit any more.
+        let is_worth_it = JOURNAL_WORTH_READING <= *self.journal.bytes.get_mut();
+        if is_worth_it && !*self.journal.is_in_doubt.get_mut() {
+            self.journal.is_written_out = self.write_out();
+        }
+    }
+}
+
+impl Journal {
+    fn find(directory: &Path) -> io::Result<Self> {
+        let directory = directory.to_owned();
+        let (bytes, is_in_doubt, is_written_out) = (0.into(), false.into(), false);
+        let mut journal = Self { directory, bytes, is_in_doubt, is_written_out };
+        for file in journal.files()? {
+            *journal.bytes.get_mut() += fs::metadata(file)?.len();
+        }
+        Ok(journal)
+    }
+
+    fn files(&self) -> io::Result<Vec<PathBuf>> {
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+        let is_journal = |path: &PathBuf| path.extension().is_some_and(|found| found == "jnl");
+        paths.filter(|path| path.as_ref().map_or(true, is_journal)).collect()
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        if !self.is_written_out {
+            return;
+        }
+        // They stay as empty files: where there is none, the database does not look for the number of the last batch. If
+        // one cannot be emptied, it is read again, to no harm.
+        let emptied = self.files().and_then(|files| {
+            let empty = |file| OpenOptions::new().write(true).truncate(true).open(file);
+            files.into_iter().try_for_each(|file| empty(file).map(drop))
+        });
+        if let Err(error) = emptied {
+            tracing::warn!(%error, "a journal that is done with cannot be emptied");
+        }
     }
 }
 
@@ -184,7 +270,11 @@ impl Rows {
                 }
             }
         }
-        batch.commit().map_err(failed)?;
+        tables.journal.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        batch.commit().map_err(|error| {
+            tables.journal.is_in_doubt.store(true, Ordering::Relaxed);
+            failed(error)
+        })?;
         let value = |change: &Change| Some(&bytes[change.value.clone()?]);
         let pending = &changes[Table::Pending as usize];
         tables.pending.follow(pending.iter().map(|change| (key(change), value(change))));

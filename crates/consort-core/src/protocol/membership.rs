@@ -265,7 +265,13 @@ impl Membership {
             Event::Disconnected { peer } => self.neighbours.on_disconnected(peer, now, effects),
             Event::Unreachable { peer } => self.neighbours.on_unreachable(peer, now, effects),
             Event::Received { from, datagram } => self.on_datagram(from, &datagram, now),
-            Event::Told { peer, word } => self.neighbours.on_word(peer, word, now, effects),
+            Event::Told { peer, word } => {
+                self.neighbours.on_word(peer, word, now, effects);
+                if self.neighbours.is_open(peer) {
+                    // It may be the last that this node waited for.
+                    self.look_at = now;
+                }
+            }
             Event::Standing { mut news } => {
                 news.links = u16::try_from(self.neighbours.open().count()).unwrap_or(u16::MAX);
                 news.sources = u16::try_from(self.neighbours.sources()).unwrap_or(u16::MAX);

@@ -360,6 +360,15 @@ fn up_to_nine_members_are_all_linked_with_each_other() {
 }
 
 #[test]
+fn who_has_all_its_neighbours_knows_that_at_once() {
+    let mut world = World::new(&writers(3), 1);
+    world.run_for(20 * LATENCY);
+    for node in &world.nodes {
+        assert!(node.machine.as_ref().is_some_and(Membership::is_settled));
+    }
+}
+
+#[test]
 fn a_hundred_members_have_few_neighbours_each_and_nobody_is_cut_off() {
     for seed in 0..3 {
         let mut world = World::new(&writers(100), seed);

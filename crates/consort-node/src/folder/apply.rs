@@ -6,7 +6,7 @@
 //!
 //! The pending keys are gone through in passes. In the first half of a pass everything that appears or changes is
 //! staged, in the second everything that goes is taken away, so that a renamed or copied file finds its bytes on this
-//! machine. A key stays pending until nothing is left to do for it. What cannot be done now is left for a later pass:
+//! machine. A file that is to go and is what another key lacks is not even copied: it moves there. A key stays pending until nothing is left to do for it. What cannot be done now is left for a later pass:
 //! one follows when something has changed, or else after a while.
 
 mod files;
@@ -63,6 +63,8 @@ pub(super) enum Op {
         staged: Option<Staged>,
         version: Arc<Version>,
     },
+    /// Give the file that is to go at `from`, and is what belongs here, this path instead.
+    Move { from: Key, path: Key, version: Arc<Version> },
     /// Make it a symlink.
     Symlink { path: Key, version: Arc<Version> },
     /// Make it a directory.
@@ -81,6 +83,7 @@ impl Op {
     pub(super) fn path(&self) -> &Key {
         match self {
             Self::Place { path, .. }
+            | Self::Move { path, .. }
             | Self::Symlink { path, .. }
             | Self::Directory { path, .. }
             | Self::Attributes { path, .. }
@@ -119,6 +122,8 @@ pub(super) struct Outcome {
     pub(super) changed: bool,
     /// Something could not be done now.
     pub(super) left: bool,
+    /// A file that was as expected could not be moved.
+    pub(super) unmoved: bool,
 }
 
 /// The stager's thread, from outside. It ends when this is dropped.
@@ -151,13 +156,15 @@ impl Stager {
         // As many orders as batches, and as many wakes as the engine cares to give: it is woken once per event.
         let (orders, inbox) = unbounded();
         let (outbox, batches) = bounded(MAX_WAITING_BATCHES);
-        let (files, fetched) = Files::new(Arc::clone(&root), contents, Arc::clone(&progress));
+        let (files, fetched) =
+            Files::new(Arc::clone(&root), Arc::clone(&contents), Arc::clone(&progress));
         let thread = Thread {
             dataset,
             policy,
             root,
             ignores,
             store,
+            contents,
             progress,
             orders: inbox,
             batches: outbox,
@@ -182,6 +189,7 @@ impl Stager {
             retry_at: None,
             retry_after: RETRY_AFTER,
             full_until: None,
+            moves: true,
         };
         let thread =
             std::thread::Builder::new().name("apply".into()).spawn(move || thread.run())?;
@@ -266,13 +274,14 @@ struct Thread {
     root: Arc<Root>,
     ignores: Ignores,
     store: DiskStore,
+    contents: Arc<Contents>,
     progress: Arc<Progress>,
     orders: Receiver<Order>,
     batches: Sender<Vec<Work>>,
     fetched: Receiver<Fetched>,
     files: Files,
     jobs: HashMap<u64, Job>,
-    /// Keys that are worked on here (with their job) or in the engine.
+    /// Keys that are worked on here (with their job) or in the engine, and those whose files are on their way to others.
     active: HashMap<Key, (Sequence, Option<u64>)>,
     next_id: u64,
     ready: Vec<Work>,
@@ -301,6 +310,8 @@ struct Thread {
     retry_after: Duration,
     /// The disk was full; nothing is tried before then.
     full_until: Option<Instant>,
+    /// Files can be moved here, as far as is known. If not (from what may only be read, or across quotas), they are copied.
+    moves: bool,
 }
 
 /// The engine is gone.
@@ -384,7 +395,8 @@ impl Thread {
                 }
                 self.again = true;
             }
-            Order::Done(Outcome { keys, changed, left }) => {
+            Order::Done(Outcome { keys, changed, left, unmoved }) => {
+                self.moves &= !unmoved;
                 self.handed_on -= 1;
                 self.view = None;
                 for key in keys {
@@ -571,6 +583,11 @@ impl Thread {
     fn abandon(&mut self, id: u64) {
         let Some(job) = self.jobs.remove(&id) else { return };
         self.active.remove(&job.key);
+        for op in job.ops.into_iter().flatten() {
+            if let Op::Move { from, .. } = op {
+                self.active.remove(&from);
+            }
+        }
         self.files.cancel(id);
     }
 

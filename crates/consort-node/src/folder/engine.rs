@@ -14,7 +14,7 @@ mod recognize;
 mod scan;
 mod syncer;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,8 +82,9 @@ pub(super) struct Engine<'c> {
     indexing: HashMap<Key, Indexing>,
     refused: Refused,
     deletions: Deletions,
-    /// What is to be scanned: everything, or what is at and beneath a path.
-    scans: Vec<Option<Key>>,
+    /// What is to be scanned: everything, or what is at and beneath a path. In the order of events: where a directory was is
+    /// looked at before where it is, so that what is found there can be known to have moved.
+    scans: VecDeque<Option<Key>>,
     scanning: bool,
     /// How many entries the watcher found at first.
     listed: u64,
@@ -164,7 +165,7 @@ impl<'c> Engine<'c> {
             indexing: HashMap::new(),
             refused: Refused::default(),
             deletions: Deletions::new(records),
-            scans: vec![None],
+            scans: VecDeque::from([None]),
             scanning: false,
             listed,
             rescan_at,
@@ -188,7 +189,7 @@ impl<'c> Engine<'c> {
                 let flushes = std::mem::take(&mut self.flushes);
                 return (exit, flushes.into_iter().map(|flush| flush.done).collect());
             }
-            let outcome = match self.scans.pop() {
+            let outcome = match self.scans.pop_front() {
                 Some(start) => {
                     let first = start.is_none();
                     self.scan(start.as_ref()).inspect(|()| {
@@ -354,7 +355,7 @@ impl<'c> Engine<'c> {
             WatchEvent::Subtree { key } => {
                 let start = Key::new(key).ok();
                 if !self.scans.contains(&start) {
-                    self.scans.push(start);
+                    self.scans.push_back(start);
                 }
             }
             WatchEvent::Overflow => {
@@ -411,7 +412,7 @@ impl<'c> Engine<'c> {
 
     /// Scans everything, soon.
     pub(super) fn rescan(&mut self) {
-        self.scans = vec![None];
+        self.scans = VecDeque::from([None]);
     }
 
     fn is_flushing(&self) -> bool {

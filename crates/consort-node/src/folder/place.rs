@@ -267,6 +267,38 @@ impl Root {
         Ok(after)
     }
 
+    /// Gives the file at `from` the key `key` instead, if it is still the expected one and `key` is free; with the
+    /// parents of that if they are missing. Nobody finds it missing meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// See [`PlaceError`]; `Changed` also if nothing is at `from` any more, or something is at `key`.
+    pub fn move_file(&self, from: &str, expected: &Meta, key: &str) -> Result<Placed, PlaceError> {
+        let (old_parent, old_name) = self.open_parent(from).map_err(absent_is_changed)?;
+        check(&old_parent, old_name, expected, from)?;
+        let Parent { dir, name, created } = self.parent_of(key)?;
+        let moved = || -> Result<Meta, PlaceError> {
+            match rename_new(&old_parent, old_name, &dir, name) {
+                Err(Errno::EXIST | Errno::NOENT) => return Err(PlaceError::Changed),
+                renamed => renamed?,
+            }
+            let meta = meta_at(&dir, name)?;
+            if meta.same_after_rename(expected) && self.is_parent_of(&old_parent, from) {
+                return Ok(meta);
+            }
+            // Should the user have made a new entry in its place meanwhile, it stays where it is, and is found there.
+            let _ = rename_new(&dir, name, &old_parent, old_name);
+            Err(PlaceError::Changed)
+        };
+        match moved() {
+            Ok(meta) => Ok(Placed { meta, created }),
+            Err(error) => {
+                self.unmake(&created);
+                Err(error)
+            }
+        }
+    }
+
     /// Removes the file or symlink at `key`, if it is still the expected one.
     ///
     /// # Errors
@@ -765,6 +797,29 @@ mod tests {
         assert!(matches!(touched, Err(PlaceError::Changed)), "{touched:?}");
         assert_eq!(read(fixture.at("f")), "users");
         assert!(fixture.temp_is_empty());
+    }
+
+    #[test]
+    fn a_file_moves_to_a_free_key_if_it_is_what_was_expected() {
+        let fixture = Fixture::new();
+        let known = fixture.place("known", "f", Expected::Absent).unwrap().meta;
+        let placed = fixture.root.move_file("f", &known, "a/b/g").unwrap();
+        assert_eq!(placed.created, ["a", "a/b"]);
+        assert_eq!(placed.meta, fixture.stat("a/b/g"));
+        assert!(placed.meta.same_after_rename(&known) && !fixture.at("f").exists());
+        let again = fixture.root.move_file("f", &known, "c/h");
+        assert!(matches!(again, Err(PlaceError::Changed)), "{again:?}");
+        fs::write(fixture.at("h"), "users").unwrap();
+        let onto = fixture.root.move_file("a/b/g", &placed.meta, "h");
+        assert!(matches!(onto, Err(PlaceError::Changed)), "{onto:?}");
+        fs::write(fixture.at("a/b/g"), "users, too").unwrap();
+        let changed = fixture.root.move_file("a/b/g", &placed.meta, "c/h");
+        assert!(matches!(changed, Err(PlaceError::Changed)), "{changed:?}");
+        assert_eq!(
+            (read(fixture.at("h")), read(fixture.at("a/b/g"))),
+            ("users".into(), "users, too".into())
+        );
+        assert!(!fixture.at("c").exists());
     }
 
     #[test]

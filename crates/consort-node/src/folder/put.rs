@@ -38,6 +38,10 @@ struct Changes {
     looks: Vec<Key>,
     /// Files whose chunks have to be entered as being there.
     files: Vec<(Key, Content)>,
+    /// Files that moved away, whose chunks are there no more.
+    moved: Vec<(Key, Content)>,
+    /// A file that was as expected could not be moved.
+    unmoved: bool,
 }
 
 /// An operation was not done, and is to be tried again later.
@@ -55,9 +59,13 @@ impl From<StoreError> for Skipped {
 impl Engine<'_> {
     /// Puts a batch in place and answers the stager. Everything that was gathered before is durable by now.
     pub(super) fn put_in_place(&mut self, batch: Vec<Work>) -> Result<(), StoreError> {
-        let keys: Vec<Key> = batch.iter().map(|work| work.key.clone()).collect();
+        let mut keys: Vec<Key> = batch.iter().map(|work| work.key.clone()).collect();
+        keys.extend(batch.iter().flat_map(|work| &work.ops).filter_map(|op| match op {
+            Op::Move { from, .. } => Some(from.clone()),
+            _ => None,
+        }));
         let (batch, staged) = take_staged(batch);
-        let mut outcome = Outcome { keys, changed: false, left: false };
+        let mut outcome = Outcome { keys, changed: false, left: false, unmoved: false };
         if let Err(error) = self.root.sync_staged(&staged) {
             self.on_batch_error(outcome, error.into());
             return Ok(());
@@ -98,6 +106,7 @@ impl Engine<'_> {
             self.on_batch_error(outcome, error.into());
             return Ok(());
         }
+        outcome.unmoved = changes.unmoved;
         let looks = std::mem::take(&mut changes.looks);
         self.record(changes, settled)?;
         self.count_put_in_place(view.record_count())?;
@@ -164,6 +173,11 @@ impl Engine<'_> {
                 self.replace(&put, changes, |root, expected| {
                     root.place_file(staged, &path, expected)
                 })
+            }
+            Op::Move { from, version, .. } => {
+                let put =
+                    Put { view, key, path: &path, record: record.as_ref(), version: &version };
+                self.move_from(&from, &put, changes)
             }
             Op::Symlink { version, .. } => {
                 let target: &[u8] = match &version.content {
@@ -239,7 +253,7 @@ impl Engine<'_> {
         changes: &mut Changes,
         place: impl FnOnce(&Root, Expected) -> Result<Placed, PlaceError>,
     ) -> Result<(), Failure> {
-        let &Put { view, key, path, record, version } = put;
+        let &Put { view, path, record, version, .. } = put;
         let expected = match record {
             None => Expected::Absent,
             Some(record) if record.kind == Kind::Directory => {
@@ -256,6 +270,50 @@ impl Engine<'_> {
             }
         };
         let placed = place(&self.root, expected)?;
+        self.note_placed(put, &placed, changes)
+    }
+
+    /// Gives a file that is to go another path. Of its own path nothing is live, so nobody wants it back there.
+    fn move_from(
+        &mut self,
+        from: &Key,
+        put: &Put<'_>,
+        changes: &mut Changes,
+    ) -> Result<(), Failure> {
+        let &Put { view, record, version, .. } = put;
+        let Some(old) = changes.record(view, from)? else { return Err(Failure::Later) };
+        let is_wanted = view.siblings(from)?.iter().any(|stored| !stored.version.is_deleted());
+        let is_this = old.key.is_none() && old.content == version.content.id();
+        if record.is_some() || is_wanted || !is_this || old.racy || self.is_unsettled(from) {
+            return Err(Failure::Later);
+        }
+        let placed = match self.root.move_file(from, &recorded_meta(&old), put.path) {
+            // One of both paths is not what it was taken for.
+            Err(error @ PlaceError::Changed) => {
+                changes.looks.push(from.clone());
+                return Err(error.into());
+            }
+            Err(error) => {
+                changes.unmoved = true;
+                return Err(error.into());
+            }
+            Ok(placed) => placed,
+        };
+        changes.synced.push(from.to_string());
+        changes.remove(from);
+        changes.moved.push((from.clone(), version.content.clone()));
+        self.remove_emptied_above(view, from, changes)?;
+        self.note_placed(put, &placed, changes)
+    }
+
+    /// Notes what was put in place, to be recorded.
+    fn note_placed(
+        &self,
+        put: &Put<'_>,
+        placed: &Placed,
+        changes: &mut Changes,
+    ) -> Result<(), Failure> {
+        let &Put { view, key, path, record, version } = put;
         self.note_created(view, &placed.created, changes)?;
         changes.synced.push(path.to_string());
         let was_copy = record.is_some_and(|record| record.key.is_some());
@@ -388,7 +446,16 @@ impl Engine<'_> {
             }
             changes.remove(path);
         }
-        // Directories that only existed for what was in them go with the last of it.
+        self.remove_emptied_above(view, path, changes)
+    }
+
+    /// Directories that only existed for what was in them go with the last of it.
+    fn remove_emptied_above(
+        &self,
+        view: &DiskView,
+        path: &Key,
+        changes: &mut Changes,
+    ) -> Result<(), Failure> {
         for above in path.ancestors() {
             let above = Key::new(above).expect("a part of a key is a key");
             let implicit = changes.record(view, &above)?.is_some_and(|record| record.implicit);
@@ -530,16 +597,20 @@ impl Engine<'_> {
             None => RecordChange::Remove { path },
         });
         transaction.records = records.collect();
-        for (path, content) in changes.files {
+        let files = changes.files.into_iter().map(|file| (file, true));
+        let moved = changes.moved.into_iter().map(|file| (file, false));
+        for ((path, content), is_there) in files.chain(moved) {
             let chunks = self.context.contents.chunks_of(&content, MANIFEST_TIMEOUT);
             // The manifest was read when the file was staged; should a node be gone since, only places are missing.
             for (offset, chunk) in chunks.map_while(Result::ok) {
                 let place =
                     Place::InFile { dataset, path: path.clone(), offset, length: chunk.length };
-                transaction.places.push((chunk.hash, place));
-                if PLACES_PER_TRANSACTION <= transaction.places.len() {
+                let places = if is_there { &mut transaction.places } else { &mut transaction.gone };
+                places.push((chunk.hash, place));
+                if PLACES_PER_TRANSACTION <= transaction.places.len() + transaction.gone.len() {
                     let mut places = Transaction::new(dataset, Body::Nothing);
                     places.places = std::mem::take(&mut transaction.places);
+                    places.gone = std::mem::take(&mut transaction.gone);
                     self.context.store.submit(places, drop);
                 }
             }

@@ -44,6 +44,32 @@ fn a_store_is_opened_once_at_a_time() {
 }
 
 #[test]
+fn what_was_written_before_a_store_was_closed_is_not_in_a_journal_that_has_to_be_read_again() {
+    let (directory, mut store) = store();
+    let journal_bytes = || -> u64 {
+        let files = fs::read_dir(directory.path().join("rows")).expect("reads");
+        let files = files.map(|file| file.expect("reads"));
+        let journals = files.filter(|file| file.path().extension().is_some_and(|e| e == "jnl"));
+        journals.map(|file| file.metadata().expect("is there").len()).sum()
+    };
+    for round in 1..=3 {
+        for part in 0..8 {
+            let name = |number| format!("{round}/{part}/{number:04}");
+            let writes = (0..1000).map(|number| write(&name(number), &[7; 100])).collect();
+            store.commit(local(writes)).expect("commits");
+        }
+        let summary = store.view(DATASET).expect("views").summary();
+        assert_ne!(journal_bytes(), 0);
+        drop(store);
+        assert_eq!(journal_bytes(), 0);
+        store = DiskStore::open(directory.path()).expect("opens");
+        assert_eq!(store.view(DATASET).expect("views").summary(), summary);
+        assert_eq!(summary.digest.count, round * 8000);
+    }
+    assert_clean(&store);
+}
+
+#[test]
 fn a_newer_format_is_refused_and_left_alone() {
     let (directory, store) = store();
     drop(store);

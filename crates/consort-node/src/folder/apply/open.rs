@@ -2,10 +2,11 @@
 //! looked at is decided in `apply.rs`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use consort_core::store::{Sequence, StoreError, View};
 use consort_core::{Key, Kind, Version};
-use consort_store::DiskView;
+use consort_store::{DiskView, Place};
 
 use super::plan::{Plan, Show};
 use super::{Job, Op, Thread};
@@ -68,6 +69,12 @@ impl Thread {
                 self.missed |= at.is_none() && Some(older) < sequence;
                 return Ok(());
             }
+        }
+        // Of what was deleted, nothing is to be shown.
+        if half == Half::Showing
+            && view.siblings(&key)?.iter().all(|stored| stored.version.is_deleted())
+        {
+            return Ok(());
         }
         let plan = Plan::of(view, &key, self.policy, &self.ignores)?;
         let around = self.look_above(view, &key)? & self.look_beside(view, &key)?;
@@ -180,6 +187,13 @@ impl Thread {
             Kind::Directory => Op::Directory { path, version },
             Kind::Symlink => Op::Symlink { path, version },
             Kind::File if same_bytes => Op::Attributes { path, version },
+            Kind::File
+                if show.record.is_none()
+                    && let Some(from) = self.find_moved(view, &version)? =>
+            {
+                self.active.insert(from.clone(), (Sequence::default(), None));
+                Op::Move { from, path, version }
+            }
             Kind::File => {
                 self.files.begin(id, job.ops.len(), path, version);
                 job.ops.push(None);
@@ -189,6 +203,38 @@ impl Thread {
         };
         job.ops.push(Some(op));
         Ok(())
+    }
+
+    /// A file that is to go, and is what this version is to the last attribute: as a rule, somebody renamed it.
+    fn find_moved(&self, view: &DiskView, version: &Version) -> Result<Option<Key>, StoreError> {
+        if !self.moves {
+            return Ok(None);
+        }
+        let (content, attributes) = (&version.content, &version.attributes);
+        let mut chunks = self.contents.chunks_of(content, Duration::ZERO);
+        let Some(Ok((_, first))) = chunks.next() else { return Ok(None) };
+        for place in self.store.locate(first.hash)? {
+            let Place::InFile { dataset, path: from, offset: 0, .. } = place else { continue };
+            if dataset != self.dataset || self.active.contains_key(&from) {
+                continue;
+            }
+            let Some(record) = view.record(&from)? else { continue };
+            let is_same = record.content == content.id()
+                && record.kind == attributes.kind
+                && record.mode == attributes.mode
+                && record.modified_ns == attributes.modified_ns;
+            if !is_same || record.key.is_some() || self.ignores.is_ignored(&from, false) {
+                continue;
+            }
+            if view.siblings(&from)?.iter().any(|stored| !stored.version.is_deleted()) {
+                continue;
+            }
+            let found = self.root.stat(&from).ok().flatten();
+            if !record.racy && found.is_some_and(|at| at.same_file_state(&recorded_meta(&record))) {
+                return Ok(Some(from));
+            }
+        }
+        Ok(None)
     }
 
     /// What stands where something is to be shown, compared with what is recorded.

@@ -51,6 +51,7 @@ struct Gathered {
     writes: Vec<LocalWrite>,
     records: Vec<RecordChange>,
     places: Vec<(ChunkHash, Place)>,
+    gone: Vec<(ChunkHash, Place)>,
     paths: HashSet<Key>,
     /// Those of them that were looked at, and have to be as durable as what is made of it.
     unsynced: Vec<Key>,
@@ -165,6 +166,11 @@ impl Engine<'_> {
         self.commits.gathered.places.extend(places);
     }
 
+    /// Adds where chunks no longer are.
+    pub(super) fn gather_gone(&mut self, gone: Vec<(ChunkHash, Place)>) {
+        self.commits.gathered.gone.extend(gone);
+    }
+
     /// Notes that a file is what was recorded, although it looked different. That is recorded in good time.
     pub(super) fn refresh_record(&mut self, path: Key, record: Record) {
         self.commits.refreshed.insert(path, record);
@@ -207,7 +213,7 @@ impl Engine<'_> {
     /// Hands what is gathered to the store. False if there is nothing.
     pub(super) fn submit(&mut self) -> bool {
         let gathered = std::mem::take(&mut self.commits.gathered);
-        let Gathered { writes, records, places, paths, unsynced, .. } = gathered;
+        let Gathered { writes, records, places, gone, paths, unsynced, .. } = gathered;
         if writes.is_empty() && records.is_empty() && places.is_empty() {
             return false;
         }
@@ -219,7 +225,7 @@ impl Engine<'_> {
         let body = if writes.is_empty() { Body::Nothing } else { Body::Local { writes, now } };
         let mut transaction = Transaction::new(self.context.dataset, body);
         transaction.on_conflict = self.context.on_conflict;
-        (transaction.records, transaction.places) = (records, places);
+        (transaction.records, transaction.places, transaction.gone) = (records, places, gone);
         let (done, number) = (self.commits.done.clone(), self.commits.next);
         self.commits.next += 1;
         self.commits.outstanding.insert(number, paths);

@@ -9,13 +9,13 @@
 //! What goes so slowly that it settles in between is believed piece by piece, until half of what was there minutes ago is
 //! gone: then it is asked, too. What is emptied over hours is never asked about.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use consort_core::Key;
 use consort_core::model::merge::Saw;
 use consort_core::store::StoreError;
+use consort_core::{Key, Kind};
 
 use super::{Engine, Exit, deletion};
 use crate::folder::RemovedDirectory;
@@ -45,6 +45,8 @@ const _: () = assert!(2 * FEW_DELETIONS <= MASS_DELETE_FROM && FEW_DELETIONS < M
 #[derive(Debug)]
 pub(super) struct Deletions {
     gone: BTreeSet<Key>,
+    /// Which file each inode was, of those that went since there were none; also of some that do not count as gone any more.
+    inodes: HashMap<u64, Key>,
     /// When the first of them was seen, and the last.
     first: Instant,
     last: Instant,
@@ -71,6 +73,7 @@ impl Deletions {
         let now = Instant::now();
         Self {
             gone: BTreeSet::new(),
+            inodes: HashMap::new(),
             first: now,
             last: now,
             at_rest: records,
@@ -94,6 +97,11 @@ impl Deletions {
     /// It is there, or was dealt with.
     pub(super) fn forget(&mut self, path: &Key) {
         self.gone.remove(path);
+    }
+
+    /// Which of them this inode was.
+    pub(super) fn of_inode(&self, inode: u64) -> Option<&Key> {
+        self.inodes.get(&inode).filter(|path| self.gone.contains(*path))
     }
 
     /// Lets those go that are gone now.
@@ -139,11 +147,15 @@ impl Deletions {
         }
     }
 
-    fn add(&mut self, path: Key, now: Instant) {
+    fn add(&mut self, path: Key, inode: Option<u64>, now: Instant) {
         // What waits is judged by what there was before it.
         if self.gone.is_empty() {
+            self.inodes.clear();
             self.turn(now);
             self.first = now;
+        }
+        if let Some(inode) = inode {
+            self.inodes.insert(inode, path.clone());
         }
         if self.gone.insert(path) {
             self.last = now;
@@ -218,12 +230,13 @@ impl Engine<'_> {
         self.settle_path(&path)?;
         let view = self.view()?;
         let Some(record) = view.record(&path)? else { return Ok(()) };
-        if self.is_ignored(&path, record.kind == consort_core::Kind::Directory) {
+        if self.is_ignored(&path, record.kind == Kind::Directory) {
             self.let_alone(path)?;
         } else if self.is_refused(&path, None) {
             self.progress.set_problem(&path, Some("its deletion cannot be written".to_owned()));
         } else {
-            self.deletions.add(path, Instant::now());
+            let inode = (record.kind == Kind::File).then_some(record.inode);
+            self.deletions.add(path, inode, Instant::now());
         }
         Ok(())
     }
@@ -388,7 +401,7 @@ mod tests {
         fn delete(&mut self) -> bool {
             let path = Key::new(format!("file-{}", self.deleted)).expect("a key");
             self.deleted += 1;
-            self.deletions.add(path, self.now);
+            self.deletions.add(path, None, self.now);
             !self.deletions.are_few(self.records, self.now) || self.judge()
         }
 

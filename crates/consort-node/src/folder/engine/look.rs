@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use consort_core::model::merge::Saw;
 use consort_core::store::{LocalWrite, StoreError, View};
-use consort_core::{Attributes, ChunkHash, Content, Key, Kind};
+use consort_core::{Attributes, ChunkHash, ChunkRef, Content, Key, Kind};
 use consort_store::{Basis, DiskView, Place, Record};
 use crossbeam_channel::select;
 
@@ -13,7 +13,7 @@ use super::recognize::{copy_of, has_copies, is_unrecorded, with_declared};
 use super::{Engine, deletion, record_of, recorded_meta};
 use crate::folder::index::{self, IndexError, Indexed, MAX_QUEUED_FILES, Reading};
 use crate::folder::link::Input;
-use crate::folder::project::conflict_path;
+use crate::folder::project::{conflict_path, copied_key};
 use crate::folder::{EntryKind, Meta};
 
 /// Paths that are looked at in one go. What is put in place next waits for them, so they are many; with more to come,
@@ -33,6 +33,8 @@ const TRIES_BEFORE_REPORT: u32 = 6;
 const RACY_AGAIN_AFTER: Duration = Duration::from_millis(30);
 /// Files up to this size are read at once if nothing else is to do: a change of them is on its way sooner.
 const READ_AT_ONCE: u64 = 256 << 10;
+/// Chunks of a file that moved, at most: what has more is read like any other.
+const PLACES_AT_MOST: usize = 4096;
 /// Refused paths that are remembered.
 const MAX_REFUSED: usize = 1000;
 
@@ -221,6 +223,7 @@ impl Engine<'_> {
                 let content = Content::Inline([].into());
                 self.take_in(path, meta, content, Vec::new(), false)
             }
+            EntryKind::File if record.is_none() && self.take_in_moved(&path, &meta)? => Ok(()),
             EntryKind::File | EntryKind::Symlink if alone && meta.size <= READ_AT_ONCE => {
                 let mut buffer = std::mem::take(&mut self.buffer);
                 let reading = Reading {
@@ -393,6 +396,65 @@ impl Engine<'_> {
             self.stager.look_at(vec![path]);
         }
         Ok(())
+    }
+
+    /// Takes in a file that moved along with a directory, if this is one: nothing is recorded at its path, and to the inode
+    /// and all its times it is what is gone from another. Its bytes are known, and both paths change in one transaction, so
+    /// that others can move it, too.
+    fn take_in_moved(&mut self, path: &Key, meta: &Meta) -> Result<bool, StoreError> {
+        let Some(from) = self.deletions.of_inode(meta.inode).cloned() else { return Ok(false) };
+        if self.refused.suspects.contains(path) || copied_key(path).is_some() {
+            return Ok(false);
+        }
+        self.settle_path(path)?;
+        self.settle_path(&from)?;
+        let view = self.view()?;
+        let Some(before) = view.record(&from)? else { return Ok(false) };
+        let is_it = !before.racy
+            && before.key.is_none()
+            && meta.same_file_state(&recorded_meta(&before))
+            && matches!(self.root.stat(&from), Ok(None));
+        let siblings = view.siblings(&from)?;
+        let [only] = &siblings[..] else { return Ok(false) };
+        let version = &only.version;
+        if !is_it || version.dot != before.dot || view.record(path)?.is_some() {
+            return Ok(false);
+        }
+        let (mut places, mut gone) = (Vec::new(), Vec::new());
+        for chunk in self.context.contents.chunks_of(&version.content, Duration::ZERO) {
+            let Ok((offset, ChunkRef { hash, length })) = chunk else { return Ok(false) };
+            let at = |path: &Key| {
+                let (dataset, path) = (self.context.dataset, path.clone());
+                (hash, Place::InFile { dataset, path, offset, length })
+            };
+            places.push(at(path));
+            gone.push(at(&from));
+            if PLACES_AT_MOST < places.len() {
+                return Ok(false);
+            }
+        }
+        let found = record_of(meta, &version.content, false);
+        let (kind, mode, modified_ns) = (found.kind, found.mode, found.modified_ns);
+        let attributes = Attributes { kind, mode, modified_ns, ..Attributes::default() };
+        let content = version.content.clone();
+        let (key, saw) = (path.clone(), Saw::Nothing);
+        let write = self.gather_write(LocalWrite { key, saw, content, attributes });
+        self.gather_write(deletion(from.clone(), Saw::Version(before.dot)));
+        self.sync_first(path.clone());
+        self.sync_first(from.clone());
+        self.gather_record(path.clone(), found, Basis::Write(write));
+        self.gather_removal(from.clone());
+        self.gather_places(places);
+        self.gather_gone(gone);
+        self.deletions.forget(&from);
+        self.progress.set_problem(path, None);
+        self.submit_if_full();
+        if let Some(parent) = from.parent().and_then(|parent| Key::new(parent).ok())
+            && view.record(&parent)?.is_some_and(|record| record.implicit)
+        {
+            self.mark(&parent, Duration::ZERO);
+        }
+        Ok(true)
     }
 
     /// What is found in a read-only directory and was not put there.

@@ -1,14 +1,15 @@
 //! Single situations of a linked directory, each with the end it has to come to.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use consort_core::limits::MAX_VECTOR_AUTHORS;
 use consort_core::{
-    Attributes, AuthorId, Content, Dot, Kind, OnConflict, Timestamp, Version, VersionVector,
+    Attributes, AuthorId, ChunkHash, Content, Dot, Kind, OnConflict, Timestamp, Version,
+    VersionVector,
 };
 use crossbeam_channel::bounded;
 
@@ -523,6 +524,72 @@ fn a_directory_of_many_files_is_renamed_while_others_write_into_it() {
         assert!(kept, "what others wrote to f{number} is gone");
     }
     site.check();
+}
+
+#[test]
+fn a_directory_that_is_renamed_takes_its_files_along() {
+    let mut site = Site::new();
+    let name = |number| format!("dir{}/f{number}", number % 3);
+    for number in 0..30 {
+        site.write(&format!("old/{}", name(number)), format!("{number}"));
+    }
+    site.until("their times tell every change", |site| {
+        site.flush();
+        !site.records().values().any(|record| record.racy)
+    });
+    fs::rename(site.at("old"), site.at("new")).unwrap();
+    site.until("it was renamed", |site| {
+        site.flush();
+        (0..30).all(|number| site.winner(&format!("new/{}", name(number))).is_some())
+            && site.winner("old").is_none()
+    });
+    for number in 0..30 {
+        let places = site.store.locate(ChunkHash::of(number.to_string().as_bytes())).unwrap();
+        let [consort_store::Place::InFile { path, .. }] = &places[..] else { panic!("{places:?}") };
+        assert_eq!(path.as_str(), format!("new/{}", name(number)));
+    }
+    site.check();
+    // As if nothing had happened, also to those who come later.
+    site.stop();
+    site.start();
+    site.settle();
+    site.check();
+}
+
+#[test]
+fn a_file_that_others_renamed_moves() {
+    let mut site = Site::new();
+    site.remote("old/f", Stands::After, b"theirs");
+    site.settle();
+    let inode = fs::metadata(site.at("old/f")).unwrap().ino();
+    site.stop();
+    site.remote("new/g", Stands::After, b"theirs");
+    // There is only one to be moved.
+    site.remote("new/h", Stands::After, b"theirs");
+    site.remote_deletion("old/f");
+    site.start();
+    site.settle();
+    let moved = ["new/g", "new/h"].map(|path| fs::metadata(site.at(path)).unwrap().ino() == inode);
+    assert!(moved[0] ^ moved[1]);
+    assert!(!site.at("old").exists());
+    site.check();
+}
+
+#[test]
+fn what_somebody_changed_does_not_move_when_others_rename_it() {
+    let mut site = Site::stopped();
+    site.read_only = true;
+    site.start();
+    site.remote("f", Stands::After, b"theirs");
+    site.settle();
+    site.write("f", "mine");
+    site.until("it is reported", |site| !site.folder().progress().problems().is_empty());
+    site.stop();
+    site.remote("g", Stands::After, b"theirs");
+    site.remote_deletion("f");
+    site.start();
+    site.until("it is there", |site| site.read("g").as_deref() == Some("theirs"));
+    assert_eq!(site.read("f").as_deref(), Some("mine"));
 }
 
 #[test]
