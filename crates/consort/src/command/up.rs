@@ -45,8 +45,8 @@ before deletions are forgotten. It evicts nobody unless it and the members that 
 majority: it may be the one that is cut off.
 
 The limits are for all connections together. They win over those of config.toml in the home, which
-can also say at which times of the week which limits hold (docs/operating.md). Links and small
-changes do not wait for contents.")]
+can also say at which times of the week which limits hold (docs/operating.md). Links do not wait
+for contents: what changed is known everywhere at once, and its bytes follow.")]
 pub(crate) struct Up {
     /// Where to listen for other nodes [default: as before, or 0.0.0.0:7440]
     #[arg(long, value_name = "IP:PORT")]
