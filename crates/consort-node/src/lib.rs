@@ -26,7 +26,7 @@ mod words;
 
 pub use consort_core::{DatasetId, Dot, Key, Kind, NodeId, OnConflict, Origin};
 pub use error::{ErrorKind, NodeError};
-pub use net::{DatagramCounts, Role, Traffic};
+pub use net::{DatagramCounts, Limits, Rate, Role, Traffic};
 pub use node::{
     DEFAULT_PORT, DEV_MARK, GetBody, Node, check_store, init, is_in_use, is_member, join,
 };

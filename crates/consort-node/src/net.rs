@@ -5,8 +5,8 @@
 //! In reading order: [`identity`] (keys, certificates, roles), [`ticket`] and [`invites`] (what
 //! lets a machine in), [`mod@join`] (how it comes in), [`leave`] (how it goes), [`tls`] (what is checked before a byte is
 //! believed), [`frame`] (how bytes are cut into frames), `datagram` (small messages beside
-//! connections), and [`network`] (at most one control connection to each peer, content connections
-//! on demand).
+//! connections), [`network`] (at most one control connection to each peer, content connections
+//! on demand), and beneath all of them [`socket`] with `pace` (what passes: counted, and no faster than it may).
 //!
 //! One port serves all these conversations; which one a connection is for is agreed inside the TLS
 //! handshake.
@@ -25,6 +25,7 @@ mod dial;
 mod durable;
 mod greeting;
 mod listen;
+mod pace;
 mod peers;
 mod wire;
 
@@ -48,6 +49,7 @@ pub use network::{
     ContentConnection, DialError, KnownPeer, NetEvent, Network, NetworkConfig, OpenError, Refusal,
     SendError, StartError,
 };
+pub use pace::{Limits, Rate};
 pub use socket::Traffic;
 pub use ticket::Ticket;
 

@@ -28,8 +28,8 @@ use crate::cluster::{
 use crate::content::{Contents, Fetcher, LocalContent, Roots, Server};
 use crate::error::NodeError;
 use crate::net::{
-    self, GossipKey, Identity, IdentityError, Invites, JoinDesk, JoinRefusal, Joiner, Network,
-    NetworkConfig, Role, Ticket,
+    self, GossipKey, Identity, IdentityError, Invites, JoinDesk, JoinRefusal, Joiner, Limits,
+    Network, NetworkConfig, Role, Ticket,
 };
 use crate::release::when_released;
 use crate::report::{Config, Initialized, Joined, NodeIdentity};
@@ -141,7 +141,7 @@ impl Node {
         let cluster = cluster_dataset(&identity.authority_fingerprint());
         store.open_dataset(cluster)?;
         let sealer = seals::sealer(cluster.id, &identity);
-        let evict_after = config.evict_after;
+        let Config { evict_after, limits, .. } = config;
         let listen = listen_address(&store, config)?;
 
         let (causes, inbox) = mpsc::unbounded_channel();
@@ -170,6 +170,7 @@ impl Node {
         let on_content = Arc::new(move |peer, connection| serving.serve(peer, connection));
         let config = NetworkConfig { listen, on_content, join: desk.clone() };
         let network = Arc::new(Network::start(config, &identity, events).await?);
+        network.set_limits(limits);
         let listen = network.local_addr();
         let _ = own_address.set(listen);
         store.set_setting(LISTEN, Some(listen.to_string().into_bytes()))?;
@@ -263,6 +264,11 @@ impl Node {
     /// Bytes at the sockets since the start.
     pub fn traffic(&self) -> net::Traffic {
         self.shared.network.traffic()
+    }
+
+    /// Replaces how fast it may send and receive, at once and for all connections.
+    pub fn set_limits(&self, limits: Limits) {
+        self.shared.network.set_limits(limits);
     }
 
     /// Makes writes of this node durable and lets the loop spread them. Their writers saw what the dataset's policy

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use consort_core::{DatasetId, Dot, Kind, NodeId, OnConflict, Origin};
 
-use crate::net::{DatagramCounts, Role, Traffic};
+use crate::net::{DatagramCounts, Limits, Role, Traffic};
 
 /// Who a node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub struct Config {
     /// forgotten: it evicts them, as long as it and the others that are there are the majority. None: never. Less than
     /// what it takes to notice that a member is gone, about 20 seconds, means that.
     pub evict_after: Option<Duration>,
+    /// How fast it may send and receive from the start.
+    pub limits: Limits,
 }
 
 /// A member of the cluster.
@@ -314,6 +316,8 @@ pub struct Status {
     pub datasets: Vec<DatasetStatus>,
     /// Bytes at the sockets since the start.
     pub traffic: Traffic,
+    /// How fast it may send and receive.
+    pub limits: Limits,
     /// What became of datagrams since the start.
     pub datagrams: DatagramCounts,
 }

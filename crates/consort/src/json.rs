@@ -277,6 +277,9 @@ pub(crate) struct Status {
     pub(crate) datasets: Vec<DatasetStatus>,
     pub(crate) sent_bytes: u64,
     pub(crate) received_bytes: u64,
+    /// The limits that hold now, in bytes a second.
+    pub(crate) limit_up_bytes: Option<u64>,
+    pub(crate) limit_down_bytes: Option<u64>,
     pub(crate) datagrams: Datagrams,
 }
 
@@ -642,6 +645,8 @@ impl From<node::Status> for Status {
             datasets: status.datasets.into_iter().map(DatasetStatus::from).collect(),
             sent_bytes: status.traffic.sent,
             received_bytes: status.traffic.received,
+            limit_up_bytes: status.limits.up.map(node::Rate::bytes),
+            limit_down_bytes: status.limits.down.map(node::Rate::bytes),
             datagrams: status.datagrams.into(),
         }
     }

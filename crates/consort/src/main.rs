@@ -2,9 +2,11 @@
 
 mod args;
 mod command;
+mod config;
 mod control;
 mod error;
 mod json;
+mod limits;
 mod pace;
 mod text;
 mod ui;

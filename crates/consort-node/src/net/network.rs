@@ -30,6 +30,7 @@ use super::greeting::{self, Greeting};
 use super::identity::{Identity, NodeId, PeerIdentity};
 use super::join::JoinDesk;
 use super::leave::{self, LeaveAnswer};
+use super::pace::Limits;
 use super::peers::Peers;
 use super::socket::{Sockets, Stream, Traffic};
 use super::tls::{self, Protocol};
@@ -314,10 +315,19 @@ pub struct ContentConnection {
 
 impl ContentConnection {
     pub(super) fn new(mut stream: Stream) -> Self {
-        match &mut stream {
-            TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(WRITE_AT_ONCE),
-            TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(WRITE_AT_ONCE),
-        }
+        let tap = match &mut stream {
+            TlsStream::Client(stream) => {
+                let (tap, tls) = stream.get_mut();
+                tls.set_buffer_limit(WRITE_AT_ONCE);
+                tap
+            }
+            TlsStream::Server(stream) => {
+                let (tap, tls) = stream.get_mut();
+                tls.set_buffer_limit(WRITE_AT_ONCE);
+                tap
+            }
+        };
+        tap.carries_content();
         let (read, write) = tokio::io::split(stream);
         Self {
             reader: FrameReader::new(read, MAX_CONTENT_FRAME_BYTES),
@@ -364,6 +374,10 @@ impl Network {
         });
         shared.spawn(listen::listen(Arc::clone(&shared), listener));
         shared.spawn(take_datagrams(Arc::clone(&shared)));
+        shared.spawn({
+            let shared = Arc::clone(&shared);
+            async move { shared.sockets.keep_limits().await }
+        });
         Ok(Self { shared })
     }
 
@@ -506,6 +520,17 @@ impl Network {
     /// Bytes on the wire since the start.
     pub fn traffic(&self) -> Traffic {
         self.shared.sockets.traffic()
+    }
+
+    /// How fast this node may send and receive.
+    pub fn limits(&self) -> Limits {
+        self.shared.sockets.limits()
+    }
+
+    /// Replaces how fast this node may send and receive, for connections that are there as well. At first there is no
+    /// limit.
+    pub fn set_limits(&self, limits: Limits) {
+        self.shared.sockets.set_limits(limits);
     }
 
     /// Ends all connections and tasks, and waits until they have ended. No event comes after.

@@ -1,5 +1,5 @@
-//! The sockets of this process: counted, bounded in number, and closable from outside whoever is
-//! using them. Encryption is above, in [`super::tls`].
+//! The sockets of this process: counted, bounded in number and in speed, and closable from outside whoever is
+//! using them. Encryption is above, in [`super::tls`]; how a limit of speed is kept is in `pace.rs`.
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +15,7 @@ use tokio_rustls::TlsStream;
 
 use super::identity::NodeId;
 use super::lock;
+use super::pace::{Lane, Limits, Pacer, Place};
 
 /// The most connections at a time, of all kinds and in both directions. A node keeps a few links
 /// and a few content connections to each; half of the usual limit on open files remains for files.
@@ -44,21 +45,29 @@ pub struct Traffic {
 /// All sockets of one network.
 #[derive(Debug)]
 pub(super) struct Sockets {
-    counters: Arc<Counters>,
+    shared: Arc<Shared>,
     open: Mutex<Vec<Weak<Socket>>>,
     permits: Arc<Semaphore>,
 }
 
-#[derive(Debug, Default)]
-struct Counters {
+/// What all sockets have together.
+#[derive(Debug)]
+struct Shared {
     sent: AtomicU64,
     received: AtomicU64,
+    up: Pacer,
+    down: Pacer,
 }
 
 impl Sockets {
     pub(super) fn new() -> Self {
         Self {
-            counters: Arc::default(),
+            shared: Arc::new(Shared {
+                sent: AtomicU64::new(0),
+                received: AtomicU64::new(0),
+                up: Pacer::new(),
+                down: Pacer::new(),
+            }),
             open: Mutex::default(),
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         }
@@ -70,18 +79,43 @@ impl Sockets {
         // Frames are flushed when they are complete; waiting for more would only delay them. A
         // socket that refuses the option is one that is closed already, which the first read tells.
         let _ = tcp.set_nodelay(true);
-        let counters = Arc::clone(&self.counters);
-        let socket = Arc::new(Socket { tcp, counters, node: OnceLock::new(), _permit: permit });
+        let shared = Arc::clone(&self.shared);
+        let socket = Arc::new(Socket { tcp, shared, node: OnceLock::new(), _permit: permit });
         let mut open = lock(&self.open);
         open.retain(|socket| socket.strong_count() > 0);
         open.push(Arc::downgrade(&socket));
-        Some(Tap { socket, ahead: Vec::new(), filled: 0, taken: 0 })
+        Some(Tap {
+            socket,
+            lane: Lane::Control,
+            place_to_write: Place::default(),
+            place_to_read: Place::default(),
+            ahead: Vec::new(),
+            filled: 0,
+            taken: 0,
+        })
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        Limits { up: self.shared.up.limit(), down: self.shared.down.limit() }
+    }
+
+    pub(super) fn set_limits(&self, limits: Limits) {
+        self.shared.up.set(limits.up);
+        self.shared.down.set(limits.down);
+    }
+
+    /// Has to run for as long as there are limits.
+    pub(super) async fn keep_limits(&self) {
+        tokio::select! {
+            never = self.shared.up.keep() => match never {},
+            never = self.shared.down.keep() => match never {},
+        }
     }
 
     pub(super) fn traffic(&self) -> Traffic {
         Traffic {
-            sent: self.counters.sent.load(Ordering::Relaxed),
-            received: self.counters.received.load(Ordering::Relaxed),
+            sent: self.shared.sent.load(Ordering::Relaxed),
+            received: self.shared.received.load(Ordering::Relaxed),
         }
     }
 
@@ -97,8 +131,10 @@ impl Sockets {
         self.close_where(|socket| socket.node.get() == Some(&node));
     }
 
+    /// Ends all connections. Whoever waits to use one goes on, and finds that out.
     pub(super) fn close_all(&self) {
         self.close_where(|_| true);
+        self.set_limits(Limits::default());
     }
 
     fn close_where(&self, condition: impl Fn(&Socket) -> bool) {
@@ -118,15 +154,19 @@ pub(super) fn reachable(claimed: SocketAddr, seen: IpAddr) -> SocketAddr {
 #[derive(Debug)]
 struct Socket {
     tcp: TcpStream,
-    counters: Arc<Counters>,
+    shared: Arc<Shared>,
     node: OnceLock<NodeId>,
     _permit: OwnedSemaphorePermit,
 }
 
-/// A TCP connection that counts the bytes that pass. It reads ahead: encryption asks for a few kilobytes at a time.
+/// A TCP connection that counts the bytes that pass, and lets them pass no faster than they may. It reads ahead:
+/// encryption asks for a few kilobytes at a time.
 #[derive(Debug)]
 pub struct Tap {
     socket: Arc<Socket>,
+    lane: Lane,
+    place_to_write: Place,
+    place_to_read: Place,
     /// Made when something is read first.
     ahead: Vec<u8>,
     /// How much of it was read, and how much of that was asked for.
@@ -140,17 +180,26 @@ impl Tap {
         self.socket.node.get_or_init(|| node);
     }
 
+    /// Says that contents pass here from now on, which wait for one another when there is a limit. Before, and on
+    /// all other connections, only what control itself used up is waited for.
+    pub(super) fn carries_content(&mut self) {
+        self.lane = Lane::Content;
+    }
+
+    /// Writes with a function that is told how many bytes that may be.
     fn poll_write_with(
-        &self,
+        &mut self,
         cx: &mut Context<'_>,
-        write: impl Fn(&TcpStream) -> io::Result<usize>,
+        write: impl Fn(&TcpStream, usize) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
+        let Socket { tcp, shared, .. } = &*self.socket;
         loop {
-            ready!(self.socket.tcp.poll_write_ready(cx))?;
-            match write(&self.socket.tcp) {
+            ready!(tcp.poll_write_ready(cx))?;
+            let place = &mut self.place_to_write;
+            match ready!(shared.up.poll_pass(self.lane, place, cx, |most| write(tcp, most))) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(written) => {
-                    self.socket.counters.sent.fetch_add(written as u64, Ordering::Relaxed);
+                    shared.sent.fetch_add(written as u64, Ordering::Relaxed);
                     return Poll::Ready(Ok(written));
                 }
                 Err(error) => return Poll::Ready(Err(error)),
@@ -165,17 +214,22 @@ impl AsyncRead for Tap {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { socket, ahead, filled, taken } = &mut *self;
+        let Self { socket, lane, place_to_read, ahead, filled, taken, .. } = &mut *self;
+        let Socket { tcp, shared, .. } = &**socket;
         if filled == taken {
             ahead.resize(READ_AHEAD_BYTES, 0);
+            let mut read = |most| {
+                let most = ahead.len().min(most);
+                tcp.try_read(&mut ahead[..most])
+            };
             let read = loop {
-                ready!(socket.tcp.poll_read_ready(cx))?;
-                match socket.tcp.try_read(ahead) {
+                ready!(tcp.poll_read_ready(cx))?;
+                match ready!(shared.down.poll_pass(*lane, place_to_read, cx, &mut read)) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     read => break read?,
                 }
             };
-            socket.counters.received.fetch_add(read as u64, Ordering::Relaxed);
+            shared.received.fetch_add(read as u64, Ordering::Relaxed);
             (*filled, *taken) = (read, 0);
         }
         let end = (*filled).min(*taken + buf.remaining());
@@ -187,19 +241,22 @@ impl AsyncRead for Tap {
 
 impl AsyncWrite for Tap {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |tcp| tcp.try_write(buf))
+        self.poll_write_with(cx, |tcp, most| tcp.try_write(&buf[..buf.len().min(most)]))
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |tcp| tcp.try_write_vectored(bufs))
+        self.poll_write_with(cx, |tcp, most| match within(bufs, most) {
+            Ok(bufs) => tcp.try_write_vectored(bufs),
+            Err(buf) => tcp.try_write(buf),
+        })
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -212,5 +269,39 @@ impl AsyncWrite for Tap {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(rustix::net::shutdown(&self.socket.tcp, rustix::net::Shutdown::Write)?))
+    }
+}
+
+/// The first of `bufs`, as many as have at most so many bytes together; or so many bytes of the first, if that one alone
+/// has more.
+fn within<'a, 'b>(bufs: &'b [IoSlice<'a>], most: usize) -> Result<&'b [IoSlice<'a>], &'b [u8]> {
+    let mut bytes = 0usize;
+    let fitting = bufs.iter().take_while(|buf| {
+        bytes = bytes.saturating_add(buf.len());
+        bytes <= most
+    });
+    let number = fitting.count();
+    match bufs.first() {
+        Some(first) if number == 0 => Err(&first[..most]),
+        _ => Ok(&bufs[..number]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_written_at_a_time_is_whole_buffers_or_a_part_of_one() {
+        let bufs = [&[1; 3][..], &[], &[2; 4]].map(IoSlice::new);
+        let lengths = |most| {
+            let within = within(&bufs, most);
+            within.map(|bufs| bufs.iter().map(|buf| buf.len()).collect()).map_err(<[u8]>::len)
+        };
+        assert_eq!(lengths(usize::MAX), Ok(vec![3, 0, 4]));
+        assert_eq!(lengths(7), Ok(vec![3, 0, 4]));
+        assert_eq!(lengths(6), Ok(vec![3, 0]));
+        assert_eq!(lengths(2), Err(2));
+        assert!(within(&[], 5).is_ok_and(<[_]>::is_empty));
     }
 }

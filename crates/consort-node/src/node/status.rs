@@ -52,8 +52,9 @@ impl Node {
         }
         let peers = self.peer_status(&datasets).await?;
         let (node, listen, traffic) = (self.identity(), self.listen_addr(), self.traffic());
-        let datagrams = self.shared.network.datagrams();
-        Ok(Status { node, listen, peers, datasets, traffic, datagrams })
+        let network = &self.shared.network;
+        let (datagrams, limits) = (network.datagrams(), network.limits());
+        Ok(Status { node, listen, peers, datasets, traffic, limits, datagrams })
     }
 
     /// How the other members stand, as they told, compared with this node.

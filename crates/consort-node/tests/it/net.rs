@@ -11,8 +11,8 @@ use consort_node::net::socket::MAX_CONNECTIONS_PER_PEER;
 use consort_node::net::tls::{self, Protocol};
 use consort_node::net::{
     ContentConnection, Identity, Invites, JoinDesk, JoinError, JoinRefusal, Joined, Joiner,
-    KnownPeer, NetEvent, Network, NetworkConfig, NodeId, OpenError, PeerIdentity, Refusal, Role,
-    SendError, StartError, Ticket, join,
+    KnownPeer, Limits, NetEvent, Network, NetworkConfig, NodeId, OpenError, PeerIdentity, Rate,
+    Refusal, Role, SendError, StartError, Ticket, join,
 };
 use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
@@ -378,6 +378,54 @@ async fn content_goes_over_its_own_connection() {
     assert!(frame[..6] == *b"header" && frame[6..] == payload);
     a.net.set_revoked(HashSet::from([b.id()]));
     assert!(!matches!(timeout(BOUND, opened.reader.read()).await.unwrap(), Ok(Some(_))));
+}
+
+#[tokio::test]
+async fn control_passes_while_limited_content_is_under_way_and_the_end_of_the_limit_lets_it_go() {
+    let limit = Rate::new(Rate::MIN_BYTES);
+    for limits in [Limits { up: limit, down: None }, Limits { up: None, down: limit }] {
+        let cluster = Cluster::new().await;
+        let mut b = cluster.node("b").await;
+        let mut a = cluster.first;
+        let (_, connection) = connect(&mut a, &mut b).await;
+        let limited = if limits.up.is_some() { &b.net } else { &a.net };
+        limited.set_limits(limits);
+        assert_eq!(limited.limits(), limits);
+        let mut opened = b.net.open_content(a.id()).await.unwrap();
+        let payload = vec![7; 2 << 20];
+        let sending = tokio::spawn(async move {
+            opened.writer.write(&payload).await.unwrap();
+            opened.writer.flush().await.unwrap();
+            opened
+        });
+        let (_, mut accepted) = timeout(BOUND, a.content.recv()).await.unwrap().unwrap();
+        let mut receiving = tokio::spawn(async move { accepted.reader.read().await });
+        // Contents are under way by now, and take longer than any test.
+        for number in 0..20 {
+            b.net.send(a.id(), connection, vec![number]).unwrap();
+            assert_eq!(a.frame().await, [number]);
+        }
+        assert!(!receiving.is_finished());
+        let limited = if limits.up.is_some() { &b.net } else { &a.net };
+        limited.set_limits(Limits::default());
+        let frame = timeout(BOUND, &mut receiving).await.unwrap().unwrap().unwrap().unwrap();
+        assert!(frame.len() == 2 << 20 && frame.iter().all(|byte| *byte == 7));
+        sending.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_network_that_ends_keeps_nobody_waiting_for_a_limit() {
+    let cluster = Cluster::new().await;
+    let mut b = cluster.node("b").await;
+    let mut a = cluster.first;
+    connect(&mut a, &mut b).await;
+    b.net.set_limits(Limits { up: Rate::new(Rate::MIN_BYTES), down: None });
+    let mut opened = b.net.open_content(a.id()).await.unwrap();
+    let sending = tokio::spawn(async move { opened.writer.write(&vec![7; 2 << 20]).await });
+    let _accepted = timeout(BOUND, a.content.recv()).await.unwrap().unwrap();
+    b.net.shutdown().await;
+    assert!(timeout(BOUND, sending).await.unwrap().unwrap().is_err());
 }
 
 #[tokio::test]

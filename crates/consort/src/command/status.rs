@@ -7,6 +7,7 @@ use crate::command::{Context, NOTHING_HEARD};
 use crate::control::wire::Request;
 use crate::error::Error;
 use crate::json::{self, DatasetState};
+use crate::limits::rate;
 use crate::text::{Table, bytes, count, counted, duration, plain};
 use crate::ui::{Style, Tone, json_line};
 
@@ -70,6 +71,7 @@ fn render(status: &json::Status, has_heard: bool, style: Style) -> String {
         bytes(status.sent_bytes),
         bytes(status.received_bytes)
     );
+    limits(&mut text, status.limit_up_bytes, status.limit_down_bytes);
     let is_admin = identity.role == json::Role::Admin;
     match (has_heard, status.peers.is_empty()) {
         (false, _) => {
@@ -88,6 +90,16 @@ fn render(status: &json::Status, has_heard: bool, style: Style) -> String {
         render_dataset(&mut text, dataset, &status.peers, style);
     }
     text
+}
+
+/// The limits that hold now, if any do.
+fn limits(text: &mut String, up: Option<u64>, down: Option<u64>) {
+    let limit = |direction, limit: Option<u64>| Some(format!("{direction} {}", rate(limit?)));
+    let limits: Vec<String> =
+        [limit("up", up), limit("down", down)].into_iter().flatten().collect();
+    if !limits.is_empty() {
+        let _ = writeln!(text, "limits   {}", limits.join(", "));
+    }
 }
 
 /// How an identity begins: enough to tell nodes apart, and what conflict copies are named by.
@@ -282,6 +294,18 @@ fn rate_and_time(dataset: &json::DatasetStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_are_told_if_there_are_any() {
+        let told = |up, down| {
+            let mut text = String::new();
+            limits(&mut text, up, down);
+            text
+        };
+        assert_eq!(told(None, None), "");
+        assert_eq!(told(Some(2_500_000), None), "limits   up 2.5 MB/s\n");
+        assert_eq!(told(Some(64_000), Some(10_000_000)), "limits   up 64 kB/s, down 10 MB/s\n");
+    }
 
     #[test]
     fn one_neighbour_is_told_as_one() {
