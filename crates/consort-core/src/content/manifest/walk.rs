@@ -33,7 +33,7 @@ impl Walk {
             Content::Deleted | Content::Inline(_) => (Vec::new(), Vec::new()),
             Content::Chunks(chunks) => (Vec::new(), chunks.to_vec()),
             Content::Tree { level, nodes } => {
-                (Vec::from([(*level, nodes.to_vec().into_iter())]), Vec::new())
+                (Vec::from([(*level, nodes.clone().into_iter())]), Vec::new())
             }
         };
         Self { nodes, chunks: chunks.into_iter(), offset: 0 }

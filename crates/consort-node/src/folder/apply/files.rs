@@ -2,7 +2,7 @@
 //! Which files, and what becomes of them, is decided in `apply.rs`.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use consort_core::content::manifest::{Step, Walk};
@@ -73,8 +73,9 @@ pub(super) struct Files {
     /// How many may be, as things are in this pass.
     max_open: usize,
     next_id: u64,
-    /// The files whose chunks are being looked for, the first first.
-    searching: VecDeque<u64>,
+    /// The files whose chunks are being looked for. The one that was begun first is first, so that nodes that fetch the same
+    /// fetch it in the same order and can give it to each other.
+    searching: BTreeSet<u64>,
     ended: Vec<Ended>,
     missing: bool,
 }
@@ -130,7 +131,7 @@ impl Files {
             open: 0,
             max_open: MAX_OPEN_FILES,
             next_id: 0,
-            searching: VecDeque::new(),
+            searching: BTreeSet::new(),
             ended: Vec::new(),
             missing: false,
         };
@@ -175,7 +176,7 @@ impl Files {
             stalled,
         };
         self.files.insert(self.next_id, file);
-        self.searching.push_back(self.next_id);
+        self.searching.insert(self.next_id);
         self.next_id += 1;
     }
 
@@ -198,15 +199,15 @@ impl Files {
         if self.wants_enough() {
             return false;
         }
-        let Some(&id) = self.searching.front() else { return false };
+        let Some(&id) = self.searching.first() else { return false };
         let waits = |file: &File| file.stalled || file.needs.is_some();
         let Some(file) = self.files.get_mut(&id).filter(|file| !waits(file)) else {
-            self.searching.pop_front();
+            self.searching.pop_first();
             return true;
         };
         match file.chunks.as_mut().map_or(Step::End, Walk::step) {
             Step::End => {
-                self.searching.pop_front();
+                self.searching.pop_first();
                 file.chunks = None;
                 let version = Arc::clone(&file.version);
                 if let Content::Inline(bytes) = &version.content
@@ -313,7 +314,7 @@ impl Files {
                     let Some(file) = self.files.get_mut(&id) else { continue };
                     file.outstanding -= 1;
                     if std::mem::take(&mut file.stalled) && file.chunks.is_some() {
-                        self.searching.push_back(id);
+                        self.searching.insert(id);
                     }
                     let is_there = |written: &mut Written| {
                         file.staging.as_ref().is_some_and(|file| file.is_at(offset, &written.into))
@@ -346,7 +347,7 @@ impl Files {
         }
     }
 
-    /// Keeps a manifest node until it is entered. Files that need it go on, before others begin.
+    /// Keeps a manifest node until it is entered. Files that need it go on.
     fn take_node(&mut self, node: &ChunkRef, bytes: &ChunkBytes) {
         let Some(awaited) = self.nodes.get_mut(node) else { return };
         // It came in a message with others, and is not to keep these in memory.
@@ -354,7 +355,7 @@ impl Files {
         for &id in &awaited.by {
             if let Some(file) = self.files.get_mut(&id).filter(|file| file.needs == Some(*node)) {
                 (file.needs, file.stalled) = (None, false);
-                self.searching.push_front(id);
+                self.searching.insert(id);
             }
         }
     }
@@ -495,7 +496,7 @@ impl Files {
     fn remove(&mut self, id: u64) -> Option<File> {
         let file = self.files.remove(&id)?;
         self.open -= usize::from(file.staging.is_some());
-        self.searching.retain(|&other| other != id);
+        self.searching.remove(&id);
         if file.chunks.is_some() {
             let awaited = self.nodes.iter().filter(|(_, node)| node.by.contains(&id));
             let awaited: Vec<ChunkRef> = awaited.map(|(node, _)| *node).collect();
