@@ -52,15 +52,16 @@ pub(crate) fn star(
 ) -> Result<(Vec<Namespace>, Namespace), Failure> {
     assert!(count < MOST_AT_A_SWITCH, "there are not so many addresses");
     let switch = Namespace::new(Ipv4Addr::UNSPECIFIED)?;
-    switch.ip(&["link", "add", "name", "switch", "addrgenmode", "none", "type", "bridge"])?;
+    switch.ip(&["link", "add", "name", "switch", "type", "bridge"])?;
+    switch.ip(&["link", "set", "dev", "switch", "addrgenmode", "none"])?;
     switch.ip(&["link", "set", "dev", "switch", "up"])?;
     let mut namespaces = Vec::new();
     for (number, last) in (0..count).zip(1..) {
         let namespace = Namespace::new(Ipv4Addr::new(192, 0, 2, last))?;
         let port = format!("port{number}");
         namespace.link(&switch, &port)?;
-        switch.ip(&["link", "set", "dev", &port, "addrgenmode", "none", "master", "switch"])?;
-        switch.ip(&["link", "set", "dev", &port, "up"])?;
+        switch.ip(&["link", "set", "dev", &port, "addrgenmode", "none"])?;
+        switch.ip(&["link", "set", "dev", &port, "master", "switch", "up"])?;
         if let Some(rate) = rate {
             switch.limit(&port, rate)?;
         }
