@@ -259,7 +259,9 @@ struct Pass {
     removing: bool,
     after: Option<Key>,
     page: std::vec::IntoIter<(Key, Sequence)>,
-    /// The first half is over since.
+    /// All of them were read, for this half.
+    listed: bool,
+    /// All chunks were looked for, for the first half, since then.
     staged_since: Option<Instant>,
     /// The directory above which was looked last, and whether all was well there: neighbours share it.
     looked_above: Option<(String, bool)>,
@@ -356,7 +358,8 @@ impl Thread {
     fn wait(&mut self) -> Result<(), Ended> {
         self.view = None;
         // When there is room again, something else has happened before.
-        let removals = self.pass.as_ref().filter(|_| !self.is_full());
+        let is_busy = self.is_full() || self.files.are_searching();
+        let removals = self.pass.as_ref().filter(|_| !is_busy);
         let removals = removals.and_then(|pass| pass.staged_since);
         let full = self.full_until.filter(|_| self.again);
         let removals = removals.map(|since| since + REMOVALS_WAIT);
@@ -416,9 +419,14 @@ impl Thread {
 
     /// Looks for more chunks of a file, or opens the next key. False if nothing can be done right now.
     fn advance(&mut self) -> Result<bool, StoreError> {
-        if self.files.advance() {
+        if self.files.is_small_next() && self.files.advance() {
             return Ok(true);
         }
+        Ok(self.open_next()? || self.files.advance())
+    }
+
+    /// Opens the next key, if there is one and room for it.
+    fn open_next(&mut self) -> Result<bool, StoreError> {
         if self.is_full() {
             return Ok(false);
         }
@@ -453,6 +461,7 @@ impl Thread {
             removing: false,
             after: None,
             page: Vec::new().into_iter(),
+            listed: false,
             staged_since: None,
             looked_above: None,
             idle: true,
@@ -463,7 +472,7 @@ impl Thread {
     fn next_page(&mut self) -> Result<bool, StoreError> {
         let idle = self.jobs.is_empty();
         let Some(pass) = &mut self.pass else { return Ok(false) };
-        if pass.staged_since.is_none() {
+        if !pass.listed {
             let view = self.store.view(self.dataset)?;
             self.view = None;
             let after = pass.after.as_ref();
@@ -478,16 +487,24 @@ impl Thread {
                 pass.page = page.into_iter();
                 return Ok(true);
             }
-            if pass.removing {
-                self.end_pass();
-                return Ok(true);
-            }
-            pass.staged_since = Some(Instant::now());
+            pass.listed = true;
         }
-        let waited = pass.staged_since.is_some_and(|since| REMOVALS_WAIT <= since.elapsed());
-        if idle || waited {
-            (pass.removing, pass.after, pass.staged_since) = (true, None, None);
-            pass.looked_above = None;
+        if pass.removing {
+            self.end_pass();
+            return Ok(true);
+        }
+        // What has become pending since does not wait for what is large.
+        if !idle && !pass.everything && mem::take(&mut self.again) {
+            (pass.listed, pass.after) = (false, None);
+            return Ok(true);
+        }
+        if self.files.are_searching() {
+            return Ok(false);
+        }
+        let waited = pass.staged_since.get_or_insert_with(Instant::now).elapsed();
+        if idle || REMOVALS_WAIT <= waited {
+            (pass.removing, pass.listed, pass.after) = (true, false, None);
+            (pass.staged_since, pass.looked_above) = (None, None);
             return Ok(true);
         }
         Ok(false)

@@ -22,8 +22,8 @@ pub const MAX_REQUESTS: usize = 16;
 /// An answer that comes within this time lets the window grow.
 pub const FAST_ANSWER: Duration = Duration::from_millis(500);
 /// An answer that takes longer than this lets the window shrink to what comes in this time, so that what becomes urgent
-/// never waits long behind what is not. It is more than the longest round trips: these alone shrink nothing.
-pub const SLOW_ANSWER: Duration = Duration::from_millis(1000);
+/// never waits long behind what is not. Long round trips alone shrink nothing.
+pub const SLOW_ANSWER: Duration = Duration::from_millis(600);
 /// What a provider is asked for is asked of others, too, when it has sent nothing for this long.
 pub const QUIET_AFTER: Duration = Duration::from_secs(2);
 /// A provider that is asked for something and sends nothing for this long is given up for a while.

@@ -19,7 +19,7 @@ use crate::folder::{PlaceError, Root, Staged, Staging};
 /// Chunks that are wanted from peers at a time, for one directory, and their bytes. This bounds the memory of a
 /// transfer; it covers 100 ms at 5 Gbit/s.
 const MAX_WANTED_CHUNKS: usize = 4096;
-const MAX_WANTED_BYTES: u64 = 64 << 20;
+const MAX_WANTED_BYTES: usize = 64 << 20;
 /// Places that wanted chunks go to: a chunk that repeats is wanted once and written often.
 const MAX_TAKERS: usize = 64 * 1024;
 /// Wants that are gathered before the fetcher is told: a request for each of many small files would cost more than their
@@ -33,6 +33,8 @@ const NODES_AHEAD: usize = 64;
 /// Manifest nodes, each of a few kilobytes, that are wanted or kept. Above this, only what a file needs at once is
 /// wanted, and no file is begun.
 const MAX_NODES: usize = 1024;
+/// Files whose chunks are being looked for at a time. They are few that are large; what is small is soon done.
+const MAX_SEARCHING: usize = 64;
 /// A content of at most so many bytes is small: it is fetched before what is larger.
 const SMALL_BYTES: u64 = 1 << 20;
 
@@ -73,9 +75,9 @@ pub(super) struct Files {
     /// How many may be, as things are in this pass.
     max_open: usize,
     next_id: u64,
-    /// The files whose chunks are being looked for. The one that was begun first is first, so that nodes that fetch the same
-    /// fetch it in the same order and can give it to each other.
-    searching: BTreeSet<u64>,
+    /// The files whose chunks are being looked for: the small ones first, then in the order in which they were begun, so
+    /// that nodes that fetch the same fetch it in the same order and can give it to each other.
+    searching: BTreeSet<(bool, u64)>,
     ended: Vec<Ended>,
     missing: bool,
 }
@@ -93,6 +95,7 @@ struct File {
     slot: usize,
     path: Key,
     version: Arc<Version>,
+    is_large: bool,
     staging: Option<Staging>,
     written: Underway,
     /// Its chunks that came from peers: others may want them before it is recorded.
@@ -149,24 +152,27 @@ impl Files {
         self.missing
     }
 
-    /// Whether no more files should be begun now.
+    /// Whether no more files should be begun now. As long as that can be, further ones are begun before the chunks of large
+    /// ones are looked for: they may be small.
     pub(super) fn is_full(&self) -> bool {
-        self.wants_enough()
+        self.wants_enough(false)
             || self.max_open <= self.open
             || MAX_NODES <= self.nodes.len()
-            || !self.searching.is_empty()
+            || MAX_SEARCHING <= self.searching.len()
     }
 
     /// Begins with a file. It will be among the [ended](Self::take_ended), unless it is canceled.
     pub(super) fn begin(&mut self, job: u64, slot: usize, path: Key, version: Arc<Version>) {
         let chunks = Some(Walk::new(&version.content));
         let (needs, staging, fresh, outstanding, stalled) = (None, None, None, 0, false);
+        let is_large = SMALL_BYTES < version.content.size();
         let written = Underway::new(&self.progress);
         let file = File {
             job,
             slot,
             path,
             version,
+            is_large,
             staging,
             written,
             fresh,
@@ -176,7 +182,7 @@ impl Files {
             stalled,
         };
         self.files.insert(self.next_id, file);
-        self.searching.insert(self.next_id);
+        self.searching.insert((is_large, self.next_id));
         self.next_id += 1;
     }
 
@@ -193,13 +199,23 @@ impl Files {
         }
     }
 
+    /// Whether there are files of which not all chunks were looked for.
+    pub(super) fn are_searching(&self) -> bool {
+        !self.searching.is_empty()
+    }
+
+    /// Whether a small file is next.
+    pub(super) fn is_small_next(&self) -> bool {
+        self.searching.first().is_some_and(|(is_large, _)| !is_large)
+    }
+
     /// Looks for the next chunk of the first file: here first, then at peers. False if there is nothing to look for,
     /// or no room for it.
     pub(super) fn advance(&mut self) -> bool {
-        if self.wants_enough() {
+        let Some(&(is_large, id)) = self.searching.first() else { return false };
+        if self.wants_enough(is_large) {
             return false;
         }
-        let Some(&id) = self.searching.first() else { return false };
         let waits = |file: &File| file.stalled || file.needs.is_some();
         let Some(file) = self.files.get_mut(&id).filter(|file| !waits(file)) else {
             self.searching.pop_first();
@@ -314,7 +330,7 @@ impl Files {
                     let Some(file) = self.files.get_mut(&id) else { continue };
                     file.outstanding -= 1;
                     if std::mem::take(&mut file.stalled) && file.chunks.is_some() {
-                        self.searching.insert(id);
+                        self.searching.insert((file.is_large, id));
                     }
                     let is_there = |written: &mut Written| {
                         file.staging.as_ref().is_some_and(|file| file.is_at(offset, &written.into))
@@ -355,29 +371,30 @@ impl Files {
         for &id in &awaited.by {
             if let Some(file) = self.files.get_mut(&id).filter(|file| file.needs == Some(*node)) {
                 (file.needs, file.stalled) = (None, false);
-                self.searching.insert(id);
+                self.searching.insert((file.is_large, id));
             }
         }
     }
 
-    fn wants_enough(&self) -> bool {
-        MAX_WANTED_CHUNKS <= self.wanted.len()
-            || MAX_WANTED_BYTES <= self.wanted_bytes
-            || MAX_TAKERS <= self.takers
+    /// Whether no more is wanted. For large files, some room is left to small ones.
+    fn wants_enough(&self, large: bool) -> bool {
+        let of = |most: usize| if large { most / 4 * 3 } else { most };
+        of(MAX_WANTED_CHUNKS) <= self.wanted.len()
+            || of(MAX_WANTED_BYTES) as u64 <= self.wanted_bytes
+            || of(MAX_TAKERS) <= self.takers
     }
 
     /// Wants a chunk from peers.
     fn want(&mut self, id: u64, chunk: ChunkRef, offset: u64) {
         let Some(file) = self.files.get_mut(&id) else { return };
         file.outstanding += 1;
-        let is_small = file.version.content.size() <= SMALL_BYTES;
-        let urgency = if is_small { Urgency::Soon } else { Urgency::Later };
+        let urgency = if file.is_large { Urgency::Later } else { Urgency::Soon };
         self.takers += 1;
         match self.wanted.entry(chunk) {
             Entry::Occupied(mut takers) => takers.get_mut().push((id, offset)),
             Entry::Vacant(entry) => {
                 // A small file is not opened before there is something to write to it: so many may be wanted.
-                if file.staging.is_none() && !is_small {
+                if file.staging.is_none() && file.is_large {
                     match self.root.stage(u32::from(file.version.attributes.mode)) {
                         Ok(staging) => {
                             file.staging = Some(staging);
@@ -496,7 +513,7 @@ impl Files {
     fn remove(&mut self, id: u64) -> Option<File> {
         let file = self.files.remove(&id)?;
         self.open -= usize::from(file.staging.is_some());
-        self.searching.remove(&id);
+        self.searching.remove(&(file.is_large, id));
         if file.chunks.is_some() {
             let awaited = self.nodes.iter().filter(|(_, node)| node.by.contains(&id));
             let awaited: Vec<ChunkRef> = awaited.map(|(node, _)| *node).collect();
@@ -530,7 +547,9 @@ impl Files {
 /// Whether a file may wait for a chunk that nobody has: what is wanted stays wanted, and what is open stays open, as
 /// long as that leaves half of the room to others.
 fn may_wait(wanted: usize, wanted_bytes: u64, open: usize, max_open: usize) -> bool {
-    2 * wanted < MAX_WANTED_CHUNKS && 2 * wanted_bytes < MAX_WANTED_BYTES && 2 * open < max_open
+    2 * wanted < MAX_WANTED_CHUNKS
+        && 2 * wanted_bytes < MAX_WANTED_BYTES as u64
+        && 2 * open < max_open
 }
 
 impl Drop for Files {
@@ -549,6 +568,6 @@ mod tests {
         assert!(may_wait(10, 1 << 20, 10, MAX_OPEN_FILES));
         assert!(!may_wait(10, 1 << 20, MAX_OPEN_FILES / 2, MAX_OPEN_FILES));
         assert!(!may_wait(MAX_WANTED_CHUNKS / 2, 1 << 20, 10, MAX_OPEN_FILES));
-        assert!(!may_wait(10, MAX_WANTED_BYTES / 2, 10, MAX_OPEN_FILES));
+        assert!(!may_wait(10, MAX_WANTED_BYTES as u64 / 2, 10, MAX_OPEN_FILES));
     }
 }
