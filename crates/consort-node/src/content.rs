@@ -13,6 +13,7 @@ pub mod serve;
 pub mod staged;
 
 mod bytes;
+mod compression;
 mod manifest;
 
 pub use bytes::ChunkBytes;

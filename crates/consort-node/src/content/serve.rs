@@ -1,10 +1,10 @@
 //! Gives chunks to peers: answers the requests of content connections that they open. While one
-//! answer is being written, the next ones are read from the disk.
+//! answer is being written, the next ones are read from the disk, and compressed where that pays.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use consort_core::ChunkRef;
 use consort_core::content::exchange::{
@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use crate::content::compression::{Pace, Packed};
 use crate::content::fetch::Fetcher;
 use crate::content::local::{LocalContent, Reader};
 use crate::content::parked::Seat;
@@ -44,7 +45,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 const _: () =
-    assert!(MAX_CONTENT_MESSAGE_BYTES + MAX_CONTENT_OVERHEAD_BYTES <= MAX_CONTENT_FRAME_BYTES);
+    assert!(MAX_CONTENT_MESSAGE_BYTES + MAX_CONTENT_OVERHEAD_BYTES < MAX_CONTENT_FRAME_BYTES);
 
 /// Serves what this machine has. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -99,6 +100,14 @@ struct Prepared {
 struct Buffers {
     header: Vec<u8>,
     payload: Vec<u8>,
+    packed: Packed,
+}
+
+impl Prepared {
+    fn pack(&mut self, pace: Pace) {
+        let Buffers { header, payload, packed } = &mut self.buffers;
+        packed.pack(header.len(), &payload[..self.end], pace);
+    }
 }
 
 impl Server {
@@ -162,8 +171,9 @@ impl Shared {
         let ContentConnection { reader, writer } = connection;
         let (ready, answers) = mpsc::channel(MAX_ANSWERS_PER_CONNECTION - 2);
         let (empty, spare) = mpsc::channel(MAX_ANSWERS_PER_CONNECTION);
-        let prepare = self.prepare(reader, peer, ready, spare);
-        let write = self.write(writer, answers, empty);
+        let pace = Arc::default();
+        let prepare = self.prepare(reader, peer, Arc::clone(&pace), ready, spare);
+        let write = self.write(writer, pace, answers, empty);
         tokio::try_join!(prepare, write).map(drop)
     }
 
@@ -171,6 +181,7 @@ impl Shared {
         self: &Arc<Self>,
         mut reader: ContentReader,
         peer: NodeId,
+        pace: Arc<Mutex<Pace>>,
         ready: mpsc::Sender<Prepared>,
         mut spare: mpsc::Receiver<Buffers>,
     ) -> Result<(), ServeError> {
@@ -188,14 +199,16 @@ impl Shared {
             let permit = acquire(&self.answers).await;
             let reading = acquire(&self.reads).await;
             let buffers = spare.try_recv().unwrap_or_default();
-            let (shared, seat) = (Arc::clone(self), Arc::clone(&seat));
+            let (shared, seat, pace) = (Arc::clone(self), Arc::clone(&seat), *lock(&pace));
             let late = if request.is_none() { arrived.batch() } else { Vec::new() };
             let prepared = spawn_blocking(move || {
                 let _reading = reading;
-                match request {
+                let mut prepared = match request {
                     Some(request) => shared.answer(&request, peer, &seat, buffers, permit),
                     None => shared.read_late(&late, buffers, permit),
-                }
+                }?;
+                prepared.pack(pace);
+                Ok::<_, StoreError>(prepared)
             });
             let prepared = prepared.await??;
             if ready.send(prepared).await.is_err() {
@@ -208,6 +221,7 @@ impl Shared {
     async fn write(
         &self,
         mut writer: ContentWriter,
+        pace: Arc<Mutex<Pace>>,
         mut answers: mpsc::Receiver<Prepared>,
         empty: mpsc::Sender<Buffers>,
     ) -> Result<(), ServeError> {
@@ -217,14 +231,19 @@ impl Shared {
                 continue;
             }
             let Prepared { buffers, end, chunks, .. } = answer;
+            let [packed, trailer] = buffers.packed.parts(&buffers.payload[..end]);
+            let parts = [&*buffers.header, packed, trailer];
+            let bytes = parts.iter().map(|part| part.len()).sum();
+            let began = Instant::now();
             let sent = async {
-                writer.write_parts(&[&buffers.header, &buffers.payload[..end]]).await?;
+                writer.write_parts(&parts).await?;
                 writer.flush().await
             };
             timeout(WRITE_TIMEOUT, sent)
                 .await
                 .map_err(|_| ServeError::Stalled)?
                 .map_err(ServeError::Write)?;
+            lock(&pace).add(bytes, began.elapsed());
             self.bytes.fetch_add(end as u64, Ordering::Relaxed);
             self.chunks.fetch_add(chunks, Ordering::Relaxed);
             // There is room for as many as there can be.
@@ -298,7 +317,7 @@ struct Reading<'a> {
 
 impl<'a> Reading<'a> {
     fn begin(local: &'a LocalContent, buffers: &'a mut Buffers, chunks: &[ChunkRef]) -> Self {
-        let Buffers { header, payload } = buffers;
+        let Buffers { header, payload, .. } = buffers;
         header.clear();
         if payload.len() < payload_bytes(chunks) {
             payload.resize(payload_bytes(chunks), 0);
@@ -360,6 +379,10 @@ impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").field("local", &self.local).finish_non_exhaustive()
     }
+}
+
+fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
+    pace.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn acquire(semaphore: &Arc<Semaphore>) -> OwnedSemaphorePermit {

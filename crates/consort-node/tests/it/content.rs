@@ -20,7 +20,7 @@ use consort_node::content::{
 };
 use consort_node::folder::{Expected, Folder, LinkContext, Root};
 use consort_node::net::network::OnContent;
-use consort_node::net::{KnownPeer, Network, NetworkConfig, NodeId};
+use consort_node::net::{KnownPeer, Limits, Network, NetworkConfig, NodeId, Rate};
 use consort_store::{Body, DiskStore, Place, Transaction};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tempfile::TempDir;
@@ -198,7 +198,8 @@ fn lie(request: &Request) -> Vec<u8> {
     let mut bytes = Vec::new();
     let answers = request.chunks.iter().map(|chunk| Answer::Chunk(chunk.length));
     encode_response(request.id, answers, &mut bytes);
-    bytes.resize(bytes.len() + request.payload_bytes(), 0);
+    // Not compressed, either.
+    bytes.resize(bytes.len() + request.payload_bytes() + 1, 0);
     bytes
 }
 
@@ -260,6 +261,22 @@ fn what_arrives_is_written_where_it_is_wanted_before_that_is_told() {
     let staged = staging.finish(offset, 0o600, 0).unwrap();
     root.place_file(staged, "copy", Expected::Absent).unwrap();
     assert!(fs::read(dir.path().join("copy")).unwrap() == bytes);
+}
+
+#[test]
+fn what_can_be_compressed_is_on_a_slow_link() {
+    let mut world = World::new();
+    let (a, b) = (world.peer(), world.peer());
+    b.knows(&[&a]);
+    a.net.set_limits(Limits { up: Rate::new(4_000_000), down: None });
+    let lines =
+        (0..).flat_map(|n: u32| format!("{{\"sample\": {n}, \"label\": 1}}\n").into_bytes());
+    let text: Vec<u8> = lines.take(3_000_000).collect();
+    let wanted = a.write("lines", &text);
+    let before = b.net.traffic().received;
+    assert!(b.fetch(&wanted) == text);
+    let received = b.net.traffic().received - before;
+    assert!(received < text.len() as u64 / 2, "{received} bytes were received");
 }
 
 #[test]

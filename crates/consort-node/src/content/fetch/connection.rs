@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::{Claimed, Outcome, Shared};
 use crate::content::ChunkBytes;
 use crate::content::bytes::Message;
+use crate::content::compression::{BadMessage, unpack};
 use crate::net::frame::FrameError;
 use crate::net::network::{ContentReader, ContentWriter};
 use crate::net::{ContentConnection, NodeId, OpenError};
@@ -47,6 +48,8 @@ enum ConversationError {
     Closed,
     #[error("it sent a bad answer: {0}")]
     BadAnswer(#[from] DecodeError),
+    #[error("it sent a bad message: {0}")]
+    BadMessage(#[from] BadMessage),
     #[error("it answered something that it was not asked")]
     Unasked,
     #[error("taking it in was interrupted: {0}")]
@@ -158,14 +161,13 @@ async fn take_answers(
         if taking.is_some() {
             finished(&mut taking).await?;
         }
-        let message = Message { bytes: frame, spare: Some(spare.clone()) };
-        if message.bytes.len() <= TAKE_IN_HERE_BYTES {
-            take_in(shared, peer, number, request, message)?;
-        } else {
-            let shared = Arc::clone(shared);
-            let take_in = move || take_in(&shared, peer, number, request, message);
-            taking = Some(spawn_blocking(take_in));
-        }
+        let (is_short, spare) = (frame.len() <= TAKE_IN_HERE_BYTES, spare.clone());
+        let owned = Arc::clone(shared);
+        let take_in = move || {
+            let message = Message { bytes: unpack(frame)?, spare: Some(spare) };
+            take_in(&owned, peer, number, request, message)
+        };
+        if is_short { take_in()? } else { taking = Some(spawn_blocking(take_in)) }
     }
 }
 
