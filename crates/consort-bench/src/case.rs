@@ -31,8 +31,10 @@ pub(crate) enum Case {
     Copy,
     /// The first copy of 50,000 files of 4 KiB
     SmallFiles,
-    /// Both sides start again, and nothing has changed
+    /// Nothing has changed
     Unchanged,
+    /// Both sides start again, and nothing has changed
+    Restart,
     /// 100 of 50,000 files of 4 KiB are changed
     Changed,
     /// 1 KiB is inserted at the head of 1 GiB
@@ -98,6 +100,7 @@ impl Bench {
             Case::Memory => copy::a_million_files(self),
             Case::FanOut => fan_out::fan_out(self),
             Case::Unchanged => unchanged::unchanged(self),
+            Case::Restart => unchanged::restart(self),
             Case::Changed => changes::changed(self),
             Case::Insert => changes::insert(self),
             Case::Append => changes::append(self),

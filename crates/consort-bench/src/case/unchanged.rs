@@ -5,9 +5,18 @@ use crate::failure::Failure;
 use crate::table::Table;
 use crate::workload::Files;
 
+/// What runs all the time is asked; the others are called again.
+pub(crate) fn unchanged(bench: &Bench) -> Result<Table, Failure> {
+    run(bench, false)
+}
+
 /// What remembers the directories while it runs starts anew, so that nothing is remembered but what is stored; the others
 /// are called again.
-pub(crate) fn unchanged(bench: &Bench) -> Result<Table, Failure> {
+pub(crate) fn restart(bench: &Bench) -> Result<Table, Failure> {
+    run(bench, true)
+}
+
+fn run(bench: &Bench, restarts: bool) -> Result<Table, Failure> {
     let files = Files { count: bench.files.unwrap_or(50_000), size: 4 << 10 };
     let mut tools = Vec::new();
     for tool in bench.tools(Case::Unchanged) {
@@ -18,9 +27,13 @@ pub(crate) fn unchanged(bench: &Bench) -> Result<Table, Failure> {
     }
     for _ in 0..bench.runs.unwrap_or(3) {
         for (runs, pair) in &mut tools {
-            pair.stop()?;
+            if restarts {
+                pair.stop()?;
+            }
             runs.runs.push(measure(pair, |pair| {
-                pair.start_again()?;
+                if restarts {
+                    pair.start_again()?;
+                }
                 pair.until_equal()
             })?);
         }
@@ -28,9 +41,15 @@ pub(crate) fn unchanged(bench: &Bench) -> Result<Table, Failure> {
     let tools: Vec<Runs> = tools.into_iter().map(|(runs, _)| runs).collect();
     let title = format!("Nothing changed: {} files of {} bytes", files.count, files.size);
     let mut table = table(title, &tools);
+    let what = match restarts {
+        true => "from the start of both processes until they say that they hold everything",
+        false => {
+            "both run all the time, and watch; they are asked, and say that they hold everything"
+        }
+    };
     table.note(format!(
-        "consort, syncthing: from the start of both processes until they say that they hold everything. The contents \
-         are {} bytes on each side; what is read beside them is the program itself and what it has stored.",
+        "consort, syncthing: {what}. The contents are {} bytes on each side; what is read beside them is the program itself \
+         and what it has stored.",
         files.bytes()
     ));
     Ok(table)

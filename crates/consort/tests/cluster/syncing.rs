@@ -42,6 +42,21 @@ fn a_real_tree_arrives_completely() {
 }
 
 #[test]
+fn what_is_small_and_new_does_not_wait_for_what_is_large_and_slow() {
+    let mut cluster = Cluster::linked(2);
+    let [a, b] = &mut cluster.nodes[..] else { unreachable!("two nodes") };
+    fs::write(a.home.join("config.toml"), "[limits]\nup = \"20Mbit/s\"\n").expect("a new file");
+    a.stop();
+    a.start();
+    fs::write(a.path("large"), Random::new(5).bytes(64 << 20)).expect("a new file");
+    let before = b.traffic();
+    until("the large file is under way", || b.traffic() - before > 1 << 20);
+    fs::write(a.path("small"), Random::new(6).bytes(100_000)).expect("a new file");
+    until("the small file arrives", || b.path("small").exists());
+    assert!(!b.path("large").exists(), "the large one was there before");
+}
+
+#[test]
 fn directories_that_both_hold_something_are_merged() {
     let cluster = Cluster::new(2);
     let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
