@@ -37,7 +37,9 @@ mod watch;
 pub(crate) use engine::recorded_meta;
 pub use ignores::{Ignores, LoadIgnoresError, PatternProblem};
 pub use link::{Folder, LinkContext};
-pub use place::{Expected, Peek, PlaceError, Placed, RemovedDirectory, Staged, Staging, Target};
+pub use place::{
+    Expected, Peek, PlaceError, Placed, RemovedDirectory, Staged, Staging, Target, WriteOut,
+};
 pub(crate) use project::conflict_path;
 pub use root::{OpenRootError, Root, RootId};
 pub(crate) use status::MAX_PROBLEMS;

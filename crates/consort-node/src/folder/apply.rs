@@ -9,6 +9,7 @@
 //! machine. A file that is to go and is what another key lacks is not even copied: it moves there. A key stays pending until nothing is left to do for it. What cannot be done now is left for a later pass:
 //! one follows when something has changed, or else after a while.
 
+mod copies;
 mod files;
 mod open;
 mod plan;
@@ -24,6 +25,7 @@ use consort_core::{DatasetId, Key, OnConflict, Version};
 use consort_store::{DiskStore, DiskView};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 
+use self::copies::Copied;
 use self::files::Files;
 use self::open::Half;
 use super::status::{Progress, Underway};
@@ -156,8 +158,8 @@ impl Stager {
         // As many orders as batches, and as many wakes as the engine cares to give: it is woken once per event.
         let (orders, inbox) = unbounded();
         let (outbox, batches) = bounded(MAX_WAITING_BATCHES);
-        let (files, fetched) =
-            Files::new(Arc::clone(&root), Arc::clone(&contents), Arc::clone(&progress));
+        let (files, fetched, copied) =
+            Files::new(Arc::clone(&root), Arc::clone(&contents), Arc::clone(&progress))?;
         let thread = Thread {
             dataset,
             policy,
@@ -169,6 +171,7 @@ impl Stager {
             orders: inbox,
             batches: outbox,
             fetched,
+            copied,
             files,
             jobs: HashMap::new(),
             active: HashMap::new(),
@@ -281,6 +284,7 @@ struct Thread {
     orders: Receiver<Order>,
     batches: Sender<Vec<Work>>,
     fetched: Receiver<Fetched>,
+    copied: Receiver<Copied>,
     files: Files,
     jobs: HashMap<u64, Job>,
     /// Keys that are worked on here (with their job) or in the engine, and those whose files are on their way to others.
@@ -339,6 +343,10 @@ impl Thread {
             self.files.on_fetched(fetched);
             progress = true;
         }
+        while let Ok(copied) = self.copied.try_recv() {
+            self.files.on_copied(copied);
+            progress = true;
+        }
         match self.advance() {
             Ok(advanced) => progress |= advanced,
             Err(error) => self.on_store_error(&error),
@@ -371,6 +379,11 @@ impl Thread {
             recv(self.fetched) -> fetched => {
                 if let Ok(fetched) = fetched {
                     self.files.on_fetched(fetched);
+                }
+            }
+            recv(self.copied) -> copied => {
+                if let Ok(copied) = copied {
+                    self.files.on_copied(copied);
                 }
             }
             default(timeout) => {

@@ -38,7 +38,7 @@ use crate::folder::{EntryKind, Meta, Root, join_key, split_key};
 mod stage;
 
 pub(super) use stage::share_of_open_files;
-pub use stage::{Peek, Staged, Staging, Target};
+pub use stage::{Peek, Staged, Staging, Target, WriteOut};
 
 /// Up to so many files or directories are synced one by one; for more, one sync of the whole file
 /// system is faster, although it also writes what others left unsynced there.

@@ -10,6 +10,7 @@ use consort_core::content::transfer::Urgency;
 use consort_core::{ChunkHash, ChunkRef, Content, Key, Version};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::copies::{Copied, Copier, Copy, MAX_LOOKED_FOR};
 use crate::content::staged::StagedFile;
 use crate::content::{ChunkBytes, ContentError, Contents, Fetched, Want, Written};
 use crate::folder::place::share_of_open_files;
@@ -35,6 +36,8 @@ const NODES_AHEAD: usize = 64;
 const MAX_NODES: usize = 1024;
 /// Files whose chunks are being looked for at a time. They are few that are large; what is small is soon done.
 const MAX_SEARCHING: usize = 64;
+/// When so much was written of a file, it is written out.
+const WRITE_OUT_BYTES: u64 = 64 << 20;
 /// A content of at most so many bytes is small: it is fetched before what is larger.
 const SMALL_BYTES: u64 = 1 << 20;
 
@@ -80,6 +83,9 @@ pub(super) struct Files {
     searching: BTreeSet<(bool, u64)>,
     ended: Vec<Ended>,
     missing: bool,
+    copier: Copier,
+    /// Chunks that the copier is looking for.
+    looked_for: usize,
 }
 
 /// A manifest node that is wanted from peers, or came.
@@ -104,19 +110,23 @@ struct File {
     chunks: Option<Walk>,
     /// The manifest node without which no more can be looked for.
     needs: Option<ChunkRef>,
-    /// Chunks that are wanted and have not arrived.
+    /// Chunks that are looked for, or are wanted and have not arrived.
     outstanding: usize,
+    /// Bytes that were written and not written out.
+    written_since: u64,
     /// A chunk cannot be had now: no more are looked for before one comes.
     stalled: bool,
 }
 
 impl Files {
-    /// None yet. What the fetcher sends arrives at the receiver, and belongs to [`on_fetched`](Self::on_fetched).
+    /// None yet. What the fetcher and the copier send arrives at the receivers, and belongs to
+    /// [`on_fetched`](Self::on_fetched) and [`on_copied`](Self::on_copied).
     pub(super) fn new(
         root: Arc<Root>,
         contents: Arc<Contents>,
         progress: Arc<Progress>,
-    ) -> (Self, Receiver<Fetched>) {
+    ) -> std::io::Result<(Self, Receiver<Fetched>, Receiver<Copied>)> {
+        let (copier, copied) = Copier::start(contents.local())?;
         // Half of it is for news of what nobody has. Each file whose manifest is not all entered waits for a node,
         // for a chunk with its staging open, or in the queue: there are few more of these than may be begun.
         let (sink, fetched) = bounded(2 * (MAX_WANTED_CHUNKS + 2 * MAX_NODES + MAX_OPEN_FILES));
@@ -137,8 +147,10 @@ impl Files {
             searching: BTreeSet::new(),
             ended: Vec::new(),
             missing: false,
+            copier,
+            looked_for: 0,
         };
-        (files, fetched)
+        Ok((files, fetched, copied))
     }
 
     /// Whatever could not be had may be there now.
@@ -179,6 +191,7 @@ impl Files {
             chunks,
             needs,
             outstanding,
+            written_since: 0,
             stalled,
         };
         self.files.insert(self.next_id, file);
@@ -201,7 +214,7 @@ impl Files {
 
     /// Whether there are files of which not all chunks were looked for.
     pub(super) fn are_searching(&self) -> bool {
-        !self.searching.is_empty()
+        !self.searching.is_empty() || self.looked_for != 0
     }
 
     /// Whether a small file is next.
@@ -213,7 +226,7 @@ impl Files {
     /// or no room for it.
     pub(super) fn advance(&mut self) -> bool {
         let Some(&(is_large, id)) = self.searching.first() else { return false };
-        if self.wants_enough(is_large) {
+        if self.wants_enough(is_large) || MAX_LOOKED_FOR <= self.looked_for {
             return false;
         }
         let waits = |file: &File| file.stalled || file.needs.is_some();
@@ -242,6 +255,7 @@ impl Files {
             Step::Chunk(offset, chunk) if self.wanted.contains_key(&chunk) => {
                 self.want(id, chunk, offset);
             }
+            Step::Chunk(offset, chunk) if is_large => self.look_for(id, chunk, offset),
             Step::Chunk(offset, chunk) => match self.contents.local().read_early(&chunk) {
                 Ok(Some(bytes)) => self.write(id, offset, &bytes),
                 Ok(None) => self.want(id, chunk, offset),
@@ -311,6 +325,41 @@ impl Files {
             self.nodes.remove(node);
             if is_wanted {
                 self.contents.fetcher().cancel(&[*node], &self.sink);
+            }
+        }
+    }
+
+    /// Has a chunk copied, if it is here.
+    fn look_for(&mut self, id: u64, chunk: ChunkRef, offset: u64) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        if file.staging.is_none() {
+            match self.root.stage(u32::from(file.version.attributes.mode)) {
+                Ok(staging) => file.staging = Some(staging),
+                Err(error) => return self.on_error(id, &error),
+            }
+            self.open += 1;
+        }
+        let Some(staging) = &file.staging else { return };
+        file.outstanding += 1;
+        self.looked_for += 1;
+        self.copier.copy(Copy { file: id, offset, chunk, into: staging.target(offset) });
+    }
+
+    /// Takes what became of a chunk that was looked for. If it is not here, it is wanted from peers.
+    pub(super) fn on_copied(&mut self, copied: Copied) {
+        let Copied { file: id, offset, chunk, written } = copied;
+        self.looked_for -= 1;
+        let Some(file) = self.files.get_mut(&id) else { return };
+        file.outstanding -= 1;
+        match written {
+            Ok(None) => self.want(id, chunk, offset),
+            Ok(Some(written)) => {
+                self.on_written(id, chunk.length as usize, written);
+                self.end_if_complete(id);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "chunks cannot be read");
+                self.fail(id, false);
             }
         }
     }
@@ -393,20 +442,7 @@ impl Files {
         match self.wanted.entry(chunk) {
             Entry::Occupied(mut takers) => takers.get_mut().push((id, offset)),
             Entry::Vacant(entry) => {
-                // A small file is not opened before there is something to write to it: so many may be wanted.
-                if file.staging.is_none() && file.is_large {
-                    match self.root.stage(u32::from(file.version.attributes.mode)) {
-                        Ok(staging) => {
-                            file.staging = Some(staging);
-                            self.open += 1;
-                        }
-                        Err(error) => {
-                            self.takers -= 1;
-                            file.outstanding -= 1;
-                            return self.on_error(id, &error);
-                        }
-                    }
-                }
+                // A small file is not open before there is something to write to it: so many may be wanted.
                 let into = file.staging.as_ref().map(|staging| staging.target(offset));
                 entry.insert(vec![(id, offset)]);
                 self.wanted_bytes += u64::from(chunk.length);
@@ -453,7 +489,16 @@ impl Files {
     fn on_written(&mut self, id: u64, bytes: usize, written: Result<(), PlaceError>) {
         let Some(file) = self.files.get_mut(&id) else { return };
         match written {
-            Ok(()) => file.written.add(bytes),
+            Ok(()) => {
+                file.written.add(bytes);
+                file.written_since += bytes as u64;
+                if WRITE_OUT_BYTES <= file.written_since
+                    && let Some(staging) = &file.staging
+                    && self.copier.write_out(staging.written())
+                {
+                    file.written_since = 0;
+                }
+            }
             Err(error) => self.on_error(id, &error),
         }
     }

@@ -71,6 +71,18 @@ enum Kept {
     Named(TempName),
 }
 
+/// What was written of a file so far, to be written out.
+#[derive(Debug)]
+pub struct WriteOut(Arc<File>);
+
+impl WriteOut {
+    /// Writes it out to the disk.
+    pub fn run(&self) {
+        // Should it fail, it fails again when the whole file is synced.
+        let _ = self.0.sync_data();
+    }
+}
+
 /// A finished file or symlink, ready to be placed. Dropping it removes it.
 #[derive(Debug)]
 pub struct Staged {
@@ -190,6 +202,12 @@ impl Staging {
     #[must_use]
     pub fn target(&self, offset: u64) -> Target {
         Target { file: Arc::clone(&self.file), end: Arc::clone(&self.end), offset }
+    }
+
+    /// What was written so far, for one who writes it out meanwhile.
+    #[must_use]
+    pub fn written(&self) -> WriteOut {
+        WriteOut(Arc::clone(&self.file))
     }
 
     /// Whether this is the place at `offset` of this file.
