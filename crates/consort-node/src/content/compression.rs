@@ -135,6 +135,11 @@ impl Packed {
     }
 }
 
+/// Whether a message as it came is compressed.
+pub(super) fn is_compressed(message: &[u8]) -> bool {
+    message.last() == Some(&COMPRESSED)
+}
+
 /// Takes a message as it came, and returns it as it was before it was packed.
 pub(super) fn unpack(mut message: Vec<u8>) -> Result<Vec<u8>, BadMessage> {
     match message.pop() {

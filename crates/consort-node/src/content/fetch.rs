@@ -446,8 +446,11 @@ impl State {
         written.resize_with(sinks.len(), || None);
         for (sink, written) in sinks.into_iter().zip(written) {
             let _landing = sink.keeps.then(|| Landing::of(chunk, &self.landing));
+            // Who hears of the last chunk of a file must find no place in it still held.
+            let Sink { sender, into, .. } = sink;
+            drop(into);
             let fetched = Fetched { chunk, bytes: Ok(bytes.clone()), written, _landing };
-            if let Err(TrySendError::Full(_)) = sink.sender.try_send(fetched) {
+            if let Err(TrySendError::Full(_)) = sender.try_send(fetched) {
                 tracing::error!(?chunk, "a chunk was lost: its sink has too little room");
             }
         }

@@ -507,8 +507,9 @@ impl Thread {
             return Ok(true);
         }
         // What has become pending since does not wait for what is large.
-        if !idle && !pass.everything && mem::take(&mut self.again) {
+        if !idle && !pass.everything && !self.everything && mem::take(&mut self.again) {
             (pass.listed, pass.after) = (false, None);
+            self.extra = self.unlisted.iter().cloned().collect();
             return Ok(true);
         }
         if self.files.are_searching() {
@@ -545,7 +546,9 @@ impl Thread {
     /// Something is left to do. Unless something happens before, it is tried again after a while.
     fn leave(&mut self) {
         self.left = true;
-        if self.pass.is_none() && self.retry_at.is_none() {
+        // A pass may last as long as a large file takes.
+        let may_last = self.pass.is_none() || self.files.are_searching();
+        if may_last && self.retry_at.is_none() {
             self.retry_at = Some(Instant::now() + self.retry_after);
             self.retry_after = (2 * self.retry_after).min(RETRY_AFTER_AT_MOST);
         }

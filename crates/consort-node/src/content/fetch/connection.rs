@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::{Claimed, Outcome, Shared};
 use crate::content::ChunkBytes;
 use crate::content::bytes::Message;
-use crate::content::compression::{BadMessage, unpack};
+use crate::content::compression::{BadMessage, is_compressed, unpack};
 use crate::net::frame::FrameError;
 use crate::net::network::{ContentReader, ContentWriter};
 use crate::net::{ContentConnection, NodeId, OpenError};
@@ -28,8 +28,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const HEARD_AFTER: Duration = Duration::from_millis(900);
 const _: () = assert!(2 * HEARD_AFTER.as_millis() < QUIET_AFTER.as_millis());
 
-/// Answers above this many bytes are taken in on a thread of their own; it takes longer to get one than to hash less.
-const TAKE_IN_HERE_BYTES: usize = 64 << 10;
+/// Answers above this many bytes, and those that are compressed, are taken in on a thread of their own: the disk may be slow.
+const TAKE_IN_HERE_BYTES: usize = 4 << 10;
 
 /// Messages whose memory is kept for the next ones, each of about a megabyte: as many as one
 /// directory takes at a time.
@@ -147,7 +147,8 @@ async fn take_answers(
             }
         };
         let Ok(frame) = frame else {
-            if heard != reader.received() {
+            // As long as this node is busy with what came, the peer is not to blame.
+            if heard != reader.received() || taking.is_some() {
                 heard = reader.received();
                 shared.change(|state, now| state.heard(now, peer, number));
             }
@@ -158,10 +159,14 @@ async fn take_answers(
             true => None,
             false => Some(owed.try_recv().map_err(|_| ConversationError::Unasked)?),
         };
-        if taking.is_some() {
-            finished(&mut taking).await?;
+        while taking.is_some() {
+            match timeout(HEARD_AFTER, finished(&mut taking)).await {
+                Ok(result) => result?,
+                Err(_) => shared.change(|state, now| state.heard(now, peer, number)),
+            }
         }
-        let (is_short, spare) = (frame.len() <= TAKE_IN_HERE_BYTES, spare.clone());
+        let is_short = frame.len() <= TAKE_IN_HERE_BYTES && !is_compressed(&frame);
+        let spare = spare.clone();
         let owned = Arc::clone(shared);
         let take_in = move || {
             let message = Message { bytes: unpack(frame)?, spare: Some(spare) };

@@ -375,6 +375,9 @@ impl Files {
                 let Some(takers) = self.wanted.remove(&chunk) else { return };
                 self.wanted_bytes -= u64::from(chunk.length);
                 self.takers -= takers.len();
+                if !written.as_ref().is_some_and(|written| self.is_for(written, &takers)) {
+                    self.want_no_more(&chunk);
+                }
                 for (id, offset) in takers {
                     let Some(file) = self.files.get_mut(&id) else { continue };
                     file.outstanding -= 1;
@@ -396,7 +399,7 @@ impl Files {
             Err(reason) => {
                 tracing::debug!(chunk = %chunk.hash, %reason, "a chunk cannot be had");
                 self.missing = true;
-                let room = may_wait(self.wanted.len(), self.wanted_bytes, self.open, self.max_open);
+                let room = self.may_wait();
                 let takers = self.wanted.get(&chunk).into_iter().flatten().map(|(id, _)| *id);
                 let enter = self.nodes.get(&chunk).into_iter().flat_map(|node| &node.by).copied();
                 let needs = |id: &u64| self.files.get(id).and_then(|file| file.needs);
@@ -412,6 +415,23 @@ impl Files {
         }
     }
 
+    /// Whether a chunk was written for one of these.
+    fn is_for(&self, written: &Written, takers: &[(u64, u64)]) -> bool {
+        takers.iter().any(|(id, offset)| {
+            let staging = self.files.get(id).and_then(|file| file.staging.as_ref());
+            staging.is_some_and(|file| file.is_at(*offset, &written.into))
+        })
+    }
+
+    /// A chunk came that was wanted once more meanwhile, for a file that is large: that want would keep it open.
+    fn want_no_more(&mut self, chunk: &ChunkRef) {
+        let Some(wants) = self.gathered.get_mut(&Urgency::Later) else { return };
+        wants.retain(|want| want.chunk != *chunk);
+        if self.nodes.get(chunk).is_none_or(|node| node.bytes.is_some()) {
+            self.contents.fetcher().cancel(&[*chunk], &self.sink);
+        }
+    }
+
     /// Keeps a manifest node until it is entered. Files that need it go on.
     fn take_node(&mut self, node: &ChunkRef, bytes: &ChunkBytes) {
         let Some(awaited) = self.nodes.get_mut(node) else { return };
@@ -423,6 +443,19 @@ impl Files {
                 self.searching.insert((file.is_large, id));
             }
         }
+    }
+
+    /// Whether a file may wait for a chunk that nobody has: what is wanted stays wanted, and what is open stays open, as
+    /// long as that leaves room to others.
+    fn may_wait(&self) -> bool {
+        leaves_room(self.wanted.len(), MAX_WANTED_CHUNKS)
+            && leaves_room(
+                usize::try_from(self.wanted_bytes).unwrap_or(usize::MAX),
+                MAX_WANTED_BYTES,
+            )
+            && leaves_room(self.takers, MAX_TAKERS)
+            && leaves_room(self.nodes.len(), MAX_NODES)
+            && leaves_room(self.open, self.max_open)
     }
 
     /// Whether no more is wanted. For large files, some room is left to small ones.
@@ -589,30 +622,14 @@ impl Files {
     }
 }
 
-/// Whether a file may wait for a chunk that nobody has: what is wanted stays wanted, and what is open stays open, as
-/// long as that leaves half of the room to others.
-fn may_wait(wanted: usize, wanted_bytes: u64, open: usize, max_open: usize) -> bool {
-    2 * wanted < MAX_WANTED_CHUNKS
-        && 2 * wanted_bytes < MAX_WANTED_BYTES as u64
-        && 2 * open < max_open
+/// Whether at least half of the room is left.
+fn leaves_room(used: usize, most: usize) -> bool {
+    used < most / 2
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
         let wanted: Vec<ChunkRef> = self.wanted.keys().chain(self.nodes.keys()).copied().collect();
         self.contents.fetcher().cancel(&wanted, &self.sink);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_that_wait_for_what_nobody_has_leave_room_for_others() {
-        assert!(may_wait(10, 1 << 20, 10, MAX_OPEN_FILES));
-        assert!(!may_wait(10, 1 << 20, MAX_OPEN_FILES / 2, MAX_OPEN_FILES));
-        assert!(!may_wait(MAX_WANTED_CHUNKS / 2, 1 << 20, 10, MAX_OPEN_FILES));
-        assert!(!may_wait(10, MAX_WANTED_BYTES as u64 / 2, 10, MAX_OPEN_FILES));
     }
 }

@@ -2,10 +2,10 @@
 //! looked at is decided in `apply.rs`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use consort_core::content::manifest::{Step, Walk};
 use consort_core::store::{Sequence, StoreError, View};
-use consort_core::{Key, Kind, Version};
+use consort_core::{ChunkRef, Content, Key, Kind, Version};
 use consort_store::{DiskView, Place};
 
 use super::plan::{Plan, Show};
@@ -205,14 +205,28 @@ impl Thread {
         Ok(())
     }
 
+    /// The first chunk of a content, if its manifest is on this machine: otherwise no file here has that content.
+    fn first_chunk(&self, content: &Content) -> Result<Option<ChunkRef>, StoreError> {
+        let mut walk = Walk::new(content);
+        loop {
+            match walk.step() {
+                Step::Chunk(_, first) => return Ok(Some(first)),
+                Step::End => return Ok(None),
+                Step::Needs(node) => match self.contents.local().read(&node)? {
+                    Some(bytes) if walk.enter(&bytes).is_ok() => {}
+                    _ => return Ok(None),
+                },
+            }
+        }
+    }
+
     /// A file that is to go, and is what this version is to the last attribute: as a rule, somebody renamed it.
     fn find_moved(&self, view: &DiskView, version: &Version) -> Result<Option<Key>, StoreError> {
         if !self.moves {
             return Ok(None);
         }
         let (content, attributes) = (&version.content, &version.attributes);
-        let mut chunks = self.contents.chunks_of(content, Duration::ZERO);
-        let Some(Ok((_, first))) = chunks.next() else { return Ok(None) };
+        let Some(first) = self.first_chunk(content)? else { return Ok(None) };
         for place in self.store.locate(first.hash)? {
             let Place::InFile { dataset, path: from, offset: 0, .. } = place else { continue };
             if dataset != self.dataset || self.active.contains_key(&from) {
