@@ -7,7 +7,7 @@
 //!
 //! - Chunks are asked for in batches, of all providers at once, and each chunk of one provider at a time: in the order
 //!   in which they were wanted or, where several could have them, by chance among neighbours; what is urgent first.
-//! - A provider has as many bytes under way as its window allows: what it sends in about a second (`provider.rs`).
+//! - A provider has as many bytes under way as its window allows: what it sends in about half a second (`provider.rs`).
 //! - Nodes that fetch the same share the work: each chunk is fetched from where it is complete by one of them, and by
 //!   the others from that one (`rank.rs`), so that the source sends it once.
 //! - A provider that fails rests: what it was asked for is asked of others, and after a while it is asked again. What one

@@ -633,3 +633,16 @@ impl Drop for Files {
         self.contents.fetcher().cancel(&wanted, &self.sink);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_wait_for_what_nobody_has_leave_room_for_others() {
+        for most in [MAX_OPEN_FILES, MAX_WANTED_CHUNKS, MAX_WANTED_BYTES, MAX_TAKERS, MAX_NODES] {
+            assert!(leaves_room(10, most));
+            assert!(!leaves_room(most / 2, most));
+        }
+    }
+}
