@@ -27,7 +27,7 @@ use crate::view::{DiskView, knowledge_row};
 /// What the committer is asked to do.
 pub(crate) enum Job {
     /// Commit a transaction.
-    Commit(Transaction, Done<Applied>),
+    Commit(Box<Transaction>, Done<Applied>),
     /// Change something else. Goes alone.
     Edit(Edit, Done<Outcome>),
 }
@@ -105,7 +105,7 @@ impl Committer<'_> {
         for job in jobs {
             match (&self.failed, job) {
                 (Some(error), job) => job.refuse(error.clone()),
-                (None, Job::Commit(transaction, done)) => transactions.push((transaction, done)),
+                (None, Job::Commit(transaction, done)) => transactions.push((*transaction, done)),
                 (None, Job::Edit(edit, done)) => {
                     let outcome = self.edit(edit);
                     call(done, outcome);
@@ -300,8 +300,17 @@ impl<'v> Work<'v> {
         transaction: Transaction,
         mut writer: Writer<'_, '_>,
     ) -> Result<Applied, StoreError> {
-        let Transaction { body, on_conflict, sealer, records, settled, places, gone, .. } =
-            transaction;
+        let Transaction {
+            body,
+            on_conflict,
+            sealer,
+            records,
+            unsettled,
+            settled,
+            places,
+            gone,
+            ..
+        } = transaction;
         // All that can fail comes first, so that a transaction that fails has changed nothing.
         let had = self.recorded(&records)?;
         self.read_pending(&body, &settled)?;
@@ -339,6 +348,7 @@ impl<'v> Work<'v> {
             }
             Body::Local { writes, now } => {
                 own = shown(&records, &writes);
+                own.retain(|write| !unsettled.contains(&writes[*write].key));
                 self.local(writes, on_conflict, now, sealer.as_deref(), &mut writer)?
             }
         };

@@ -50,6 +50,8 @@ mod view;
 
 pub use check::{CheckProgress, CheckReport, Finding, MAX_FINDINGS};
 pub use packs::ReadError;
-pub use store::{DAMAGED_HINT, DiskStore, MAX_PLACES, MAX_SETTING_BYTES, OpenError};
+pub use store::{
+    DAMAGED_HINT, DiskStore, MAX_FURTHER_PLACES, MAX_PLACES, MAX_SETTING_BYTES, OpenError,
+};
 pub use transaction::{Basis, Body, Place, Record, RecordChange, Transaction};
 pub use view::DiskView;

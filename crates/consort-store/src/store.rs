@@ -38,8 +38,11 @@ pub use opening::{DAMAGED_HINT, OpenError};
 use opening::{Found, lock, stamp, unreadable};
 pub(crate) use opening::{draw_identity, half};
 
-/// The places of one chunk that [`DiskStore::locate`] returns at most. If the first ones fail, so will likely the rest.
+/// The places of one chunk that [`DiskStore::locate`] returns at most: nearly always the first one is right.
 pub const MAX_PLACES: usize = 8;
+/// The further ones that [`DiskStore::locate_further`] returns at most: who was told so many wrong ones, and has them
+/// forgotten, asks again.
+pub const MAX_FURTHER_PLACES: usize = 64;
 /// The bytes of a setting at most: settings are for what configures a node, not for data.
 pub const MAX_SETTING_BYTES: usize = 64 * 1024;
 
@@ -218,7 +221,7 @@ impl DiskStore {
     ) {
         assert!(transaction.is_consistent(), "a record refers to a write that is not there");
         let weight = transaction.weight();
-        self.put(Job::Commit(transaction, Box::new(done)), weight);
+        self.put(Job::Commit(Box::new(transaction), Box::new(done)), weight);
     }
 
     /// Commits a transaction and waits until it is durable.
@@ -237,7 +240,7 @@ impl DiskStore {
     pub fn pack(&self, bytes: &[u8]) -> Result<Place, StoreError> {
         assert!((1..=MAX_CHUNK_BYTES).contains(&bytes.len()), "{} bytes are no chunk", bytes.len());
         let hash = ChunkHash::of(bytes);
-        let places = self.places(hash)?;
+        let places = self.places(hash, 0, MAX_PLACES)?;
         if let Some(place) = places.into_iter().find(|place| matches!(place, Place::Packed { .. }))
         {
             return Ok(place);
@@ -261,7 +264,12 @@ impl DiskStore {
     /// Where a chunk may be: packs first, at most [`MAX_PLACES`]. What was packed and is not yet durable is not among
     /// them.
     pub fn locate(&self, hash: ChunkHash) -> Result<Vec<Place>, StoreError> {
-        self.places(hash)
+        self.places(hash, 0, MAX_PLACES)
+    }
+
+    /// Where else a chunk may be, if it is nowhere where [`locate`](Self::locate) says: at most [`MAX_FURTHER_PLACES`].
+    pub fn locate_further(&self, hash: ChunkHash) -> Result<Vec<Place>, StoreError> {
+        self.places(hash, MAX_PLACES, MAX_FURTHER_PLACES)
     }
 
     /// A setting of the node.
@@ -294,8 +302,8 @@ impl DiskStore {
         held.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Disconnected)
     }
 
-    fn places(&self, hash: ChunkHash) -> Result<Vec<Place>, StoreError> {
-        let found = chunks::places(&self.shared().tables.moment(), hash, MAX_PLACES)?;
+    fn places(&self, hash: ChunkHash, skip: usize, most: usize) -> Result<Vec<Place>, StoreError> {
+        let found = chunks::places(&self.shared().tables.moment(), hash, skip + most)?;
         let datasets = self.shared().datasets();
         let id_of =
             |number| datasets.iter().find(|(_, row)| row.number == number).map(|(id, _)| *id);
@@ -309,7 +317,7 @@ impl DiskStore {
                 }
             }
         };
-        let mut places: Vec<Place> = found.into_iter().filter_map(place).collect();
+        let mut places: Vec<Place> = found.into_iter().skip(skip).filter_map(place).collect();
         places.sort_by_key(|place| matches!(place, Place::InFile { .. }));
         Ok(places)
     }

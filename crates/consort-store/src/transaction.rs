@@ -21,6 +21,9 @@ pub struct Transaction {
     pub sealer: Option<Arc<dyn Sealer>>,
     /// What the linked directory holds since.
     pub records: Vec<RecordChange>,
+    /// Keys that are pending when they are written, though the directory shows what is written: it shows something else of
+    /// them, too, such as a conflict copy of what is replaced.
+    pub unsettled: Vec<Key>,
     /// Keys whose pending row goes, unless it is newer than this sequence: the directory shows them now.
     pub settled: Vec<(Key, Sequence)>,
     /// Where chunks are.
@@ -138,9 +141,9 @@ pub enum Place {
 impl Transaction {
     /// A transaction of a body alone, whose writers were shown all concurrent versions.
     pub fn new(dataset: DatasetId, body: Body) -> Self {
-        let (records, settled, places, gone) = Default::default();
+        let (records, unsettled, settled, places, gone) = Default::default();
         let (on_conflict, sealer) = (OnConflict::KeepBoth, None);
-        Self { dataset, body, on_conflict, sealer, records, settled, places, gone }
+        Self { dataset, body, on_conflict, sealer, records, unsettled, settled, places, gone }
     }
 
     /// About how many bytes it takes in memory: what the queue's bound counts.

@@ -10,11 +10,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use consort_core::store::StoreError;
 use consort_core::{ChunkHash, ChunkRef, DatasetId, Key};
-use consort_store::{Body, DiskStore, Place, ReadError, Transaction};
+use consort_store::{Body, DiskStore, MAX_PLACES, Place, ReadError, Transaction};
 
 use crate::content::parked::Parked;
 use crate::content::staged::StagedChunks;
-use crate::folder::{Root, recorded_meta};
+use crate::folder::{EntryKind, Root, recorded_meta};
 
 /// Places that turned out wrong and are forgotten in one transaction: a changed file loses all its
 /// chunks at once.
@@ -133,7 +133,15 @@ impl LocalContent {
         let record = self.store.view(dataset).and_then(|view| view.record(path));
         let Ok(record) = record else { return false };
         let Ok((file, found)) = root.open_file(path) else {
-            return record.is_none() && matches!(root.stat(path), Ok(None));
+            return match (root.stat(path), record) {
+                (Ok(found), None) => found.is_none(),
+                // A directory or a symlink, as it is recorded.
+                (Ok(Some(found)), Some(record)) => {
+                    let recorded = recorded_meta(&record);
+                    found.kind == recorded.kind && found.kind != EntryKind::File
+                }
+                _ => false,
+            };
         };
         let mut bytes = vec![0; *length as usize];
         let holds = match file.read_exact_at(&mut bytes, *offset) {
@@ -161,16 +169,20 @@ impl Reader<'_> {
     /// If `to` does not have the chunk's length.
     pub fn read(&mut self, chunk: &ChunkRef, to: &mut [u8]) -> Result<bool, StoreError> {
         assert_eq!(to.len(), chunk.length as usize, "the buffer is not as long as the chunk");
-        for place in self.local.store.locate(chunk.hash)? {
-            let found = match &place {
-                Place::Packed { .. } => self.read_packed(&place, chunk, to),
-                Place::InFile { .. } => self.read_in_file(place, chunk, to),
-            };
-            if found {
-                return Ok(true);
-            }
+        let places = self.local.store.locate(chunk.hash)?;
+        let there_may_be_more = places.len() == MAX_PLACES;
+        if self.read_from(places, chunk, to) {
+            return Ok(true);
         }
-        Ok(false)
+        Ok(there_may_be_more
+            && self.read_from(self.local.store.locate_further(chunk.hash)?, chunk, to))
+    }
+
+    fn read_from(&mut self, places: Vec<Place>, chunk: &ChunkRef, to: &mut [u8]) -> bool {
+        places.into_iter().any(|place| match &place {
+            Place::Packed { .. } => self.read_packed(&place, chunk, to),
+            Place::InFile { .. } => self.read_in_file(place, chunk, to),
+        })
     }
 
     fn read_packed(&self, place: &Place, chunk: &ChunkRef, to: &mut [u8]) -> bool {

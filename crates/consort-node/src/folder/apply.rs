@@ -404,6 +404,8 @@ impl Thread {
             }
             Order::Everything => (self.everything, self.again) = (true, true),
             Order::Look(keys) => {
+                // What they are looked at for may be newer than what was seen so far.
+                self.view = None;
                 self.unlisted.extend(keys);
                 if MAX_UNLISTED < self.unlisted.len() {
                     self.unlisted.clear();

@@ -381,7 +381,12 @@ impl Engine<'_> {
             let is_directory =
                 |w: &&Version| !w.is_deleted() && w.attributes.kind == Kind::Directory;
             let winner = self.context.on_conflict.winner(&siblings).filter(is_directory);
-            let Some(mut meta) = self.root.stat(&path).map_err(PlaceError::from)? else { continue };
+            let found = self.root.stat(&path).map_err(PlaceError::from)?;
+            // What its user put there since is to be taken in, not to be recorded as if it were this directory.
+            let Some(mut meta) = found.filter(|meta| meta.kind == EntryKind::Directory) else {
+                changes.looks.push(path);
+                continue;
+            };
             if let Some(winner) = winner {
                 let mode = u32::from(winner.attributes.mode);
                 meta = self.root.set_attributes(&path, &meta, mode, 0)?;

@@ -37,6 +37,15 @@ const BOUND: Duration = Duration::from_secs(60);
 
 const DATASET: DatasetId = DatasetId([5; 16]);
 
+/// Ends a comparison with what differs.
+macro_rules! ensure {
+    ($holds:expr, $($difference:tt)+) => {
+        if !$holds {
+            return Err(format!($($difference)+));
+        }
+    };
+}
+
 /// A node with one linked directory.
 struct Site {
     home: TempDir,
@@ -278,19 +287,28 @@ impl Site {
         self.store.commit(Transaction::new(DATASET, Body::Nothing)).unwrap();
     }
 
-    /// Checks that directory, records and versions agree to the byte.
+    /// Checks that directory, records and versions come to agree to the byte.
     fn check(&self) {
-        // A directory that nobody needs any more may go a moment later.
-        self.until("the directory is what is recorded", |site| {
-            let disk = tree(&site.at(""));
-            disk.keys().map(String::as_str).eq(site.records().keys().map(Key::as_str))
-        });
-        // What the engine did itself is settled a moment later, too.
-        self.until("nothing is pending", |site| site.view().pending(None, 3).unwrap().is_empty());
+        let end = Instant::now() + BOUND;
+        // What the engine does by itself is done a moment later, such as the removal of a directory that nobody needs.
+        while let Err(difference) = self.agree() {
+            if end < Instant::now() {
+                let pending = self.view().pending(None, 3).unwrap();
+                panic!("{difference}; pending {pending:?}");
+            }
+            let _ = self.applied.1.recv_timeout(Duration::from_millis(10));
+        }
+    }
+
+    /// Whether directory, records and versions agree to the byte; if not, on what they do not.
+    fn agree(&self) -> Result<(), String> {
+        let pending = self.view().pending(None, 3).unwrap();
+        ensure!(pending.is_empty(), "something is pending");
         let (view, records) = (self.view(), self.records());
         let disk = tree(&self.at(""));
         let paths: BTreeSet<&str> = records.keys().map(Key::as_str).collect();
         let found: BTreeSet<&str> = disk.keys().map(String::as_str).collect();
+        ensure!(paths == found, "recorded are {paths:?}, there are {found:?}");
 
         let mut shown = BTreeSet::new();
         let all = view.scan("", None, usize::MAX).unwrap();
@@ -310,13 +328,13 @@ impl Site {
             match records.get(&key) {
                 Some(record) if record.dot == winner.dot && record.key.is_none() => {
                     shown.insert(key.clone());
-                    assert_shows(&key, winner, &disk[key.as_str()], record.implicit);
+                    shows(&key, winner, &disk[key.as_str()], record.implicit)?;
                 }
                 record => {
                     let implicit = record.is_some_and(|record| record.implicit);
                     let beneath = format!("{key}/");
                     let displaced = paths.iter().any(|path| path.starts_with(&beneath));
-                    assert!(implicit && displaced, "{key} shows {record:?} instead of {winner:?}");
+                    ensure!(implicit && displaced, "{key} shows {record:?} instead of {winner:?}");
                     expected.insert(winner.dot);
                 }
             }
@@ -326,20 +344,22 @@ impl Site {
                 let mark = format!(".conflict-{}-", dot.author.short());
                 copied.contains(dot) || !shown_keys.iter().any(|key| key.contains(&mark))
             });
-            assert_eq!(copied, expected, "the conflict copies of {key}: {siblings:?} in {found:?}");
+            ensure!(copied == expected, "the conflict copies of {key}: {siblings:?} in {found:?}");
             for (path, record) in copies {
                 shown.insert(path.clone());
                 let version = siblings.iter().find(|version| version.dot == record.dot).unwrap();
-                assert_shows(path, version, &disk[path.as_str()], false);
+                shows(path, version, &disk[path.as_str()], false)?;
             }
         }
         for (path, record) in &records {
-            assert!(
+            ensure!(
                 shown.contains(path) || record.implicit,
                 "{path} stands there for no version: {record:?}"
             );
         }
-        assert_eq!(self.folder().progress().problems(), Vec::<String>::new());
+        let problems = self.folder().progress().problems();
+        ensure!(problems.is_empty(), "{problems:?}");
+        Ok(())
     }
 }
 
@@ -358,24 +378,26 @@ struct OnDisk {
     modified_ns: i64,
 }
 
-fn assert_shows(path: &str, version: &Version, disk: &OnDisk, implicit: bool) {
-    assert_eq!(disk.kind, version.attributes.kind, "{path}");
+/// Whether what stands at a path is this version.
+fn shows(path: &str, version: &Version, disk: &OnDisk, implicit: bool) -> Result<(), String> {
+    ensure!(disk.kind == version.attributes.kind, "{path}");
     match disk.kind {
         Kind::Directory => {
-            assert!(!implicit, "{path} is there only for what is in it");
-            assert_eq!(disk.mode, version.attributes.mode, "the mode of {path}");
+            ensure!(!implicit, "{path} is there only for what is in it");
+            ensure!(disk.mode == version.attributes.mode, "the mode of {path}");
         }
         Kind::Symlink => {
-            assert_eq!(Content::Inline(disk.bytes.clone().into()), version.content, "{path}");
+            ensure!(Content::Inline(disk.bytes.clone().into()) == version.content, "{path}");
         }
         Kind::File => {
             let bytes = String::from_utf8_lossy(&disk.bytes[..disk.bytes.len().min(40)]);
             let same = content_of(&disk.bytes).same_bytes(&version.content);
-            assert!(same, "the bytes of {path}: {bytes} instead of {version:?}");
-            assert_eq!(disk.mode, version.attributes.mode, "the mode of {path}");
-            assert_eq!(disk.modified_ns, version.attributes.modified_ns, "the time of {path}");
+            ensure!(same, "the bytes of {path}: {bytes} instead of {version:?}");
+            ensure!(disk.mode == version.attributes.mode, "the mode of {path}");
+            ensure!(disk.modified_ns == version.attributes.modified_ns, "the time of {path}");
         }
     }
+    Ok(())
 }
 
 /// Whether so much was deleted that it waits for an answer.

@@ -78,6 +78,20 @@ fn what_changes_is_pending_unless_the_directory_shows_it() {
 }
 
 #[test]
+fn what_the_directory_shows_is_pending_if_it_shows_more_of_that_key() {
+    let (_directory, store) = store();
+    store.set_linked(DATASET, true).expect("links");
+    let mut found = local(vec![write("a", b"a"), write("b", b"b")]);
+    found.records.extend([put("a", 0), put("b", 1)]);
+    found.unsettled.push(key("b"));
+    store.commit(found).expect("commits");
+    assert_eq!(pending(&store), [("b".to_owned(), 2)]);
+    settle(&store, "b", 2);
+    assert_eq!(pending(&store), []);
+    assert_clean(&store);
+}
+
+#[test]
 fn a_key_that_died_and_is_written_again_is_pending_once() {
     let (_directory, store) = store();
     store.set_linked(DATASET, true).expect("links");

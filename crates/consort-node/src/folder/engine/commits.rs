@@ -1,8 +1,9 @@
 //! From what was found to what is durable: writes and records are gathered, and handed to the store in transactions,
 //! of which a few are on their way at a time.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -38,7 +39,7 @@ pub(super) struct Commits {
     pub(super) results: Receiver<Done>,
     gathered: Gathered,
     /// The paths that each transaction on its way is about.
-    outstanding: BTreeMap<u64, HashSet<Key>>,
+    outstanding: BTreeMap<u64, BTreeSet<Key>>,
     next: u64,
     /// Records of files that were found to be what was recorded, and since when the first one waits.
     refreshed: BTreeMap<Key, Record>,
@@ -52,7 +53,8 @@ struct Gathered {
     records: Vec<RecordChange>,
     places: Vec<(ChunkHash, Place)>,
     gone: Vec<(ChunkHash, Place)>,
-    paths: HashSet<Key>,
+    unsettled: Vec<Key>,
+    paths: BTreeSet<Key>,
     /// Those of them that were looked at, and have to be as durable as what is made of it.
     unsynced: Vec<Key>,
     bytes: usize,
@@ -74,7 +76,7 @@ impl Commits {
 
     /// How many paths were gathered and are not durable.
     pub(super) fn len(&self) -> usize {
-        self.gathered.paths.len() + self.outstanding.values().map(HashSet::len).sum::<usize>()
+        self.gathered.paths.len() + self.outstanding.values().map(BTreeSet::len).sum::<usize>()
     }
 
     /// Whether everything that was gathered is durable.
@@ -105,6 +107,25 @@ impl Commits {
     /// When records that were refreshed are due.
     pub(super) fn refresh_at(&self) -> Option<Instant> {
         self.refreshed_since.map(|since| since + REFRESH_AFTER)
+    }
+
+    /// Paths at and beneath this one (all, if none) that are gathered or on their way: the store does not show them yet.
+    pub(super) fn on_their_way(&self, start: Option<&Key>) -> Vec<Key> {
+        let at = start.map_or("", Key::as_str);
+        let beneath = if at.is_empty() { String::new() } else { format!("{at}/") };
+        let outstanding = self.outstanding.values();
+        std::iter::once(&self.gathered.paths)
+            .chain(outstanding)
+            .flat_map(|paths| {
+                let from = (Bound::Included(beneath.as_str()), Bound::Unbounded);
+                let within = paths.range::<str, _>(from);
+                paths
+                    .get(at)
+                    .into_iter()
+                    .chain(within.take_while(|path| path.starts_with(&beneath)))
+            })
+            .cloned()
+            .collect()
     }
 
     fn is_touched(&self, path: &Key) -> bool {
@@ -161,6 +182,11 @@ impl Engine<'_> {
         self.commits.gathered.unsynced.push(path);
     }
 
+    /// Something else of a key that is written stands there, too, and may have to go.
+    pub(super) fn gather_unsettled(&mut self, key: Key) {
+        self.commits.gathered.unsettled.push(key);
+    }
+
     /// Adds where chunks are.
     pub(super) fn gather_places(&mut self, places: Vec<(ChunkHash, Place)>) {
         self.commits.gathered.places.extend(places);
@@ -213,7 +239,7 @@ impl Engine<'_> {
     /// Hands what is gathered to the store. False if there is nothing.
     pub(super) fn submit(&mut self) -> bool {
         let gathered = std::mem::take(&mut self.commits.gathered);
-        let Gathered { writes, records, places, gone, paths, unsynced, .. } = gathered;
+        let Gathered { writes, records, places, gone, unsettled, paths, unsynced, .. } = gathered;
         if writes.is_empty() && records.is_empty() && places.is_empty() {
             return false;
         }
@@ -225,7 +251,8 @@ impl Engine<'_> {
         let body = if writes.is_empty() { Body::Nothing } else { Body::Local { writes, now } };
         let mut transaction = Transaction::new(self.context.dataset, body);
         transaction.on_conflict = self.context.on_conflict;
-        (transaction.records, transaction.places, transaction.gone) = (records, places, gone);
+        (transaction.records, transaction.unsettled) = (records, unsettled);
+        (transaction.places, transaction.gone) = (places, gone);
         let (done, number) = (self.commits.done.clone(), self.commits.next);
         self.commits.next += 1;
         self.commits.outstanding.insert(number, paths);

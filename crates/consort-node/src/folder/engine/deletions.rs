@@ -278,8 +278,9 @@ impl Engine<'_> {
             return Ok(false);
         }
         if self.deletions.gone.is_empty() {
-            self.deletions.allowed = false;
-            if self.deletions.asked.take().is_some() {
+            let allowed = std::mem::take(&mut self.deletions.allowed);
+            // Those that somebody was asked about are not gone any more, whatever the answer was.
+            if self.deletions.asked.take().is_some() || allowed {
                 self.progress.set_trouble("deletions", None);
             }
             return Ok(false);

@@ -389,12 +389,11 @@ impl Engine<'_> {
         self.sync_first(path.clone());
         self.gather_record(path.clone(), found, Basis::Write(write));
         self.gather_places(places);
-        self.submit_if_full();
         if has_copies {
             // One of them may be of the version that is replaced, if that was about to make way.
-            self.settle_commits()?;
-            self.stager.look_at(vec![path]);
+            self.gather_unsettled(path);
         }
+        self.submit_if_full();
         Ok(())
     }
 

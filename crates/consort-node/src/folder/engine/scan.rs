@@ -71,6 +71,12 @@ impl Engine<'_> {
         }
         if self.exit.is_none() {
             self.missing_before(&mut records, None, &unknown)?;
+            // What was taken in just now and is gone again may stand on no page yet.
+            for path in self.commits.on_their_way(start) {
+                if matches!(self.root.stat(&path), Ok(None)) {
+                    self.on_missing(path)?;
+                }
+            }
         }
         self.progress.add_scanned((walked % SCAN_SLICE) as u64);
         self.scanning = false;

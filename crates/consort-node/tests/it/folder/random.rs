@@ -179,7 +179,10 @@ impl History {
                 let bytes = fs::read(path);
                 if fs::remove_file(path).is_ok() {
                     if let Ok(bytes) = bytes {
-                        println!("  out: {}", String::from_utf8_lossy(&bytes[..bytes.len().min(20)]));
+                        println!(
+                            "  out: {}",
+                            String::from_utf8_lossy(&bytes[..bytes.len().min(20)])
+                        );
                         self.kept.remove(&content_of(&bytes).id());
                     }
                     return;

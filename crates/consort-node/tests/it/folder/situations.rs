@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use consort_core::limits::MAX_VECTOR_AUTHORS;
 use consort_core::{
-    Attributes, AuthorId, ChunkHash, Content, Dot, Kind, OnConflict, Timestamp, Version,
+    Attributes, AuthorId, ChunkHash, ChunkRef, Content, Dot, Kind, OnConflict, Timestamp, Version,
     VersionVector,
 };
 use crossbeam_channel::bounded;
@@ -43,6 +43,76 @@ fn the_later_of_two_edits_wins_and_the_other_stands_beside_it() {
     assert_eq!(copies.len(), 1);
     assert_eq!(site.read(&copies[0]).as_deref(), Some("mine"));
     site.check();
+}
+
+#[test]
+fn a_directory_that_leaves_while_it_is_taken_in_is_gone() {
+    let site = Site::new();
+    // The moments in which it leaves lie before, in and after its commit.
+    for round in 0..60 {
+        let path = format!("d{round}");
+        site.write(&format!("{path}/beneath"), "x");
+        std::thread::sleep(Duration::from_micros(100 * round));
+        let aside = site.home.path().join("aside").join(&path);
+        fs::rename(site.at(&path), &aside).unwrap();
+    }
+    site.until("nothing is asked any more", |site| {
+        site.folder().allow_mass_delete();
+        site.flush();
+        !is_paused(site)
+    });
+    site.check();
+    assert!(site.records().is_empty());
+}
+
+#[test]
+fn a_copy_of_what_was_edited_meanwhile_goes_though_the_directory_was_closed_in_between() {
+    let mut site = Site::new();
+    for round in 0..10 {
+        let path = format!("f{round}");
+        site.write(&path, "first");
+        site.settle();
+        // Something beneath its name displaces it: first a copy is made, then it goes.
+        site.remote(&format!("{path}/beneath"), Stands::After, b"beneath");
+        site.until("there is a copy", |site| {
+            site.copies().iter().any(|copy| copy.starts_with(&path))
+        });
+        let edited = site.home.path().join("aside").join(&path);
+        fs::write(&edited, "second").unwrap();
+        let _ = fs::rename(edited, site.at(&path));
+        site.flush();
+        site.stop();
+        site.start();
+    }
+    site.settle();
+    site.check();
+}
+
+#[test]
+fn bytes_are_found_however_many_places_do_not_hold_them_any_more() {
+    let site = Site::new();
+    let all: Vec<String> = (0..30).map(|number| format!("f{number:02}")).collect();
+    all.iter().for_each(|path| site.write(path, "the same"));
+    site.settle();
+    for (number, path) in all[..29].iter().enumerate() {
+        fs::remove_file(site.at(path)).unwrap();
+        match number % 3 {
+            0 => site.write(path, "another"),
+            1 => fs::create_dir(site.at(path)).unwrap(),
+            _ => {}
+        }
+    }
+    site.until("nothing is asked any more", |site| {
+        site.folder().allow_mass_delete();
+        site.flush();
+        !is_paused(site)
+    });
+    let chunk = ChunkRef { hash: ChunkHash::of(b"the same"), length: 8 };
+    assert!(site.contents.local().read(&chunk).unwrap().is_some());
+    // Those places are forgotten.
+    site.until("the right place is the only one", |site| {
+        site.store.locate(chunk.hash).unwrap().len() == 1
+    });
 }
 
 #[test]
