@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use consort_core::store::{StoreError, View};
+use consort_core::store::{StoreError, Stored, View};
 use consort_core::{Content, Dot, Key, Kind, Version};
 use consort_store::{Basis, Body, DiskView, Place, Record, RecordChange, Transaction};
 
@@ -497,7 +497,7 @@ impl Engine<'_> {
         if instead.is_some_and(|instead| instead.content.same_bytes(&version.content)) {
             return Ok(());
         }
-        if !self.is_elsewhere(view, key, path, record.content, changes)? {
+        if !self.is_elsewhere(view, key, path, version, &siblings, changes)? {
             for chunk in self.context.contents.chunks_of(&version.content, MANIFEST_TIMEOUT) {
                 let (_, chunk) = chunk.map_err(|_| Failure::Later)?;
                 let bytes =
@@ -532,20 +532,26 @@ impl Engine<'_> {
         self.keep_bytes(view, path, record, None, changes)
     }
 
-    /// Whether another path of the key shows the bytes that are about to go at `path`, as things stand at this moment.
+    /// Whether another path of the key shows the version whose bytes are about to go at `path`, or one that stands for it,
+    /// as things stand at this moment. Others may have the same bytes, but whoever edits them keeps this version.
     fn is_elsewhere(
         &self,
         view: &DiskView,
         key: &Key,
         path: &Key,
-        content: [u8; 16],
+        version: &Version,
+        siblings: &[Stored],
         changes: &Changes,
     ) -> Result<bool, StoreError> {
+        let stands_for = |dot: Dot| {
+            let shown = siblings.iter().find(|stored| stored.version.dot == dot);
+            shown.is_some_and(|shown| shown.version.alike(version))
+        };
         let is_there = |other: &Key, record: &Record| {
             let found = || self.root.stat(other).ok().flatten();
             other != path
                 && record.kind == Kind::File
-                && record.content == content
+                && stands_for(record.dot)
                 && found().is_some_and(|found| found.same_file_state(&recorded_meta(record)))
         };
         let placed =

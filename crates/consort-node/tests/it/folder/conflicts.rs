@@ -1,7 +1,7 @@
 //! Conflict copies: what a directory shows of concurrent versions under each policy, and what it means to touch a copy.
 
-use consort_core::Origin;
 use consort_core::limits::MAX_VECTOR_EXCEPTIONS;
+use consort_core::{ChunkHash, Origin};
 
 use super::*;
 
@@ -180,4 +180,30 @@ fn a_change_beside_too_many_conflicts_waits_for_somebody_to_choose() {
     assert_eq!(site.read("f").as_deref(), Some("mine"));
     assert_eq!(site.copies().len(), 1);
     site.check();
+}
+
+#[test]
+fn a_version_without_a_copy_stays_readable_when_one_of_the_same_bytes_is_edited() {
+    let mut site = Site::new();
+    site.write("f", "the same");
+    site.settle();
+    let attributes = Attributes { mode: 0o755, ..file_attributes() };
+    let content = content_of(b"the same");
+    let winner = site.remote_version("f", Stands::Over, content, attributes);
+    site.settle();
+    let mine = site.copies().remove(0);
+    // Where its copy would be, when it has to make way, stands something else.
+    site.remote("f/beneath", Stands::After, b"beneath");
+    site.settle();
+    let theirs = site.copies().into_iter().find(|copy| *copy != mine).unwrap();
+    site.remote_deletion("f/beneath");
+    site.settle();
+    site.remote(&theirs, Stands::After, b"another file");
+    site.remote("f/beneath", Stands::After, b"beneath again");
+    site.settle();
+    assert!(site.siblings("f").contains(&winner));
+    site.write(&mine, "edited");
+    site.settle();
+    let chunk = ChunkRef { hash: ChunkHash::of(b"the same"), length: 8 };
+    assert!(site.contents.local().read(&chunk).unwrap().is_some());
 }
