@@ -54,6 +54,8 @@ const FULL_AGAIN_AFTER: Duration = Duration::from_secs(2);
 const REMOVALS_WAIT: Duration = Duration::from_millis(500);
 /// Keys that are looked at although they are not pending. Beyond that all keys are.
 const MAX_UNLISTED: usize = 10_000;
+/// Directories that are known to let no file be moved out of them. If there are so many, none is moved at all.
+const MAX_UNMOVED: usize = 1024;
 
 /// Something that has to be done to one path.
 #[derive(Debug)]
@@ -124,8 +126,8 @@ pub(super) struct Outcome {
     pub(super) changed: bool,
     /// Something could not be done now.
     pub(super) left: bool,
-    /// A file that was as expected could not be moved.
-    pub(super) unmoved: bool,
+    /// Directories out of which a file could not be moved, and cannot be later.
+    pub(super) unmoved: Vec<String>,
 }
 
 /// The stager's thread, from outside. It ends when this is dropped.
@@ -192,7 +194,7 @@ impl Stager {
             retry_at: None,
             retry_after: RETRY_AFTER,
             full_until: None,
-            moves: true,
+            unmoved: BTreeSet::new(),
         };
         let thread =
             std::thread::Builder::new().name("apply".into()).spawn(move || thread.run())?;
@@ -316,8 +318,9 @@ struct Thread {
     retry_after: Duration,
     /// The disk was full; nothing is tried before then.
     full_until: Option<Instant>,
-    /// Files can be moved here, as far as is known. If not (from what may only be read, or across quotas), they are copied.
-    moves: bool,
+    /// Directories out of which files cannot be moved (across mounts or quotas, or from what may only be read): they
+    /// are copied.
+    unmoved: BTreeSet<String>,
 }
 
 /// The engine is gone.
@@ -412,7 +415,8 @@ impl Thread {
                 self.again = true;
             }
             Order::Done(Outcome { keys, changed, left, unmoved }) => {
-                self.moves &= !unmoved;
+                let room = MAX_UNMOVED.saturating_sub(self.unmoved.len());
+                self.unmoved.extend(unmoved.into_iter().take(room));
                 self.handed_on -= 1;
                 self.view = None;
                 for key in keys {

@@ -99,6 +99,9 @@ pub enum PlaceError {
     /// The node's user may not write there.
     #[error("not permitted ({0}); give the user who runs this node write permission")]
     NotPermitted(io::Error),
+    /// The file cannot be moved there, now or later; it can still be copied.
+    #[error("it cannot be moved ({0}); it is copied")]
+    Unmovable(io::Error),
     /// The file system failed.
     #[error("the file system failed: {0}")]
     Io(io::Error),
@@ -272,16 +275,14 @@ impl Root {
     ///
     /// # Errors
     ///
-    /// See [`PlaceError`]; `Changed` also if nothing is at `from` any more, or something is at `key`.
+    /// See [`PlaceError`]; `Changed` also if nothing is at `from` any more, or something is at `key`; `Unmovable` if it
+    /// would fail again.
     pub fn move_file(&self, from: &str, expected: &Meta, key: &str) -> Result<Placed, PlaceError> {
         let (old_parent, old_name) = self.open_parent(from).map_err(absent_is_changed)?;
         check(&old_parent, old_name, expected, from)?;
         let Parent { dir, name, created } = self.parent_of(key)?;
         let moved = || -> Result<Meta, PlaceError> {
-            match rename_new(&old_parent, old_name, &dir, name) {
-                Err(Errno::EXIST | Errno::NOENT) => return Err(PlaceError::Changed),
-                renamed => renamed?,
-            }
+            rename_new(&old_parent, old_name, &dir, name).map_err(not_moved)?;
             let meta = meta_at(&dir, name)?;
             if meta.same_after_rename(expected) && self.is_parent_of(&old_parent, from) {
                 return Ok(meta);
@@ -636,6 +637,17 @@ fn absent_is_changed(errno: Errno) -> PlaceError {
     }
 }
 
+/// Why a file was not moved. Mounts, quotas and permissions stay as they are; a disk that is full or fails may not.
+fn not_moved(errno: Errno) -> PlaceError {
+    match errno {
+        Errno::EXIST | Errno::NOENT => PlaceError::Changed,
+        Errno::XDEV | Errno::DQUOT | Errno::PERM | Errno::ACCESS | Errno::ROFS => {
+            PlaceError::Unmovable(errno.into())
+        }
+        errno => errno.into(),
+    }
+}
+
 /// Syncs one file or directory. What is gone or is a symlink needs no sync of its own: its
 /// directory's covers it. False if it cannot be opened, so that only a sync of the whole file
 /// system would cover it.
@@ -820,6 +832,15 @@ mod tests {
             ("users".into(), "users, too".into())
         );
         assert!(!fixture.at("c").exists());
+    }
+
+    #[test]
+    fn only_what_stays_so_keeps_a_file_from_being_moved_later() {
+        let stays = |errno| matches!(not_moved(errno), PlaceError::Unmovable(_));
+        let lasting = [Errno::XDEV, Errno::DQUOT, Errno::PERM, Errno::ACCESS, Errno::ROFS];
+        assert!(lasting.into_iter().all(stays));
+        let passing = [Errno::NOSPC, Errno::IO, Errno::INTR, Errno::NOMEM, Errno::BUSY];
+        assert!(!passing.into_iter().chain([Errno::EXIST, Errno::NOENT]).any(stays));
     }
 
     #[test]

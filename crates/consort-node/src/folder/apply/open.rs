@@ -9,11 +9,11 @@ use consort_core::{ChunkRef, Content, Key, Kind, Version};
 use consort_store::{DiskView, Place};
 
 use super::plan::{Plan, Show};
-use super::{Job, Op, Thread};
-use crate::folder::EntryKind;
+use super::{Job, MAX_UNMOVED, Op, Thread};
 use crate::folder::engine::recorded_meta;
 use crate::folder::project::copied_key;
 use crate::folder::status::Underway;
+use crate::folder::{EntryKind, split_key};
 
 /// What a key is looked at for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,7 +222,7 @@ impl Thread {
 
     /// A file that is to go, and is what this version is to the last attribute: as a rule, somebody renamed it.
     fn find_moved(&self, view: &DiskView, version: &Version) -> Result<Option<Key>, StoreError> {
-        if !self.moves {
+        if MAX_UNMOVED <= self.unmoved.len() {
             return Ok(None);
         }
         let (content, attributes) = (&version.content, &version.attributes);
@@ -230,6 +230,9 @@ impl Thread {
         for place in self.store.locate(first.hash)? {
             let Place::InFile { dataset, path: from, offset: 0, .. } = place else { continue };
             if dataset != self.dataset || self.active.contains_key(&from) {
+                continue;
+            }
+            if self.unmoved.contains(split_key(&from).0) {
                 continue;
             }
             let Some(record) = view.record(&from)? else { continue };
