@@ -50,7 +50,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(250);
 const RETRY_AFTER_AT_MOST: Duration = Duration::from_secs(15);
 /// How soon a full disk is tried again, whatever else happens: each try may cost a transfer.
 const FULL_AGAIN_AFTER: Duration = Duration::from_secs(2);
-/// How long removals wait for jobs that may still copy from what is removed.
+/// How long removals wait for jobs that may still copy from what is removed: since all was begun, and since a chunk
+/// was last found here. Chunks that come over a slow link do not keep them.
 const REMOVALS_WAIT: Duration = Duration::from_millis(500);
 /// Keys that are looked at although they are not pending. Beyond that all keys are.
 const MAX_UNLISTED: usize = 10_000;
@@ -266,8 +267,8 @@ struct Pass {
     page: std::vec::IntoIter<(Key, Sequence)>,
     /// All of them were read, for this half.
     listed: bool,
-    /// All chunks were looked for, for the first half, since then.
-    staged_since: Option<Instant>,
+    /// Everything was begun, for the first half, and nothing was found here since then.
+    begun_since: Option<Instant>,
     /// The directory above which was looked last, and whether all was well there: neighbours share it.
     looked_above: Option<(String, bool)>,
     /// Nothing was found to do.
@@ -347,7 +348,7 @@ impl Thread {
             progress = true;
         }
         while let Ok(copied) = self.copied.try_recv() {
-            self.files.on_copied(copied);
+            self.on_copied(copied);
             progress = true;
         }
         match self.advance() {
@@ -369,9 +370,8 @@ impl Thread {
     fn wait(&mut self) -> Result<(), Ended> {
         self.view = None;
         // When there is room again, something else has happened before.
-        let is_busy = self.is_full() || self.files.are_searching();
-        let removals = self.pass.as_ref().filter(|_| !is_busy);
-        let removals = removals.and_then(|pass| pass.staged_since);
+        let removals = self.pass.as_ref().filter(|_| !self.is_full());
+        let removals = removals.and_then(|pass| pass.begun_since);
         let full = self.full_until.filter(|_| self.again);
         let removals = removals.map(|since| since + REMOVALS_WAIT);
         let wake_at = [self.retry_at, full, removals].into_iter().flatten().min();
@@ -386,7 +386,7 @@ impl Thread {
             }
             recv(self.copied) -> copied => {
                 if let Ok(copied) = copied {
-                    self.files.on_copied(copied);
+                    self.on_copied(copied);
                 }
             }
             default(timeout) => {
@@ -397,6 +397,16 @@ impl Thread {
             }
         }
         Ok(())
+    }
+
+    fn on_copied(&mut self, copied: Copied) {
+        let is_here = matches!(copied.written, Ok(Some(_)));
+        if let Some(since) = self.pass.as_mut().and_then(|pass| pass.begun_since.as_mut())
+            && is_here
+        {
+            *since = Instant::now();
+        }
+        self.files.on_copied(copied);
     }
 
     fn on_order(&mut self, order: Order) {
@@ -479,7 +489,7 @@ impl Thread {
             after: None,
             page: Vec::new().into_iter(),
             listed: false,
-            staged_since: None,
+            begun_since: None,
             looked_above: None,
             idle: true,
         });
@@ -516,13 +526,10 @@ impl Thread {
             self.extra = self.unlisted.iter().cloned().collect();
             return Ok(true);
         }
-        if self.files.are_searching() {
-            return Ok(false);
-        }
-        let waited = pass.staged_since.get_or_insert_with(Instant::now).elapsed();
+        let waited = pass.begun_since.get_or_insert_with(Instant::now).elapsed();
         if idle || REMOVALS_WAIT <= waited {
             (pass.removing, pass.listed, pass.after) = (true, false, None);
-            (pass.staged_since, pass.looked_above) = (None, None);
+            (pass.begun_since, pass.looked_above) = (None, None);
             return Ok(true);
         }
         Ok(false)

@@ -1,0 +1,64 @@
+//! What happens in a linked directory while large files are on their way, over a link that takes longer for them than
+//! any test.
+
+use std::sync::Arc;
+
+use consort_core::limits::MAX_TOP_REFS;
+use consort_core::{ChunkRef, Content};
+use consort_node::content::Contents;
+use consort_node::net::{Limits, Rate};
+
+use super::{Site, Stands, file_attributes, noise};
+use crate::content::{Peer, World};
+
+/// More than a directory wants of its peers at a time.
+const UNDER_WAY_BYTES: usize = 56 << 20;
+
+/// A linked directory and a node that has large contents, on a slow link.
+struct Slow {
+    site: Site,
+    /// All chunks that the source has.
+    chunks: Vec<ChunkRef>,
+    _source: Peer,
+    _own: Peer,
+    _world: World,
+}
+
+impl Slow {
+    fn new() -> Self {
+        let mut world = World::new();
+        let (source, own) = (world.peer(), world.peer());
+        own.knows(&[&source]);
+        source.net.set_limits(Limits { up: Rate::new(Rate::MIN_BYTES), down: None });
+        let chunks = source.write("large", &noise(UNDER_WAY_BYTES, 1));
+        let mut site = Site::stopped();
+        let local = Arc::clone(site.contents.local());
+        site.contents = Arc::new(Contents::new(local, Arc::clone(&own.fetcher)));
+        site.start();
+        Self { site, chunks, _source: source, _own: own, _world: world }
+    }
+
+    /// Others wrote this large content.
+    fn write(&mut self, name: &str, chunks: &[ChunkRef]) {
+        let content = Content::Chunks(chunks.into());
+        self.site.remote_version(name, Stands::After, content, file_attributes());
+    }
+
+    /// Others wrote large files, of which so much is on its way that no more is wanted, and some that have their turn later.
+    fn fill(&mut self) {
+        for (number, chunks) in self.chunks.clone().chunks(MAX_TOP_REFS).enumerate() {
+            self.write(&format!("large-{number}"), chunks);
+        }
+    }
+}
+
+#[test]
+fn what_others_removed_goes_while_a_large_file_is_on_its_way() {
+    let mut slow = Slow::new();
+    slow.site.remote("gone", Stands::After, b"gone");
+    slow.site.until("it is there", |site| site.at("gone").exists());
+    slow.fill();
+    slow.site.remote_deletion("gone");
+    slow.site.until("it is gone", |site| !site.at("gone").exists());
+    assert!(!slow.site.at("large-0").exists());
+}
