@@ -13,6 +13,7 @@ mod copies;
 mod files;
 mod open;
 mod plan;
+mod turns;
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem;
@@ -28,6 +29,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbound
 use self::copies::Copied;
 use self::files::Files;
 use self::open::Half;
+use self::turns::{Next, Turns};
 use super::status::{Progress, Underway};
 use super::{Ignores, Root, Staged};
 use crate::content::staged::StagedFile;
@@ -196,6 +198,7 @@ impl Stager {
             retry_after: RETRY_AFTER,
             full_until: None,
             unmoved: BTreeSet::new(),
+            turns: Turns::default(),
         };
         let thread =
             std::thread::Builder::new().name("apply".into()).spawn(move || thread.run())?;
@@ -322,6 +325,8 @@ struct Thread {
     /// Directories out of which files cannot be moved (across mounts or quotas, or from what may only be read): they
     /// are copied.
     unmoved: BTreeSet<String>,
+    /// Which large files are begun.
+    turns: Turns,
 }
 
 /// The engine is gone.
@@ -350,6 +355,14 @@ impl Thread {
         while let Ok(copied) = self.copied.try_recv() {
             self.on_copied(copied);
             progress = true;
+        }
+        if self.files.has_room_for_large() {
+            match self.turns.next() {
+                None => {}
+                // Those that cannot be had are not tried without end.
+                Some(Next::Again) if self.left => self.leave(),
+                Some(Next::More | Next::Again) => self.again = true,
+            }
         }
         match self.advance() {
             Ok(advanced) => progress |= advanced,
@@ -632,7 +645,9 @@ impl Thread {
                 self.active.remove(&from);
             }
         }
-        self.files.cancel(id);
+        if job.open_files != 0 {
+            self.files.cancel(id);
+        }
     }
 
     fn hand_on(&mut self) -> Result<bool, Ended> {

@@ -62,3 +62,17 @@ fn what_others_removed_goes_while_a_large_file_is_on_its_way() {
     slow.site.until("it is gone", |site| !site.at("gone").exists());
     assert!(!slow.site.at("large-0").exists());
 }
+
+#[test]
+fn small_files_pass_however_many_large_ones_are_on_their_way() {
+    let mut slow = Slow::new();
+    slow.fill();
+    // Of these nothing can be wanted before the first ones have come.
+    let chunks = slow.chunks[..MAX_TOP_REFS].to_vec();
+    for number in 0..1500 {
+        slow.write(&format!("later-{number}"), &chunks[number % 16..]);
+    }
+    slow.site.remote("small", Stands::After, b"small");
+    slow.site.until("it is there", |site| site.at("small").exists());
+    assert!(!slow.site.at("large-0").exists());
+}
