@@ -31,7 +31,7 @@ const MAX_OPEN_FILES: usize = 512;
 /// Manifest nodes that are fetched before the file needs them, for each file: with the average of their size, half a
 /// gigabyte of content.
 const NODES_AHEAD: usize = 64;
-/// Manifest nodes, each of a few kilobytes, that are wanted or kept. Above this, only what a file needs at once is
+/// Manifest nodes, each of a few kilobytes and no longer than `MAX_NODE_BYTES`, that are wanted or kept. Above this, only what a file needs at once is
 /// wanted, and no file is begun.
 const MAX_NODES: usize = 1024;
 /// Large files that are begun at a time. Further ones have to wait where they cost nothing, so that small ones pass them.
