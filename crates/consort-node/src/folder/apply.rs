@@ -55,6 +55,8 @@ const FULL_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// How long removals wait for jobs that may still copy from what is removed: since all was begun, and since a chunk
 /// was last found here. Chunks that come over a slow link do not keep them.
 const REMOVALS_WAIT: Duration = Duration::from_millis(500);
+/// How soon a file that somebody may still write to is looked at again.
+const HELD_AGAIN_AFTER: Duration = Duration::from_millis(10);
 /// Keys that are looked at although they are not pending. Beyond that all keys are.
 const MAX_UNLISTED: usize = 10_000;
 /// Directories that are known to let no file be moved out of them. If there are so many, none is moved at all.
@@ -387,7 +389,8 @@ impl Thread {
         let removals = removals.and_then(|pass| pass.begun_since);
         let full = self.full_until.filter(|_| self.again);
         let removals = removals.map(|since| since + REMOVALS_WAIT);
-        let wake_at = [self.retry_at, full, removals].into_iter().flatten().min();
+        let held = self.files.are_held().then(|| Instant::now() + HELD_AGAIN_AFTER);
+        let wake_at = [self.retry_at, full, removals, held].into_iter().flatten().min();
         let timeout = wake_at
             .map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
         select! {

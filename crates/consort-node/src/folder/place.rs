@@ -755,10 +755,12 @@ mod tests {
         let staging = fixture.root.stage(0o640).unwrap();
         let target = staging.target(0);
         target.write(b"content").unwrap();
+        assert!(staging.is_held());
         assert!(matches!(staging.finish(7, 0o640, MTIME), Err(PlaceError::Io(_))));
 
         let staging = fixture.root.stage(0o640).unwrap();
         staging.target(0).write(b"content").unwrap();
+        assert!(!staging.is_held());
         assert!(staging.finish(7, 0o640, MTIME).is_ok());
     }
 

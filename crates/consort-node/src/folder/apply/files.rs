@@ -85,6 +85,8 @@ pub(super) struct Files {
     /// The files whose chunks are being looked for: the small ones first, then in the order in which they were begun, so
     /// that nodes that fetch the same fetch it in the same order and can give it to each other.
     searching: BTreeSet<(bool, u64)>,
+    /// Files that are complete, and that somebody else could still write to.
+    held: BTreeSet<u64>,
     ended: Vec<Ended>,
     missing: bool,
     copier: Copier,
@@ -150,6 +152,7 @@ impl Files {
             max_open: MAX_OPEN_FILES,
             next_id: 0,
             searching: BTreeSet::new(),
+            held: BTreeSet::new(),
             ended: Vec::new(),
             missing: false,
             copier,
@@ -214,6 +217,9 @@ impl Files {
 
     /// What ended since it was asked last.
     pub(super) fn take_ended(&mut self) -> Vec<Ended> {
+        for id in std::mem::take(&mut self.held) {
+            self.end_if_complete(id);
+        }
         std::mem::take(&mut self.ended)
     }
 
@@ -228,6 +234,11 @@ impl Files {
     /// Whether there are files of which not all chunks were looked for.
     pub(super) fn are_searching(&self) -> bool {
         !self.searching.is_empty() || self.looked_for != 0
+    }
+
+    /// Whether files are complete but for somebody who may still write to them, and does not tell when he does no more.
+    pub(super) fn are_held(&self) -> bool {
+        !self.held.is_empty()
     }
 
     /// Whether a small file is next.
@@ -571,6 +582,10 @@ impl Files {
             return;
         }
         let Some(file) = self.files.get_mut(&id) else { return };
+        if file.staging.as_ref().is_some_and(Staging::is_held) {
+            self.held.insert(id);
+            return;
+        }
         let attributes = &file.version.attributes;
         let (size, mode) = (file.version.content.size(), u32::from(attributes.mode));
         let staging = match file.staging.take() {
