@@ -292,6 +292,7 @@ struct Thread {
     orders: Receiver<Order>,
     batches: Sender<Vec<Work>>,
     fetched: Receiver<Fetched>,
+    /// Before the files, so that those who copy find it gone, and end, when all is dropped.
     copied: Receiver<Copied>,
     files: Files,
     jobs: HashMap<u64, Job>,
