@@ -574,7 +574,7 @@ impl Thread {
     /// Something is left to do. Unless something happens before, it is tried again after a while.
     fn leave(&mut self) {
         self.left = true;
-        // A pass may last as long as a large file takes.
+        // A pass may last as long as chunks of large files are found here.
         let may_last = self.pass.is_none() || self.files.are_searching();
         if may_last && self.retry_at.is_none() {
             self.retry_at = Some(Instant::now() + self.retry_after);

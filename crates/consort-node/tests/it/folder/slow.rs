@@ -1,6 +1,9 @@
 //! What happens in a linked directory while large files are on their way, over a link that takes longer for them than
 //! any test.
 
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use consort_core::limits::MAX_TOP_REFS;
@@ -25,7 +28,7 @@ struct Slow {
 }
 
 impl Slow {
-    fn new() -> Self {
+    fn new(read_only: bool) -> Self {
         let mut world = World::new();
         let (source, own) = (world.peer(), world.peer());
         own.knows(&[&source]);
@@ -33,6 +36,7 @@ impl Slow {
         let chunks = source.write("large", &noise(UNDER_WAY_BYTES, 1));
         let mut site = Site::stopped();
         let local = Arc::clone(site.contents.local());
+        site.read_only = read_only;
         site.contents = Arc::new(Contents::new(local, Arc::clone(&own.fetcher)));
         site.start();
         Self { site, chunks, _source: source, _own: own, _world: world }
@@ -54,7 +58,7 @@ impl Slow {
 
 #[test]
 fn what_others_removed_goes_while_a_large_file_is_on_its_way() {
-    let mut slow = Slow::new();
+    let mut slow = Slow::new(false);
     slow.site.remote("gone", Stands::After, b"gone");
     slow.site.until("it is there", |site| site.at("gone").exists());
     slow.fill();
@@ -65,7 +69,7 @@ fn what_others_removed_goes_while_a_large_file_is_on_its_way() {
 
 #[test]
 fn small_files_pass_however_many_large_ones_are_on_their_way() {
-    let mut slow = Slow::new();
+    let mut slow = Slow::new(false);
     slow.fill();
     // Of these nothing can be wanted before the first ones have come.
     let chunks = slow.chunks[..MAX_TOP_REFS].to_vec();
@@ -74,5 +78,35 @@ fn small_files_pass_however_many_large_ones_are_on_their_way() {
     }
     slow.site.remote("small", Stands::After, b"small");
     slow.site.until("it is there", |site| site.at("small").exists());
+    assert!(!slow.site.at("large-0").exists());
+}
+
+#[test]
+fn what_is_to_be_looked_at_again_is_while_a_large_file_is_on_its_way() {
+    let mut slow = Slow::new(true);
+    slow.site.remote("f", Stands::After, b"theirs");
+    slow.site.settle();
+    slow.fill();
+    // Nothing that others wrote says that it is to be restored.
+    fs::remove_file(slow.site.at("f")).unwrap();
+    slow.site.until("it is back", |site| site.at("f").exists());
+    assert!(!slow.site.at("large-0").exists());
+}
+
+#[test]
+fn what_was_left_is_tried_again_while_a_large_file_is_on_its_way() {
+    let mut slow = Slow::new(false);
+    slow.site.remote("x/a", Stands::After, b"a");
+    slow.site.settle();
+    // What has such a name is nobody else's.
+    let in_the_way = slow.site.at("x").join(OsStr::from_bytes(b"\xff"));
+    fs::write(&in_the_way, "in the way").unwrap();
+    slow.fill();
+    slow.site.remote_deletion("x/a");
+    slow.site.remote("x", Stands::After, b"a file by now");
+    slow.site.until("the directory makes way", |site| !site.at("x/a").exists());
+    assert!(slow.site.is_pending("x"));
+    fs::remove_file(in_the_way).unwrap();
+    slow.site.until("the file is there", |site| site.at("x").is_file());
     assert!(!slow.site.at("large-0").exists());
 }
