@@ -24,6 +24,9 @@ pub const MIN_NODE_REFS: usize = 32;
 pub const AVERAGE_NODE_REFS: usize = 128;
 /// See [`MIN_NODE_REFS`].
 pub const MAX_NODE_REFS: usize = 512;
+/// The bytes of one manifest node at the most: a reference takes 32 for the hash, 3 for the length and up to 8 for the
+/// span, and the count 2. Nodes are kept until they are needed, so this bounds what that takes.
+pub const MAX_NODE_BYTES: usize = MAX_NODE_REFS * 48;
 /// Levels of manifest nodes above the chunks. At the least fill of each, four levels hold 64 × 32⁴ chunks of
 /// 16 KiB: a terabyte; at the average fill a million times that.
 pub const MAX_MANIFEST_LEVELS: u8 = 4;
@@ -83,7 +86,7 @@ const _: () = assert!(MAX_COMMIT_BYTES + 1024 <= MAX_MESSAGE_BYTES);
 const _: () = assert!(MAX_INLINE_BYTES <= MIN_CHUNK_BYTES);
 const _: () = assert!(MAX_CHUNK_BYTES <= MAX_CONTENT_MESSAGE_BYTES);
 // A manifest node travels as a chunk.
-const _: () = assert!(MAX_NODE_REFS * 48 <= MAX_CHUNK_BYTES);
+const _: () = assert!(MAX_NODE_BYTES <= MAX_CHUNK_BYTES);
 
 /// The most bytes that one entry can take when it is encoded: the sum of its parts' bounds.
 pub const MAX_ENTRY_BYTES: usize = MAX_KEY_BYTES

@@ -10,6 +10,7 @@
 //! - A provider has as many bytes under way as its window allows: what it sends in about half a second (`provider.rs`).
 //! - Nodes that fetch the same share the work: each chunk is fetched from where it is complete by one of them, and by
 //!   the others from that one (`rank.rs`), so that the source sends it once.
+//! - A provider that keeps no promise while one of them expires is not waited for again before it has kept one.
 //! - A provider that fails rests: what it was asked for is asked of others, and after a while it is asked again. What one
 //!   is asked for that has become quiet is asked of others, too.
 //! - A chunk that every provider lacks is reported, asked for again after a delay, and at once of a provider that is new.
@@ -285,7 +286,10 @@ impl Transfer {
     /// A chunk came that the provider was getting when it was asked for it. Its bytes are right.
     pub fn arrived_late(&mut self, now: Instant, peer: NodeId, chunk: ChunkRef) {
         self.cancel(chunk);
-        if self.providers.get_mut(&peer).is_some_and(|provider| provider.gives(now)) {
+        let Some(provider) = self.providers.get_mut(&peer) else { return };
+        let was = provider.standing();
+        provider.gives(now);
+        if provider.standing() != was {
             self.assign_anew(now);
         }
     }
@@ -371,6 +375,7 @@ impl Transfer {
                 }
             }
         }
+        self.judge_promises(now);
         while let Some(&(at, chunk)) = self.later.first()
             && at <= now
         {
@@ -388,6 +393,27 @@ impl Transfer {
                 self.dequeue(chunk);
                 self.enqueue(now, chunk);
             }
+        }
+    }
+
+    /// Who keeps no promise is not waited for any more, whatever else it promised: else it could hold up each chunk anew.
+    fn judge_promises(&mut self, now: Instant) {
+        let is_due = |(at, _): &&(Instant, ChunkRef)| *at <= now;
+        let mut was_trusted = false;
+        for (_, chunk) in self.later.iter().take_while(is_due) {
+            let want = &self.wants[chunk];
+            if let State::Coming(peer) = want.state
+                && let Some(lack) = want.lack_of(peer)
+                && let Some(provider) = self.providers.get_mut(&peer)
+                && provider.is_trusted()
+                && !matches!(lack.word(now, provider), Word::Promised(..))
+            {
+                provider.breaks_promise_of(lack.at);
+                was_trusted |= !provider.is_trusted();
+            }
+        }
+        if was_trusted {
+            self.assign_anew(now);
         }
     }
 

@@ -191,6 +191,9 @@ pub(crate) fn encode_node(node: &NodeRef, to: &mut Writer<'_>) {
 /// Reads a reference to a manifest node.
 pub(crate) fn decode_node(from: &mut Reader<'_>) -> Result<NodeRef, DecodeError> {
     let chunk = decode_chunk(from)?;
+    if MAX_NODE_BYTES < chunk.length as usize {
+        return Err(DecodeError::Invalid { what: "manifest node length" });
+    }
     let span = from.varint("manifest span")?;
     // A content is no longer than a file can be, so that sums of spans cannot overflow.
     if span == 0 || i64::MAX as u64 / MAX_NODE_REFS as u64 <= span {
@@ -351,6 +354,18 @@ mod tests {
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             let _ = decode_entry(&mut Reader::new(&bytes));
         }
+    }
+
+    #[test]
+    fn a_manifest_node_that_is_longer_than_any_can_be_is_refused() {
+        let longest = u32::try_from(MAX_NODE_BYTES).unwrap();
+        let decoded = |length| {
+            let chunk = ChunkRef { hash: ChunkHash([1; 32]), length };
+            let mut bytes = Vec::new();
+            encode_node(&NodeRef { chunk, span: 1 }, &mut Writer(&mut bytes));
+            decode_node(&mut Reader::new(&bytes)).is_ok()
+        };
+        assert!(decoded(longest) && !decoded(longest + 1));
     }
 
     #[test]

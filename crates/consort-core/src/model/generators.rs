@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 
 use crate::content::{ChunkHash, ChunkRef, Content, NodeRef};
-use crate::limits::{MAX_CHUNK_BYTES, MAX_MANIFEST_LEVELS};
+use crate::limits::{MAX_CHUNK_BYTES, MAX_MANIFEST_LEVELS, MAX_NODE_BYTES};
 use crate::model::attributes::{Attributes, Kind, Origin};
 use crate::model::hlc::Timestamp;
 use crate::model::id::AuthorId;
@@ -53,18 +53,20 @@ fn any_dot() -> impl Strategy<Value = Dot> {
         .prop_map(|(author, time)| Dot { author: AuthorId([author; 16]), time: Timestamp(time) })
 }
 
-fn any_chunk() -> impl Strategy<Value = ChunkRef> {
-    let longest = u32::try_from(MAX_CHUNK_BYTES).expect("a chunk is shorter than 4 GiB");
+fn any_chunk(longest: usize) -> impl Strategy<Value = ChunkRef> {
+    let longest = u32::try_from(longest).expect("a chunk is shorter than 4 GiB");
     (any::<[u8; 32]>(), 1..=longest)
         .prop_map(|(hash, length)| ChunkRef { hash: ChunkHash(hash), length })
 }
 
 fn any_content() -> impl Strategy<Value = Content> {
-    let node = (any_chunk(), 1u64..1 << 40).prop_map(|(chunk, span)| NodeRef { chunk, span });
+    let node = (any_chunk(MAX_NODE_BYTES), 1u64..1 << 40);
+    let node = node.prop_map(|(chunk, span)| NodeRef { chunk, span });
     prop_oneof![
         Just(Content::Deleted),
         prop::collection::vec(any::<u8>(), 0..64).prop_map(|bytes| Content::Inline(bytes.into())),
-        prop::collection::vec(any_chunk(), 1..6).prop_map(|chunks| Content::Chunks(chunks.into())),
+        prop::collection::vec(any_chunk(MAX_CHUNK_BYTES), 1..6)
+            .prop_map(|chunks| Content::Chunks(chunks.into())),
         (1..=MAX_MANIFEST_LEVELS, prop::collection::vec(node, 1..6))
             .prop_map(|(level, nodes)| Content::Tree { level, nodes: nodes.into() }),
     ]

@@ -75,64 +75,53 @@ impl Pace {
     }
 }
 
-/// The chunks of a message as they are sent. Its memory is used again for the next message.
-#[derive(Default)]
+/// The chunks of one message as they are sent. Where they are compressed, the link is slow, and fresh memory costs little
+/// beside it: so none is kept from message to message, and what is there is no longer than the chunks.
 pub(super) struct Packed {
-    zstd: Option<Compressor<'static>>,
-    compressed: Vec<u8>,
+    compressed: Option<Vec<u8>>,
     trailer: Vec<u8>,
 }
 
 impl Packed {
-    /// Takes the chunks of a message, before which come `header` bytes.
-    pub(super) fn pack(&mut self, header: usize, chunks: &[u8], pace: Pace) {
-        self.trailer.clear();
-        if chunks.len() < LEAST_BYTES || !self.compress(chunks, pace) {
-            self.trailer.push(PLAIN);
-            return;
+    /// Of the chunks of a message, before which come `header` bytes.
+    pub(super) fn of(header: usize, chunks: &[u8], pace: Pace) -> Self {
+        let compressed = if chunks.len() < LEAST_BYTES { None } else { compress(chunks, pace) };
+        let mut trailer = Vec::new();
+        if compressed.is_some() {
+            for length in [chunks.len(), header] {
+                let length = u32::try_from(length).expect("a message is shorter");
+                trailer.extend_from_slice(&length.to_le_bytes());
+            }
         }
-        for length in [chunks.len(), header] {
-            let length = u32::try_from(length).expect("a message is shorter");
-            self.trailer.extend_from_slice(&length.to_le_bytes());
-        }
-        self.trailer.push(COMPRESSED);
+        trailer.push(if compressed.is_some() { COMPRESSED } else { PLAIN });
+        Self { compressed, trailer }
     }
 
-    /// What is sent behind the header, of the chunks that were packed last.
+    /// What is sent behind the header, of the chunks that were packed.
     pub(super) fn parts<'a>(&'a self, chunks: &'a [u8]) -> [&'a [u8]; 2] {
-        match self.trailer.last() {
-            Some(&COMPRESSED) => [&self.compressed, &self.trailer],
-            _ => [chunks, &self.trailer],
-        }
+        [self.compressed.as_deref().unwrap_or(chunks), &self.trailer]
     }
+}
 
-    /// Whether the chunks were compressed and that pays.
-    fn compress(&mut self, chunks: &[u8], pace: Pace) -> bool {
-        if !pace.pays(0.0) {
-            return false;
-        }
-        let zstd = match &mut self.zstd {
-            Some(zstd) => zstd,
-            none => match Compressor::new(LEVEL) {
-                Ok(zstd) => none.insert(zstd),
-                Err(_) => return false,
-            },
-        };
-        let compressed = &mut self.compressed;
-        let mut left = |bytes: &[u8]| {
-            compressed.clear();
-            // What does not fit is not worth it.
-            compressed.reserve(bytes.len());
-            let length = zstd.compress_to_buffer(bytes, compressed).ok();
-            length.map_or(1.0, |length| length as f64 / bytes.len() as f64)
-        };
-        let mut sample = Vec::with_capacity(SAMPLES * SAMPLE_BYTES);
-        for number in 0..SAMPLES {
-            let start = chunks.len() / SAMPLES * number;
-            sample.extend_from_slice(&chunks[start..chunks.len().min(start + SAMPLE_BYTES)]);
-        }
-        pace.pays(left(&sample)) && left(chunks) < 1.0
+/// The chunks compressed, if that pays.
+fn compress(chunks: &[u8], pace: Pace) -> Option<Vec<u8>> {
+    if !pace.pays(0.0) {
+        return None;
     }
+    let mut zstd = Compressor::new(LEVEL).ok()?;
+    let mut compressed = |bytes: &[u8]| {
+        // What does not fit is not worth it.
+        let mut compressed = Vec::with_capacity(bytes.len());
+        zstd.compress_to_buffer(bytes, &mut compressed).ok()?;
+        (compressed.len() < bytes.len()).then_some(compressed)
+    };
+    let mut sample = Vec::with_capacity(SAMPLES * SAMPLE_BYTES);
+    for number in 0..SAMPLES {
+        let start = chunks.len() / SAMPLES * number;
+        sample.extend_from_slice(&chunks[start..chunks.len().min(start + SAMPLE_BYTES)]);
+    }
+    let left = compressed(&sample)?.len() as f64 / sample.len() as f64;
+    if pace.pays(left) { compressed(chunks) } else { None }
 }
 
 /// Whether a message as it came is compressed.
@@ -194,8 +183,7 @@ mod tests {
     }
 
     fn packed(header: &[u8], chunks: &[u8], pace: Pace) -> Vec<u8> {
-        let mut packed = Packed::default();
-        packed.pack(header.len(), chunks, pace);
+        let packed = Packed::of(header.len(), chunks, pace);
         let [chunks, trailer] = packed.parts(chunks);
         [header, chunks, trailer].concat()
     }

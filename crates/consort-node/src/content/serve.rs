@@ -35,7 +35,7 @@ pub const MAX_READS: usize = 8;
 /// Answers of one connection in memory: one that is written, one that is ready, one that is read.
 pub const MAX_ANSWERS_PER_CONNECTION: usize = 3;
 
-/// Answers of all connections in memory, of up to a megabyte each. Further requests wait.
+/// Answers of all connections in memory, of up to a megabyte each, or two where it is compressed. Further requests wait.
 pub const MAX_ANSWERS: usize = 64;
 
 /// A connection on which nothing is asked for this long is closed. Peers close theirs sooner.
@@ -88,6 +88,12 @@ enum ServeError {
 
 /// What is ready to be written.
 struct Prepared {
+    read: Read,
+    packed: Packed,
+}
+
+/// What was read for an answer.
+struct Read {
     buffers: Buffers,
     /// How much of the payload is meant.
     end: usize,
@@ -100,13 +106,13 @@ struct Prepared {
 struct Buffers {
     header: Vec<u8>,
     payload: Vec<u8>,
-    packed: Packed,
 }
 
-impl Prepared {
-    fn pack(&mut self, pace: Pace) {
-        let Buffers { header, payload, packed } = &mut self.buffers;
-        packed.pack(header.len(), &payload[..self.end], pace);
+impl Read {
+    fn pack(self, pace: Pace) -> Prepared {
+        let Buffers { header, payload } = &self.buffers;
+        let packed = Packed::of(header.len(), &payload[..self.end], pace);
+        Prepared { read: self, packed }
     }
 }
 
@@ -203,12 +209,11 @@ impl Shared {
             let late = if request.is_none() { arrived.batch() } else { Vec::new() };
             let prepared = spawn_blocking(move || {
                 let _reading = reading;
-                let mut prepared = match request {
+                let read = match request {
                     Some(request) => shared.answer(&request, peer, &seat, buffers, permit),
                     None => shared.read_late(&late, buffers, permit),
                 }?;
-                prepared.pack(pace);
-                Ok::<_, StoreError>(prepared)
+                Ok::<_, StoreError>(read.pack(pace))
             });
             let prepared = prepared.await??;
             if ready.send(prepared).await.is_err() {
@@ -225,13 +230,13 @@ impl Shared {
         mut answers: mpsc::Receiver<Prepared>,
         empty: mpsc::Sender<Buffers>,
     ) -> Result<(), ServeError> {
-        while let Some(answer) = answers.recv().await {
-            if answer.buffers.header.is_empty() {
-                let _ = empty.try_send(answer.buffers);
+        while let Some(Prepared { read, packed }) = answers.recv().await {
+            if read.buffers.header.is_empty() {
+                let _ = empty.try_send(read.buffers);
                 continue;
             }
-            let Prepared { buffers, end, chunks, .. } = answer;
-            let [packed, trailer] = buffers.packed.parts(&buffers.payload[..end]);
+            let Read { buffers, end, chunks, .. } = read;
+            let [packed, trailer] = packed.parts(&buffers.payload[..end]);
             let parts = [&*buffers.header, packed, trailer];
             let bytes = parts.iter().map(|part| part.len()).sum();
             let began = Instant::now();
@@ -260,7 +265,7 @@ impl Shared {
         seat: &Seat,
         mut buffers: Buffers,
         permit: OwnedSemaphorePermit,
-    ) -> Result<Prepared, StoreError> {
+    ) -> Result<Read, StoreError> {
         let fetcher = self.fetcher.get().and_then(Weak::upgrade);
         let promise =
             |chunk: &ChunkRef| fetcher.as_ref().and_then(|fetcher| fetcher.promise(chunk, peer));
@@ -281,7 +286,7 @@ impl Shared {
         }
         let (end, chunks) = reading.finish();
         encode_response(request.id, answers.into_iter(), &mut buffers.header);
-        Ok(Prepared { buffers, end, chunks, _permit: permit })
+        Ok(Read { buffers, end, chunks, _permit: permit })
     }
 
     /// Reads chunks that a peer waited for. If one is gone again, the peer waits no longer than for any other.
@@ -290,7 +295,7 @@ impl Shared {
         late: &[ChunkRef],
         mut buffers: Buffers,
         permit: OwnedSemaphorePermit,
-    ) -> Result<Prepared, StoreError> {
+    ) -> Result<Read, StoreError> {
         let mut here = Vec::with_capacity(late.len());
         let mut reading = Reading::begin(&self.local, &mut buffers, late);
         for chunk in late {
@@ -302,7 +307,7 @@ impl Shared {
         if !here.is_empty() {
             encode_late(&here, &mut buffers.header);
         }
-        Ok(Prepared { buffers, end, chunks, _permit: permit })
+        Ok(Read { buffers, end, chunks, _permit: permit })
     }
 }
 
@@ -317,7 +322,7 @@ struct Reading<'a> {
 
 impl<'a> Reading<'a> {
     fn begin(local: &'a LocalContent, buffers: &'a mut Buffers, chunks: &[ChunkRef]) -> Self {
-        let Buffers { header, payload, .. } = buffers;
+        let Buffers { header, payload } = buffers;
         header.clear();
         if payload.len() < payload_bytes(chunks) {
             payload.resize(payload_bytes(chunks), 0);

@@ -13,6 +13,7 @@ mod copies;
 mod files;
 mod open;
 mod plan;
+mod turns;
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem;
@@ -28,6 +29,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbound
 use self::copies::Copied;
 use self::files::Files;
 use self::open::Half;
+use self::turns::{Next, Turns};
 use super::status::{Progress, Underway};
 use super::{Ignores, Root, Staged};
 use crate::content::staged::StagedFile;
@@ -50,10 +52,15 @@ const RETRY_AFTER: Duration = Duration::from_millis(250);
 const RETRY_AFTER_AT_MOST: Duration = Duration::from_secs(15);
 /// How soon a full disk is tried again, whatever else happens: each try may cost a transfer.
 const FULL_AGAIN_AFTER: Duration = Duration::from_secs(2);
-/// How long removals wait for jobs that may still copy from what is removed.
+/// How long removals wait for jobs that may still copy from what is removed: since all was begun, and since a chunk
+/// was last found here. Chunks that come over a slow link do not keep them.
 const REMOVALS_WAIT: Duration = Duration::from_millis(500);
+/// How soon a file that somebody may still write to is looked at again.
+const HELD_AGAIN_AFTER: Duration = Duration::from_millis(10);
 /// Keys that are looked at although they are not pending. Beyond that all keys are.
 const MAX_UNLISTED: usize = 10_000;
+/// Directories that are known to let no file be moved out of them. If there are so many, none is moved at all.
+const MAX_UNMOVED: usize = 1024;
 
 /// Something that has to be done to one path.
 #[derive(Debug)]
@@ -124,8 +131,8 @@ pub(super) struct Outcome {
     pub(super) changed: bool,
     /// Something could not be done now.
     pub(super) left: bool,
-    /// A file that was as expected could not be moved.
-    pub(super) unmoved: bool,
+    /// Directories out of which a file could not be moved, and cannot be later.
+    pub(super) unmoved: Vec<String>,
 }
 
 /// The stager's thread, from outside. It ends when this is dropped.
@@ -192,7 +199,8 @@ impl Stager {
             retry_at: None,
             retry_after: RETRY_AFTER,
             full_until: None,
-            moves: true,
+            unmoved: BTreeSet::new(),
+            turns: Turns::default(),
         };
         let thread =
             std::thread::Builder::new().name("apply".into()).spawn(move || thread.run())?;
@@ -264,8 +272,8 @@ struct Pass {
     page: std::vec::IntoIter<(Key, Sequence)>,
     /// All of them were read, for this half.
     listed: bool,
-    /// All chunks were looked for, for the first half, since then.
-    staged_since: Option<Instant>,
+    /// Everything was begun, for the first half, and nothing was found here since then.
+    begun_since: Option<Instant>,
     /// The directory above which was looked last, and whether all was well there: neighbours share it.
     looked_above: Option<(String, bool)>,
     /// Nothing was found to do.
@@ -284,6 +292,7 @@ struct Thread {
     orders: Receiver<Order>,
     batches: Sender<Vec<Work>>,
     fetched: Receiver<Fetched>,
+    /// Before the files, so that those who copy find it gone, and end, when all is dropped.
     copied: Receiver<Copied>,
     files: Files,
     jobs: HashMap<u64, Job>,
@@ -316,8 +325,11 @@ struct Thread {
     retry_after: Duration,
     /// The disk was full; nothing is tried before then.
     full_until: Option<Instant>,
-    /// Files can be moved here, as far as is known. If not (from what may only be read, or across quotas), they are copied.
-    moves: bool,
+    /// Directories out of which files cannot be moved (across mounts or quotas, or from what may only be read): they
+    /// are copied.
+    unmoved: BTreeSet<String>,
+    /// Which large files are begun.
+    turns: Turns,
 }
 
 /// The engine is gone.
@@ -344,8 +356,16 @@ impl Thread {
             progress = true;
         }
         while let Ok(copied) = self.copied.try_recv() {
-            self.files.on_copied(copied);
+            self.on_copied(copied);
             progress = true;
+        }
+        if self.files.has_room_for_large() {
+            match self.turns.next() {
+                None => {}
+                // Those that cannot be had are not tried without end.
+                Some(Next::Again) if self.left => self.leave(),
+                Some(Next::More | Next::Again) => self.again = true,
+            }
         }
         match self.advance() {
             Ok(advanced) => progress |= advanced,
@@ -366,12 +386,12 @@ impl Thread {
     fn wait(&mut self) -> Result<(), Ended> {
         self.view = None;
         // When there is room again, something else has happened before.
-        let is_busy = self.is_full() || self.files.are_searching();
-        let removals = self.pass.as_ref().filter(|_| !is_busy);
-        let removals = removals.and_then(|pass| pass.staged_since);
+        let removals = self.pass.as_ref().filter(|_| !self.is_full());
+        let removals = removals.and_then(|pass| pass.begun_since);
         let full = self.full_until.filter(|_| self.again);
         let removals = removals.map(|since| since + REMOVALS_WAIT);
-        let wake_at = [self.retry_at, full, removals].into_iter().flatten().min();
+        let held = self.files.are_held().then(|| Instant::now() + HELD_AGAIN_AFTER);
+        let wake_at = [self.retry_at, full, removals, held].into_iter().flatten().min();
         let timeout = wake_at
             .map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
         select! {
@@ -383,7 +403,7 @@ impl Thread {
             }
             recv(self.copied) -> copied => {
                 if let Ok(copied) = copied {
-                    self.files.on_copied(copied);
+                    self.on_copied(copied);
                 }
             }
             default(timeout) => {
@@ -394,6 +414,16 @@ impl Thread {
             }
         }
         Ok(())
+    }
+
+    fn on_copied(&mut self, copied: Copied) {
+        let is_here = matches!(copied.written, Ok(Some(_)));
+        if let Some(since) = self.pass.as_mut().and_then(|pass| pass.begun_since.as_mut())
+            && is_here
+        {
+            *since = Instant::now();
+        }
+        self.files.on_copied(copied);
     }
 
     fn on_order(&mut self, order: Order) {
@@ -414,7 +444,8 @@ impl Thread {
                 self.again = true;
             }
             Order::Done(Outcome { keys, changed, left, unmoved }) => {
-                self.moves &= !unmoved;
+                let room = MAX_UNMOVED.saturating_sub(self.unmoved.len());
+                self.unmoved.extend(unmoved.into_iter().take(room));
                 self.handed_on -= 1;
                 self.view = None;
                 for key in keys {
@@ -477,7 +508,7 @@ impl Thread {
             after: None,
             page: Vec::new().into_iter(),
             listed: false,
-            staged_since: None,
+            begun_since: None,
             looked_above: None,
             idle: true,
         });
@@ -514,13 +545,10 @@ impl Thread {
             self.extra = self.unlisted.iter().cloned().collect();
             return Ok(true);
         }
-        if self.files.are_searching() {
-            return Ok(false);
-        }
-        let waited = pass.staged_since.get_or_insert_with(Instant::now).elapsed();
+        let waited = pass.begun_since.get_or_insert_with(Instant::now).elapsed();
         if idle || REMOVALS_WAIT <= waited {
             (pass.removing, pass.listed, pass.after) = (true, false, None);
-            (pass.staged_since, pass.looked_above) = (None, None);
+            (pass.begun_since, pass.looked_above) = (None, None);
             return Ok(true);
         }
         Ok(false)
@@ -548,7 +576,7 @@ impl Thread {
     /// Something is left to do. Unless something happens before, it is tried again after a while.
     fn leave(&mut self) {
         self.left = true;
-        // A pass may last as long as a large file takes.
+        // A pass may last as long as chunks of large files are found here.
         let may_last = self.pass.is_none() || self.files.are_searching();
         if may_last && self.retry_at.is_none() {
             self.retry_at = Some(Instant::now() + self.retry_after);
@@ -623,7 +651,9 @@ impl Thread {
                 self.active.remove(&from);
             }
         }
-        self.files.cancel(id);
+        if job.open_files != 0 {
+            self.files.cancel(id);
+        }
     }
 
     fn hand_on(&mut self) -> Result<bool, Ended> {

@@ -400,7 +400,7 @@ impl<'c> Engine<'c> {
     }
 
     /// Ends this engine if the ignore patterns are others now.
-    fn check_ignores(&mut self, key: &str) {
+    pub(super) fn check_ignores(&mut self, key: &str) {
         if key == IGNORE_FILE && self.ignores.changed(&self.root).unwrap_or(true) {
             self.end(Exit::IgnoresChanged);
         }

@@ -3,7 +3,8 @@
 //! Content is staged in `.consort/tmp/`, synced, and only then given its name. Whoever replaces or
 //! removes something says what is expected to be there. The old entry is not overwritten: it is
 //! swapped out in one step, looked at where nobody else can reach it by name, and unlinked only if
-//! it is what was expected. Otherwise it is swapped back.
+//! it is what was expected. Otherwise it is swapped back. Moving a file from key to key is in
+//! `place/moving.rs`, content before it has a key in `place/stage.rs`.
 //!
 //! Two gaps no file system closes. A program that still holds the old file open writes to a file
 //! that has lost its name: do not place over a file of which the watcher says that it is being
@@ -35,6 +36,7 @@ use crate::folder::root::{
 };
 use crate::folder::{EntryKind, Meta, Root, join_key, split_key};
 
+mod moving;
 mod stage;
 
 pub(super) use stage::share_of_open_files;
@@ -99,6 +101,9 @@ pub enum PlaceError {
     /// The node's user may not write there.
     #[error("not permitted ({0}); give the user who runs this node write permission")]
     NotPermitted(io::Error),
+    /// The file cannot be moved there, now or later; it can still be copied.
+    #[error("it cannot be moved ({0}); it is copied")]
+    Unmovable(io::Error),
     /// The file system failed.
     #[error("the file system failed: {0}")]
     Io(io::Error),
@@ -265,38 +270,6 @@ impl Root {
             return Err(PlaceError::Changed);
         }
         Ok(after)
-    }
-
-    /// Gives the file at `from` the key `key` instead, if it is still the expected one and `key` is free; with the
-    /// parents of that if they are missing. Nobody finds it missing meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// See [`PlaceError`]; `Changed` also if nothing is at `from` any more, or something is at `key`.
-    pub fn move_file(&self, from: &str, expected: &Meta, key: &str) -> Result<Placed, PlaceError> {
-        let (old_parent, old_name) = self.open_parent(from).map_err(absent_is_changed)?;
-        check(&old_parent, old_name, expected, from)?;
-        let Parent { dir, name, created } = self.parent_of(key)?;
-        let moved = || -> Result<Meta, PlaceError> {
-            match rename_new(&old_parent, old_name, &dir, name) {
-                Err(Errno::EXIST | Errno::NOENT) => return Err(PlaceError::Changed),
-                renamed => renamed?,
-            }
-            let meta = meta_at(&dir, name)?;
-            if meta.same_after_rename(expected) && self.is_parent_of(&old_parent, from) {
-                return Ok(meta);
-            }
-            // Should the user have made a new entry in its place meanwhile, it stays where it is, and is found there.
-            let _ = rename_new(&dir, name, &old_parent, old_name);
-            Err(PlaceError::Changed)
-        };
-        match moved() {
-            Ok(meta) => Ok(Placed { meta, created }),
-            Err(error) => {
-                self.unmake(&created);
-                Err(error)
-            }
-        }
     }
 
     /// Removes the file or symlink at `key`, if it is still the expected one.
@@ -661,19 +634,19 @@ mod tests {
 
     const MTIME: i64 = 1_234_567_890_123_456_789;
 
-    struct Fixture {
+    pub(super) struct Fixture {
         dir: tempfile::TempDir,
-        root: Root,
+        pub(super) root: Root,
     }
 
     impl Fixture {
-        fn new() -> Self {
+        pub(super) fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let root = Root::open(dir.path()).unwrap();
             Self { dir, root }
         }
 
-        fn at(&self, key: &str) -> PathBuf {
+        pub(super) fn at(&self, key: &str) -> PathBuf {
             self.dir.path().join(key)
         }
 
@@ -692,7 +665,7 @@ mod tests {
             temp
         }
 
-        fn place(
+        pub(super) fn place(
             &self,
             content: &str,
             key: &str,
@@ -701,7 +674,7 @@ mod tests {
             self.root.place_file(self.staged(content), key, expected)
         }
 
-        fn stat(&self, key: &str) -> Meta {
+        pub(super) fn stat(&self, key: &str) -> Meta {
             self.root.stat(key).unwrap().unwrap()
         }
 
@@ -710,7 +683,7 @@ mod tests {
         }
     }
 
-    fn read(path: impl AsRef<Path>) -> String {
+    pub(super) fn read(path: impl AsRef<Path>) -> String {
         fs::read_to_string(path).unwrap()
     }
 
@@ -743,10 +716,12 @@ mod tests {
         let staging = fixture.root.stage(0o640).unwrap();
         let target = staging.target(0);
         target.write(b"content").unwrap();
+        assert!(staging.is_held());
         assert!(matches!(staging.finish(7, 0o640, MTIME), Err(PlaceError::Io(_))));
 
         let staging = fixture.root.stage(0o640).unwrap();
         staging.target(0).write(b"content").unwrap();
+        assert!(!staging.is_held());
         assert!(staging.finish(7, 0o640, MTIME).is_ok());
     }
 
@@ -797,29 +772,6 @@ mod tests {
         assert!(matches!(touched, Err(PlaceError::Changed)), "{touched:?}");
         assert_eq!(read(fixture.at("f")), "users");
         assert!(fixture.temp_is_empty());
-    }
-
-    #[test]
-    fn a_file_moves_to_a_free_key_if_it_is_what_was_expected() {
-        let fixture = Fixture::new();
-        let known = fixture.place("known", "f", Expected::Absent).unwrap().meta;
-        let placed = fixture.root.move_file("f", &known, "a/b/g").unwrap();
-        assert_eq!(placed.created, ["a", "a/b"]);
-        assert_eq!(placed.meta, fixture.stat("a/b/g"));
-        assert!(placed.meta.same_after_rename(&known) && !fixture.at("f").exists());
-        let again = fixture.root.move_file("f", &known, "c/h");
-        assert!(matches!(again, Err(PlaceError::Changed)), "{again:?}");
-        fs::write(fixture.at("h"), "users").unwrap();
-        let onto = fixture.root.move_file("a/b/g", &placed.meta, "h");
-        assert!(matches!(onto, Err(PlaceError::Changed)), "{onto:?}");
-        fs::write(fixture.at("a/b/g"), "users, too").unwrap();
-        let changed = fixture.root.move_file("a/b/g", &placed.meta, "c/h");
-        assert!(matches!(changed, Err(PlaceError::Changed)), "{changed:?}");
-        assert_eq!(
-            (read(fixture.at("h")), read(fixture.at("a/b/g"))),
-            ("users".into(), "users, too".into())
-        );
-        assert!(!fixture.at("c").exists());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::apply::{Op, Outcome, Work};
 use super::engine::{Engine, record_of, recorded_meta};
 use super::index::is_racy_and_coarse;
 use super::project::conflict_prefix;
-use super::{EntryKind, Expected, PlaceError, Placed, RemovedDirectory, Root, Staged};
+use super::{EntryKind, Expected, PlaceError, Placed, RemovedDirectory, Root, Staged, split_key};
 
 /// Places of chunks in one transaction.
 const PLACES_PER_TRANSACTION: usize = 4096;
@@ -40,8 +40,8 @@ struct Changes {
     files: Vec<(Key, Content)>,
     /// Files that moved away, whose chunks are there no more.
     moved: Vec<(Key, Content)>,
-    /// A file that was as expected could not be moved.
-    unmoved: bool,
+    /// Directories out of which a file could not be moved, and cannot be later.
+    unmoved: Vec<String>,
 }
 
 /// An operation was not done, and is to be tried again later.
@@ -65,7 +65,7 @@ impl Engine<'_> {
             _ => None,
         }));
         let (batch, staged) = take_staged(batch);
-        let mut outcome = Outcome { keys, changed: false, left: false, unmoved: false };
+        let mut outcome = Outcome { keys, changed: false, left: false, unmoved: Vec::new() };
         if let Err(error) = self.root.sync_staged(&staged) {
             self.on_batch_error(outcome, error.into());
             return Ok(());
@@ -106,7 +106,7 @@ impl Engine<'_> {
             self.on_batch_error(outcome, error.into());
             return Ok(());
         }
-        outcome.unmoved = changes.unmoved;
+        outcome.unmoved = std::mem::take(&mut changes.unmoved);
         let looks = std::mem::take(&mut changes.looks);
         self.record(changes, settled)?;
         self.count_put_in_place(view.record_count())?;
@@ -294,7 +294,9 @@ impl Engine<'_> {
                 return Err(error.into());
             }
             Err(error) => {
-                changes.unmoved = true;
+                if matches!(error, PlaceError::Unmovable(_)) {
+                    changes.unmoved.push(split_key(from).0.to_owned());
+                }
                 return Err(error.into());
             }
             Ok(placed) => placed,

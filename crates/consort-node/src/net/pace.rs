@@ -21,7 +21,6 @@ use std::convert::Infallible;
 use std::io;
 use std::num::NonZeroU64;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -95,8 +94,6 @@ pub(super) enum Lane {
 /// Paces one direction.
 #[derive(Debug)]
 pub(super) struct Pacer {
-    /// In bytes a second; zero is no limit.
-    rate: AtomicU64,
     epoch: Instant,
     lines: Mutex<Lines>,
     /// For each line: somebody has come to wait, or the first has had its turn.
@@ -106,6 +103,8 @@ pub(super) struct Pacer {
 /// Who waits, and until when.
 #[derive(Debug, Default)]
 struct Lines {
+    /// Under the same lock as who waits, so that nobody begins to wait for a limit that is gone.
+    limit: Option<Rate>,
     clocks: Clocks,
     /// Who waits in each line, by its number. There is at most one for each direction of a connection.
     waiting: [BTreeMap<u64, Waker>; 2],
@@ -119,25 +118,22 @@ pub(super) struct Place(Option<u64>);
 impl Pacer {
     /// Without a limit.
     pub(super) fn new() -> Self {
-        Self {
-            rate: AtomicU64::new(0),
-            epoch: Instant::now(),
-            lines: Mutex::default(),
-            moved: Default::default(),
-        }
+        Self { epoch: Instant::now(), lines: Mutex::default(), moved: Default::default() }
     }
 
     /// Replaces the limit. What has passed is paid for as it was.
     pub(super) fn set(&self, limit: Option<Rate>) {
-        self.rate.store(limit.map_or(0, Rate::bytes), Ordering::Relaxed);
+        let mut lines = lock(&self.lines);
+        lines.limit = limit;
         if limit.is_none() {
-            let waiting = std::mem::take(&mut lock(&self.lines).waiting);
+            let waiting = std::mem::take(&mut lines.waiting);
+            drop(lines);
             waiting.into_iter().flat_map(BTreeMap::into_values).for_each(Waker::wake);
         }
     }
 
     pub(super) fn limit(&self) -> Option<Rate> {
-        NonZeroU64::new(self.rate.load(Ordering::Relaxed)).map(Rate)
+        lock(&self.lines).limit
     }
 
     /// Lets `pass` pass a piece when its turn has come, and says what came of it. It is told how many bytes that may be
@@ -150,11 +146,12 @@ impl Pacer {
         cx: &mut Context<'_>,
         pass: impl FnOnce(usize) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
-        let Some(rate) = self.limit() else {
+        let mut lines = lock(&self.lines);
+        let Some(rate) = lines.limit else {
+            drop(lines);
             place.0 = None;
             return Poll::Ready(pass(usize::MAX));
         };
-        let mut lines = lock(&self.lines);
         let now = self.epoch.elapsed();
         let is_first = match lines.waiting[lane as usize].first_key_value() {
             Some((first, _)) => place.0.is_some_and(|number| number <= *first),
@@ -246,7 +243,7 @@ impl Clocks {
 mod tests {
     use std::future::poll_fn;
     use std::sync::Arc;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use proptest::prelude::*;
 

@@ -35,17 +35,17 @@ const BOUND: Duration = Duration::from_secs(30);
 const DATASET: DatasetId = DatasetId([5; 16]);
 
 /// Nodes of one cluster, on one runtime. The test itself is outside of it and may block.
-struct World {
+pub(crate) struct World {
     runtime: Runtime,
     cluster: Cluster,
     next: u32,
 }
 
 /// A node that has a store and a directory, and serves and fetches.
-struct Peer {
+pub(crate) struct Peer {
     id: NodeId,
-    net: Arc<Network>,
-    fetcher: Arc<Fetcher>,
+    pub(crate) net: Arc<Network>,
+    pub(crate) fetcher: Arc<Fetcher>,
     local: Arc<LocalContent>,
     server: Server,
     home: TempDir,
@@ -56,14 +56,14 @@ fn wants(chunks: &[ChunkRef]) -> Vec<Want> {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let runtime = Runtime::new().unwrap();
         let cluster = runtime.block_on(Cluster::new());
         Self { runtime, cluster, next: 0 }
     }
 
     /// A node that serves what it has.
-    fn peer(&mut self) -> Peer {
+    pub(crate) fn peer(&mut self) -> Peer {
         self.peer_serving(|server| Arc::new(move |peer, connection| server.serve(peer, connection)))
     }
 
@@ -94,7 +94,7 @@ impl World {
 }
 
 impl Peer {
-    fn knows(&self, others: &[&Self]) {
+    pub(crate) fn knows(&self, others: &[&Self]) {
         let known = others
             .iter()
             .map(|other| KnownPeer { node: other.id, addresses: vec![other.net.local_addr()] });
@@ -115,7 +115,7 @@ impl Peer {
     }
 
     /// Writes a file and tells the store where its chunks are.
-    fn write(&self, name: &str, bytes: &[u8]) -> Vec<ChunkRef> {
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Vec<ChunkRef> {
         fs::write(self.home.path().join("data").join(name), bytes).unwrap();
         let mut transaction = Transaction::new(DATASET, Body::Nothing);
         let (mut offset, mut refs) = (0, Vec::new());

@@ -365,6 +365,29 @@ fn a_full_disk_pauses_and_goes_on_when_there_is_room() {
 }
 
 #[test]
+fn a_full_disk_pauses_what_is_copied_on_the_machine_as_well() {
+    let cluster = Cluster::new(2);
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let Some(_small) = Mount::small(&b.dir) else { return };
+    a.run(["dataset", "create", DATASET]).expect_done();
+    a.link();
+    b.link();
+    let bytes = Random::new(2).bytes(3 * 1024 * 1024);
+    fs::write(a.path("first"), &bytes).expect("a new file");
+    fs::write(b.path("filler"), vec![0; 3 * 1024 * 1024]).expect("there is room");
+    cluster.settle();
+
+    // Its bytes are there already, and are written by those who find them.
+    fs::write(a.path("second"), &bytes).expect("a new file");
+    b.until_state("paused");
+    assert!(!b.path("second").exists(), "a file appears whole or not at all");
+
+    fs::remove_file(b.path("filler")).expect("it is there");
+    until("the file to arrive", || b.path("second").exists());
+    cluster.settle();
+}
+
+#[test]
 fn a_read_only_link_takes_nothing_over() {
     let cluster = Cluster::new(2);
     let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };

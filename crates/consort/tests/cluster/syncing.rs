@@ -57,6 +57,24 @@ fn what_is_small_and_new_does_not_wait_for_what_is_large_and_slow() {
 }
 
 #[test]
+fn a_node_that_is_killed_while_it_writes_a_large_file_out_has_it_whole_in_the_end() {
+    let mut cluster = Cluster::linked(2);
+    let [a, b] = &mut cluster.nodes[..] else { unreachable!("two nodes") };
+    // So slow that it is under way for a while.
+    fs::write(a.home.join("config.toml"), "[limits]\nup = \"400Mbit/s\"\n").expect("a new file");
+    a.stop();
+    a.start();
+    // What was written is written out after 64 MiB.
+    fs::write(a.path("large"), Random::new(8).bytes(96 << 20)).expect("a new file");
+    let before = b.traffic();
+    until("enough of it to be there", || b.traffic() - before > 70 << 20);
+    b.kill_and_start();
+    cluster.settle();
+    let left = fs::read_dir(cluster.nodes[1].path(".consort/tmp")).expect("it is there").count();
+    assert_eq!(left, 0, "something is left of what was under way");
+}
+
+#[test]
 fn directories_that_both_hold_something_are_merged() {
     let cluster = Cluster::new(2);
     let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };

@@ -66,6 +66,10 @@ pub(super) struct Provider {
     failures: u32,
     /// It lacked something, and since then gave so many chunks one after another.
     lacked: Option<usize>,
+    /// When it last kept a promise.
+    kept: Option<Instant>,
+    /// It did not keep a promise, and has kept no other since it gave that one.
+    breaks_promises: bool,
 }
 
 #[derive(Debug)]
@@ -98,6 +102,8 @@ impl Provider {
             rests: None,
             failures: 0,
             lacked: None,
+            kept: None,
+            breaks_promises: false,
         }
     }
 
@@ -116,9 +122,19 @@ impl Provider {
         self.gave
     }
 
+    /// Whether it is waited for when it promises something.
+    pub(super) fn is_trusted(&self) -> bool {
+        !self.breaks_promises
+    }
+
+    /// It did not keep a promise in time that it gave then. Where it keeps others meanwhile, the link may just be slow.
+    pub(super) fn breaks_promise_of(&mut self, then: Instant) {
+        self.breaks_promises |= self.kept.is_none_or(|kept| kept < then);
+    }
+
     /// What decides which chunks are asked of it.
-    pub(super) fn standing(&self) -> (bool, bool) {
-        (self.is_partial(), self.rests())
+    pub(super) fn standing(&self) -> (bool, bool, bool) {
+        (self.is_partial(), self.rests(), self.is_trusted())
     }
 
     pub(super) fn is_asked(&self) -> bool {
@@ -192,10 +208,11 @@ impl Provider {
         }
     }
 
-    /// It gave a chunk that it was getting when it was asked for it. Whether it had become quiet.
-    pub(super) fn gives(&mut self, now: Instant) -> bool {
+    /// It gave a chunk that it was getting when it was asked for it.
+    pub(super) fn gives(&mut self, now: Instant) {
         self.gave = now;
-        self.heard(now)
+        (self.kept, self.breaks_promises) = (Some(now), false);
+        self.heard(now);
     }
 
     /// A part of an answer came. Whether it had become quiet.

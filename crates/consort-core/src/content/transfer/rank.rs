@@ -67,7 +67,7 @@ pub(super) enum Word {
 impl Lack {
     pub(super) fn word(&self, now: Instant, provider: &Provider) -> Word {
         let mut since = self.at;
-        if let Some(promise) = self.coming {
+        if let Some(promise) = self.coming.filter(|_| provider.is_trusted()) {
             let quiet = self.at.max(provider.gave()) + QUIET_AT_MOST;
             let until = quiet.min(self.at + COMING_AT_MOST);
             if now < until {

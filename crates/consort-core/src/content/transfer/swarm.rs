@@ -56,6 +56,8 @@ struct Node {
     begins: u64,
     receives_until: u64,
     is_alive: bool,
+    /// It promises all that it does not have, and gets none of it.
+    lies: bool,
     sent_bytes: u64,
 }
 
@@ -64,6 +66,8 @@ struct Swarm {
     serial: u64,
     events: BTreeMap<(u64, u64), Event>,
     nodes: Vec<Node>,
+    /// Chunks that a node wants at a time.
+    wants: usize,
     numbers: BTreeMap<ChunkRef, usize>,
 }
 
@@ -88,12 +92,14 @@ impl Swarm {
                 begins: 0,
                 receives_until: 0,
                 is_alive: true,
+                lies: false,
                 sent_bytes: 0,
             }
         };
         let numbers = (0..CHUNKS).map(|number| (chunk(number), number)).collect();
         let (now, serial, events) = (0, 0, BTreeMap::new());
-        Self { now, serial, events, nodes: (0..nodes).map(node).collect(), numbers }
+        let wants = WANTS_BYTES / CHUNK_BYTES as usize;
+        Self { now, serial, events, nodes: (0..nodes).map(node).collect(), wants, numbers }
     }
 
     fn after(&mut self, delay_us: u64, event: Event) {
@@ -105,8 +111,7 @@ impl Swarm {
     fn pump(&mut self, at: usize) {
         let now = Instant(self.now);
         let node = &mut self.nodes[at];
-        let full = WANTS_BYTES / CHUNK_BYTES as usize;
-        while node.begins <= self.now && node.next < CHUNKS && node.transfer.wanted() < full {
+        while node.begins <= self.now && node.next < CHUNKS && node.transfer.wanted() < self.wants {
             node.transfer.want(now, chunk(node.next), Urgency::Later);
             node.next += 1;
         }
@@ -137,6 +142,7 @@ impl Swarm {
         for n in chunks {
             let promise = match node.has[n] {
                 true => None,
+                false if node.lies => Some(Promise::Direct),
                 false => node.transfer.promise(&chunk(n), id(to)),
             };
             if promise.is_some() {
@@ -316,6 +322,23 @@ fn a_promise_that_is_not_kept_holds_nobody_up_for_ever() {
         }
     }
     assert!(now <= failed + FIRST_REST + FIRST_RETRY);
+}
+
+#[test]
+fn one_that_promises_everything_and_keeps_nothing_delays_the_whole_by_one_wait() {
+    let honest = Swarm::new(2, |_, _| true).run();
+    // One that gives nothing at all is waited for less than one that gives something now and then.
+    for (has, wait) in [(usize::MAX, QUIET_AT_MOST), (64, COMING_AT_MOST)] {
+        let mut swarm = Swarm::new(3, |_, _| true);
+        // It wants so little at a time that each wait would stop it.
+        swarm.wants = 128;
+        let liar = &mut swarm.nodes[1];
+        (liar.lies, liar.next, liar.missing) = (true, CHUNKS, 0);
+        liar.has.iter_mut().step_by(has).for_each(|has| *has = true);
+        let delay = swarm.run().now - honest.now;
+        let wait = u64::try_from(wait.as_micros()).expect("short");
+        assert!(delay < wait + 1_000_000, "{delay} µs where one wait is {wait} µs");
+    }
 }
 
 #[test]

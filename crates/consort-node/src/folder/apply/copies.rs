@@ -38,12 +38,13 @@ pub(super) struct Copied {
     pub(super) written: Result<Option<Result<(), PlaceError>>, StoreError>,
 }
 
-/// The threads. They end when this is dropped, which waits for them.
+/// The threads. They end when this is dropped. That waits for those that copy, each for one chunk at the most, but not for
+/// the one that writes out: a slow disk takes long for that, and nothing depends on it.
 #[derive(Debug)]
 pub(super) struct Copier {
     copies: Option<Sender<Copy>>,
     written: Option<Sender<WriteOut>>,
-    threads: Vec<JoinHandle<()>>,
+    copying: Vec<JoinHandle<()>>,
 }
 
 impl Copier {
@@ -53,17 +54,17 @@ impl Copier {
         let (done, copied) = bounded(MAX_LOOKED_FOR);
         let (written, write_outs) = bounded::<WriteOut>(1);
         let (copies, written) = (Some(copies), Some(written));
-        let mut copier = Self { copies, written, threads: Vec::new() };
+        let mut copier = Self { copies, written, copying: Vec::new() };
         let threads = available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
         for number in 0..threads {
             let (local, queue, done) = (Arc::clone(local), queue.clone(), done.clone());
             let name = format!("copy-{number}");
             let thread = std::thread::Builder::new().name(name);
-            copier.threads.push(thread.spawn(move || copy_all(&local, &queue, &done))?);
+            copier.copying.push(thread.spawn(move || copy_all(&local, &queue, &done))?);
         }
         let write_out = move || write_outs.into_iter().for_each(|file| file.run());
         let thread = std::thread::Builder::new().name("write-out".into());
-        copier.threads.push(thread.spawn(write_out)?);
+        thread.spawn(write_out)?;
         Ok((copier, copied))
     }
 
@@ -82,7 +83,7 @@ impl Copier {
 impl Drop for Copier {
     fn drop(&mut self) {
         (self.copies, self.written) = (None, None);
-        for thread in self.threads.drain(..) {
+        for thread in self.copying.drain(..) {
             // If it has ended, it was because of a panic, which was reported.
             let _ = thread.join();
         }

@@ -31,11 +31,13 @@ const MAX_OPEN_FILES: usize = 512;
 /// Manifest nodes that are fetched before the file needs them, for each file: with the average of their size, half a
 /// gigabyte of content.
 const NODES_AHEAD: usize = 64;
-/// Manifest nodes, each of a few kilobytes, that are wanted or kept. Above this, only what a file needs at once is
+/// Manifest nodes, each of a few kilobytes and no longer than `MAX_NODE_BYTES`, that are wanted or kept. Above this, only what a file needs at once is
 /// wanted, and no file is begun.
 const MAX_NODES: usize = 1024;
-/// Files whose chunks are being looked for at a time. They are few that are large; what is small is soon done.
-const MAX_SEARCHING: usize = 64;
+/// Large files that are begun at a time. Further ones have to wait where they cost nothing, so that small ones pass them.
+const MAX_LARGE: usize = 1024;
+/// Large files that wait for a manifest node at a time. Those after them are not looked into yet.
+const MAX_WAITING_FOR_NODES: usize = 64;
 /// When so much was written of a file, it is written out.
 const WRITE_OUT_BYTES: u64 = 64 << 20;
 /// A content of at most so many bytes is small: it is fetched before what is larger.
@@ -74,6 +76,8 @@ pub(super) struct Files {
     /// Manifest nodes that are not on this machine, and the files that will enter them.
     nodes: HashMap<ChunkRef, Awaited>,
     files: HashMap<u64, File>,
+    /// How many of them are large.
+    large: usize,
     open: usize,
     /// How many may be, as things are in this pass.
     max_open: usize,
@@ -81,6 +85,8 @@ pub(super) struct Files {
     /// The files whose chunks are being looked for: the small ones first, then in the order in which they were begun, so
     /// that nodes that fetch the same fetch it in the same order and can give it to each other.
     searching: BTreeSet<(bool, u64)>,
+    /// Files that are complete, and that somebody else could still write to.
+    held: BTreeSet<u64>,
     ended: Vec<Ended>,
     missing: bool,
     copier: Copier,
@@ -141,10 +147,12 @@ impl Files {
             takers: 0,
             nodes: HashMap::new(),
             files: HashMap::new(),
+            large: 0,
             open: 0,
             max_open: MAX_OPEN_FILES,
             next_id: 0,
             searching: BTreeSet::new(),
+            held: BTreeSet::new(),
             ended: Vec::new(),
             missing: false,
             copier,
@@ -167,17 +175,25 @@ impl Files {
     /// Whether no more files should be begun now. As long as that can be, further ones are begun before the chunks of large
     /// ones are looked for: they may be small.
     pub(super) fn is_full(&self) -> bool {
-        self.wants_enough(false)
-            || self.max_open <= self.open
-            || MAX_NODES <= self.nodes.len()
-            || MAX_SEARCHING <= self.searching.len()
+        self.wants_enough(false) || self.max_open <= self.open || MAX_NODES <= self.nodes.len()
+    }
+
+    /// Whether another large file may be begun.
+    pub(super) fn takes_large(&self) -> bool {
+        self.large < MAX_LARGE
+    }
+
+    /// Whether so many large files have ended that it is worth looking for more of them.
+    pub(super) fn has_room_for_large(&self) -> bool {
+        self.large <= MAX_LARGE / 2
     }
 
     /// Begins with a file. It will be among the [ended](Self::take_ended), unless it is canceled.
     pub(super) fn begin(&mut self, job: u64, slot: usize, path: Key, version: Arc<Version>) {
         let chunks = Some(Walk::new(&version.content));
         let (needs, staging, fresh, outstanding, stalled) = (None, None, None, 0, false);
-        let is_large = SMALL_BYTES < version.content.size();
+        let is_large = is_large(&version);
+        self.large += usize::from(is_large);
         let written = Underway::new(&self.progress);
         let file = File {
             job,
@@ -201,6 +217,9 @@ impl Files {
 
     /// What ended since it was asked last.
     pub(super) fn take_ended(&mut self) -> Vec<Ended> {
+        for id in std::mem::take(&mut self.held) {
+            self.end_if_complete(id);
+        }
         std::mem::take(&mut self.ended)
     }
 
@@ -217,6 +236,11 @@ impl Files {
         !self.searching.is_empty() || self.looked_for != 0
     }
 
+    /// Whether files are complete but for somebody who may still write to them, and does not tell when he does no more.
+    pub(super) fn are_held(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// Whether a small file is next.
     pub(super) fn is_small_next(&self) -> bool {
         self.searching.first().is_some_and(|(is_large, _)| !is_large)
@@ -226,7 +250,7 @@ impl Files {
     /// or no room for it.
     pub(super) fn advance(&mut self) -> bool {
         let Some(&(is_large, id)) = self.searching.first() else { return false };
-        if self.wants_enough(is_large) || MAX_LOOKED_FOR <= self.looked_for {
+        if self.wants_enough(is_large) || (is_large && MAX_LOOKED_FOR <= self.looked_for) {
             return false;
         }
         let waits = |file: &File| file.stalled || file.needs.is_some();
@@ -246,6 +270,8 @@ impl Files {
                 }
                 self.end_if_complete(id);
             }
+            // Those that wait were begun before this one, and go on before it.
+            Step::Needs(_) if is_large && self.wait_enough_for_nodes() => return false,
             Step::Needs(node) => {
                 if let Err(error) = self.enter(id, node) {
                     tracing::warn!(%error, "a manifest cannot be read");
@@ -266,6 +292,12 @@ impl Files {
             },
         }
         true
+    }
+
+    /// Whether no more large files are to wait for manifest nodes.
+    fn wait_enough_for_nodes(&self) -> bool {
+        let waiting = self.files.values().filter(|file| file.is_large && file.needs.is_some());
+        MAX_WAITING_FOR_NODES <= waiting.count()
     }
 
     /// Goes on in the manifest of a file, or wants the node that it needs from peers, and some of those after it.
@@ -550,6 +582,10 @@ impl Files {
             return;
         }
         let Some(file) = self.files.get_mut(&id) else { return };
+        if file.staging.as_ref().is_some_and(Staging::is_held) {
+            self.held.insert(id);
+            return;
+        }
         let attributes = &file.version.attributes;
         let (size, mode) = (file.version.content.size(), u32::from(attributes.mode));
         let staging = match file.staging.take() {
@@ -590,6 +626,7 @@ impl Files {
     /// Takes a file out, and with it what only it wanted.
     fn remove(&mut self, id: u64) -> Option<File> {
         let file = self.files.remove(&id)?;
+        self.large -= usize::from(file.is_large);
         self.open -= usize::from(file.staging.is_some());
         self.searching.remove(&(file.is_large, id));
         if file.chunks.is_some() {
@@ -620,6 +657,10 @@ impl Files {
         }
         Some(file)
     }
+}
+
+pub(super) fn is_large(version: &Version) -> bool {
+    SMALL_BYTES < version.content.size()
 }
 
 /// Whether at least half of the room is left.

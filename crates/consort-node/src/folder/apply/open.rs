@@ -8,12 +8,13 @@ use consort_core::store::{Sequence, StoreError, View};
 use consort_core::{ChunkRef, Content, Key, Kind, Version};
 use consort_store::{DiskView, Place};
 
+use super::files::is_large;
 use super::plan::{Plan, Show};
-use super::{Job, Op, Thread};
-use crate::folder::EntryKind;
+use super::{Job, MAX_UNMOVED, Op, Thread};
 use crate::folder::engine::recorded_meta;
 use crate::folder::project::copied_key;
 use crate::folder::status::Underway;
+use crate::folder::{EntryKind, split_key};
 
 /// What a key is looked at for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,16 +108,21 @@ impl Thread {
         let mut job = Job { key, sequence, newest, ops, open_files, complete, written, fresh };
         let id = self.next_id;
         self.next_id += 1;
+        let mut put_off = false;
         if showing {
             for show in shows {
-                self.prepare(view, id, &mut job, show)?;
+                put_off |= !self.prepare(view, id, &mut job, show, half)?;
             }
         } else if removing {
             job.ops = removals.into_iter().map(|path| Some(Op::Remove { path })).collect();
         }
         self.active.insert(job.key.clone(), (sequence, Some(id)));
         self.jobs.insert(id, job);
-        self.finish_if_complete(id);
+        if put_off {
+            self.abandon(id);
+        } else {
+            self.finish_if_complete(id);
+        }
         Ok(())
     }
 
@@ -170,14 +176,16 @@ impl Thread {
         Ok(false)
     }
 
-    /// Adds what a path needs to a job. Nothing is staged for a path at which it could not be put in place.
+    /// Adds what a path needs to a job. Nothing is staged for a path at which it could not be put in place. False if the
+    /// key has to be put off.
     fn prepare(
         &mut self,
         view: &DiskView,
         id: u64,
         job: &mut Job,
         show: Show,
-    ) -> Result<(), StoreError> {
+        half: Half,
+    ) -> Result<bool, StoreError> {
         let same_bytes = show.same_bytes();
         let there = self.look(view, &show)?;
         let (path, version) = (show.path, Arc::new(show.version));
@@ -194,15 +202,22 @@ impl Thread {
                 self.active.insert(from.clone(), (Sequence::default(), None));
                 Op::Move { from, path, version }
             }
+            Kind::File
+                if is_large(&version)
+                    && let (room, listed) = (self.files.takes_large(), half != Half::Both)
+                    && !self.turns.take(&job.key, room, listed) =>
+            {
+                return Ok(false);
+            }
             Kind::File => {
                 self.files.begin(id, job.ops.len(), path, version);
                 job.ops.push(None);
                 job.open_files += 1;
-                return Ok(());
+                return Ok(true);
             }
         };
         job.ops.push(Some(op));
-        Ok(())
+        Ok(true)
     }
 
     /// The first chunk of a content, if its manifest is on this machine: otherwise no file here has that content.
@@ -222,7 +237,7 @@ impl Thread {
 
     /// A file that is to go, and is what this version is to the last attribute: as a rule, somebody renamed it.
     fn find_moved(&self, view: &DiskView, version: &Version) -> Result<Option<Key>, StoreError> {
-        if !self.moves {
+        if MAX_UNMOVED <= self.unmoved.len() {
             return Ok(None);
         }
         let (content, attributes) = (&version.content, &version.attributes);
@@ -230,6 +245,9 @@ impl Thread {
         for place in self.store.locate(first.hash)? {
             let Place::InFile { dataset, path: from, offset: 0, .. } = place else { continue };
             if dataset != self.dataset || self.active.contains_key(&from) {
+                continue;
+            }
+            if self.unmoved.contains(split_key(&from).0) {
                 continue;
             }
             let Some(record) = view.record(&from)? else { continue };

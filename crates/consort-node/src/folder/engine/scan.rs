@@ -24,8 +24,12 @@ impl Engine<'_> {
             self.end(Exit::RootGone);
             return Ok(());
         }
-        self.scanning = true;
         if start.is_none() {
+            // They may have come before the watcher began, or while it was overrun.
+            self.check_ignores(IGNORE_FILE);
+            if self.exit.is_some() {
+                return Ok(());
+            }
             let known = self.view()?.record_count().max(std::mem::take(&mut self.listed));
             self.progress.begin_scan(Some(known));
             self.progress.clear_problems();
@@ -36,6 +40,7 @@ impl Engine<'_> {
                 self.progress.set_note(&line, text);
             }
         }
+        self.scanning = true;
         if let Some(start) = start {
             self.progress.clear_problems_beneath(start);
         }

@@ -215,15 +215,21 @@ impl Staging {
         target.offset == offset && Arc::ptr_eq(&target.file, &self.file)
     }
 
+    /// Whether there is still a [`Target`] in the file.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        Arc::strong_count(&self.end) != 1
+    }
+
     /// Gives the file its length, permissions and modification time. Nothing is durable yet.
     ///
     /// # Errors
     ///
     /// The disk is full, the file system failed, or there is still a [`Target`] in the file; the file is removed.
     pub fn finish(self, size: u64, mode: u32, mtime_ns: i64) -> Result<Staged, PlaceError> {
-        if Arc::strong_count(&self.end) != 1 {
+        if self.is_held() {
             return Err(PlaceError::Io(io::Error::other(
-                "it is still being written; it is tried again",
+                "it is still being written; it is fetched again",
             )));
         }
         if self.end.load(Ordering::Acquire) != size {

@@ -38,6 +38,19 @@ fn patterns_that_arrive_hold_at_once_and_what_they_let_go_appears() {
 }
 
 #[test]
+fn patterns_that_come_while_the_engine_starts_hold() {
+    for _ in 0..20 {
+        let site = Site::new();
+        site.write(".consortignore", "*.log\n");
+        site.flush();
+        site.write("a.log", "mine");
+        site.write("b", "mine");
+        site.flush();
+        assert!(site.winner("a.log").is_none() && site.winner("b").is_some());
+    }
+}
+
+#[test]
 fn patterns_that_change_while_the_node_is_down_count_when_it_is_up() {
     let mut site = Site::new();
     site.write(".consortignore", "*.log\n");
