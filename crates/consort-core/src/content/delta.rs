@@ -24,9 +24,10 @@
 //! ```
 //!
 //! The instructions go through the content from its beginning to its end. A page takes its levels and its values from two
-//! streams, which run through all pages; what it takes may be said after it, and be more than it takes. Before anything that is no
-//! page, nothing is left in either.
+//! streams, which run through all pages; what goes to a page is said behind it, and may be behind others too. Before bytes as they
+//! are, bytes that were not asked for, and the end, nothing is left in either stream.
 
+use alloc::borrow::Cow;
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -105,7 +106,7 @@ impl Runs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Levels<'a> {
     /// As they are, since they are short, or there are none.
-    Plain(&'a [u8]),
+    Plain(Cow<'a, [u8]>),
     /// From the stream: one or two sections, each with its length before it.
     Runs(Vec<Runs>),
 }
@@ -123,7 +124,7 @@ pub enum Values {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page<'a> {
     /// What stands before what is compressed.
-    pub head: &'a [u8],
+    pub head: Cow<'a, [u8]>,
     /// How the rest is compressed.
     pub codec: Codec,
     /// The levels.
@@ -133,6 +134,16 @@ pub struct Page<'a> {
 }
 
 impl Page<'_> {
+    /// The same, with bytes of its own.
+    pub fn into_owned(self) -> Page<'static> {
+        let levels = match self.levels {
+            Levels::Plain(bytes) => Levels::Plain(bytes.into_owned().into()),
+            Levels::Runs(runs) => Levels::Runs(runs),
+        };
+        let (codec, values) = (self.codec, self.values);
+        Page { head: self.head.into_owned().into(), codec, levels, values }
+    }
+
     /// What it takes of a stream.
     pub fn takes(&self, stream: Stream) -> usize {
         match (stream, &self.levels, self.values) {
@@ -313,7 +324,7 @@ impl Runs {
 
 impl<'a> Page<'a> {
     fn encode(&self, to: &mut Writer<'_>) {
-        to.bytes(self.head);
+        to.bytes(&self.head);
         to.u8(match self.codec {
             Codec::Stored => 0,
             Codec::Snappy => SNAPPY,
@@ -340,7 +351,7 @@ impl<'a> Page<'a> {
     }
 
     fn decode(from: &mut Reader<'a>) -> Result<Self, DecodeError> {
-        let head = from.bytes(MAX_PAGE_HEAD_BYTES, "head of a page")?;
+        let head = from.bytes(MAX_PAGE_HEAD_BYTES, "head of a page")?.into();
         let codec = match from.u8("codec")? {
             0 => Codec::Stored,
             SNAPPY => Codec::Snappy,
@@ -348,7 +359,7 @@ impl<'a> Page<'a> {
             _ => return Err(DecodeError::Invalid { what: "codec" }),
         };
         let levels = match from.u8("levels")? {
-            0 => Levels::Plain(from.bytes(MAX_PAGE_HEAD_BYTES, "levels")?),
+            0 => Levels::Plain(from.bytes(MAX_PAGE_HEAD_BYTES, "levels")?.into()),
             count @ 1..=2 => {
                 let runs = (0..count).map(|_| Runs::decode(from));
                 Levels::Runs(runs.collect::<Result<_, _>>()?)
@@ -415,13 +426,13 @@ mod tests {
             level in 1_u8..=22,
         ) {
             let plain = Page {
-                head: &bytes,
+                head: (&bytes).into(),
                 codec: Codec::Zstd(level),
-                levels: Levels::Plain(&bytes),
+                levels: Levels::Plain((&bytes).into()),
                 values: Values::Plain(1000),
             };
             let coded = Page {
-                head: &bytes,
+                head: (&bytes).into(),
                 codec: Codec::Snappy,
                 levels: Levels::Runs(vec![a, b]),
                 values: Values::Indices(c),
@@ -456,7 +467,8 @@ mod tests {
     fn a_page_that_claims_more_than_a_page_holds_is_refused() {
         let huge = Runs { width: 32, count: u32::MAX };
         let values = Values::Indices(huge);
-        let page = Page { head: b"", codec: Codec::Stored, levels: Levels::Plain(b""), values };
+        let levels = Levels::Plain(b"".into());
+        let page = Page { head: b"".into(), codec: Codec::Stored, levels, values };
         let mut bytes = Vec::new();
         Instruction::Page(page).encode(&mut bytes);
         let refused = Instruction::decode(&mut Reader::new(&bytes));
