@@ -30,7 +30,7 @@ use std::os::unix::fs::FileExt;
 use consort_core::content::parquet::{MAGIC, PageHeader, Unreadable};
 use consort_core::limits::MAX_PAGE_HEAD_BYTES;
 
-pub use ask::{Rebuild, Rebuilt};
+pub use ask::{MAX_LACKING, Rebuild, Rebuilder, Rebuilt, is_base, pays};
 
 /// What can be read at any place.
 trait Source {

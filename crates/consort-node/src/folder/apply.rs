@@ -30,6 +30,7 @@ use self::files::Files;
 use self::open::Half;
 use super::status::{Progress, Underway};
 use super::{Ignores, Root, Staged};
+use crate::content::delta::Rebuilt;
 use crate::content::staged::StagedFile;
 use crate::content::{Contents, Fetched};
 
@@ -158,7 +159,7 @@ impl Stager {
         // As many orders as batches, and as many wakes as the engine cares to give: it is woken once per event.
         let (orders, inbox) = unbounded();
         let (outbox, batches) = bounded(MAX_WAITING_BATCHES);
-        let (files, fetched, copied) =
+        let (files, fetched, copied, rebuilt) =
             Files::new(Arc::clone(&root), Arc::clone(&contents), Arc::clone(&progress))?;
         let thread = Thread {
             dataset,
@@ -172,6 +173,7 @@ impl Stager {
             batches: outbox,
             fetched,
             copied,
+            rebuilt,
             files,
             jobs: HashMap::new(),
             active: HashMap::new(),
@@ -285,6 +287,7 @@ struct Thread {
     batches: Sender<Vec<Work>>,
     fetched: Receiver<Fetched>,
     copied: Receiver<Copied>,
+    rebuilt: Receiver<Rebuilt>,
     files: Files,
     jobs: HashMap<u64, Job>,
     /// Keys that are worked on here (with their job) or in the engine, and those whose files are on their way to others.
@@ -347,6 +350,10 @@ impl Thread {
             self.files.on_copied(copied);
             progress = true;
         }
+        while let Ok(rebuilt) = self.rebuilt.try_recv() {
+            self.files.on_rebuilt(rebuilt);
+            progress = true;
+        }
         match self.advance() {
             Ok(advanced) => progress |= advanced,
             Err(error) => self.on_store_error(&error),
@@ -384,6 +391,11 @@ impl Thread {
             recv(self.copied) -> copied => {
                 if let Ok(copied) = copied {
                     self.files.on_copied(copied);
+                }
+            }
+            recv(self.rebuilt) -> rebuilt => {
+                if let Ok(rebuilt) = rebuilt {
+                    self.files.on_rebuilt(rebuilt);
                 }
             }
             default(timeout) => {

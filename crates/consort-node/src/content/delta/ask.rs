@@ -160,7 +160,9 @@ fn rebuild(
         messages = Some(from);
     }
     let mut taker = Taker::new(base, chunks, tell);
-    while let Some(message) = messages.as_mut().and_then(mpsc::Receiver::blocking_recv) {
+    while !taker.is_ended()
+        && let Some(message) = messages.as_mut().and_then(mpsc::Receiver::blocking_recv)
+    {
         if !is_wanted() {
             break;
         }
