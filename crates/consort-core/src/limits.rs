@@ -80,6 +80,9 @@ pub const MAX_PAGE_HEAD_BYTES: usize = 64 * 1024;
 /// What a page may hold in plain form. Writers make pages of one megabyte; either side holds a few.
 pub const MAX_PLAIN_PAGE_BYTES: usize = 16 * 1024 * 1024;
 
+/// The values of a dictionary by which pages are taken apart: 20 bytes of memory each.
+pub const MAX_DICTIONARY_VALUES: usize = 1 << 20;
+
 /// Pages that may wait for the rest of their bytes: short ones, since a piece is found only when it is complete.
 pub const MAX_WAITING_PAGES: usize = 1024;
 

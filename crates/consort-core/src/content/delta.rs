@@ -16,16 +16,20 @@
 //!                 3, head, codec, levels, values    a page
 //!                 4, stream, first, count      pieces that are known, one after another, for a stream
 //!                 5, stream, bytes             new bytes for a stream
+//!                 6, length, count             a dictionary that is known here and not made: so many bytes of the values
 //!
 //!   codec         0: none, 1: Snappy, 1 + n: Zstandard at level n
 //!   levels        0, bytes: as they are; or how many sections (1 or 2), each as runs
-//!   values        0, length: so many bytes; or runs: indices
+//!   values        0, length: so many bytes; 1, length, count: a dictionary; 2, runs: indices; 3, runs: tags
 //!   runs          width (1 to 32), count
 //! ```
 //!
 //! The instructions go through the content from its beginning to its end. A page takes its levels and its values from two
 //! streams, which run through all pages; what goes to a page is said behind it, and may be behind others too. Before bytes as they
 //! are, bytes that were not asked for, and the end, nothing is left in either stream.
+//!
+//! Tags stand for indices: a row that comes or goes changes which index a value has in a dictionary, and never its tag. They
+//! are those of the last dictionary before.
 
 use alloc::borrow::Cow;
 use alloc::vec::Vec;
@@ -35,7 +39,7 @@ use super::Content;
 use super::exchange::LATE;
 use crate::encoding::{DecodeError, Reader, Writer};
 use crate::limits::{
-    MAX_DELTA_PIECES, MAX_DELTA_STRETCHES, MAX_PAGE_HEAD_BYTES, MAX_PIECE_BYTES,
+    MAX_DELTA_PIECES, MAX_DELTA_STRETCHES, MAX_DICTIONARY_VALUES, MAX_PAGE_HEAD_BYTES, MAX_PIECE_BYTES,
     MAX_PLAIN_PAGE_BYTES,
 };
 use crate::model::canonical::{decode_content, encode_content};
@@ -116,9 +120,25 @@ pub enum Levels<'a> {
 pub enum Values {
     /// So many bytes of the stream.
     Plain(u32),
+    /// A dictionary: what the indices of the pages behind it mean.
+    Dictionary(Dictionary),
     /// Indices, before which stands their width.
     Indices(Runs),
+    /// The same, by the tags of what they mean: four bytes each.
+    Tags(Runs),
 }
+
+/// How a dictionary comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dictionary {
+    /// So many bytes of the stream.
+    pub length: u32,
+    /// How many values are in them, at most [`MAX_DICTIONARY_VALUES`].
+    pub count: u32,
+}
+
+/// The bytes of a tag.
+pub const TAG_BYTES: usize = 4;
 
 /// How a page is put together: the head, then the compressed levels and values.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,7 +170,9 @@ impl Page<'_> {
             (Stream::Levels, Levels::Plain(_), _) => 0,
             (Stream::Levels, Levels::Runs(runs), _) => runs.iter().map(Runs::stream_bytes).sum(),
             (Stream::Values, _, Values::Plain(bytes)) => bytes as usize,
+            (Stream::Values, _, Values::Dictionary(dictionary)) => dictionary.length as usize,
             (Stream::Values, _, Values::Indices(runs)) => runs.stream_bytes(),
+            (Stream::Values, _, Values::Tags(runs)) => runs.count as usize * TAG_BYTES,
         }
     }
 }
@@ -170,6 +192,8 @@ pub enum Instruction<'a> {
     Copy(Stream, u32, u32),
     /// A piece that is new, at most [`MAX_PIECE_BYTES`].
     Add(Stream, &'a [u8]),
+    /// A dictionary of which no page is to be made. It takes its bytes as a page does.
+    Dictionary(Dictionary),
 }
 
 const END: u8 = 0;
@@ -178,6 +202,7 @@ const RAW: u8 = 2;
 const PAGE: u8 = 3;
 const COPY: u8 = 4;
 const ADD: u8 = 5;
+const DICTIONARY: u8 = 6;
 
 /// The number of the codec before Zstandard's first level.
 const SNAPPY: u8 = 1;
@@ -273,6 +298,10 @@ impl<'a> Instruction<'a> {
                 to.u8(*stream as u8);
                 to.bytes(bytes);
             }
+            Self::Dictionary(dictionary) => {
+                to.u8(DICTIONARY);
+                dictionary.encode(&mut to);
+            }
         }
     }
 
@@ -292,6 +321,7 @@ impl<'a> Instruction<'a> {
                 Ok(Self::Copy(stream, number()?, number()?))
             }
             ADD => Ok(Self::Add(Stream::decode(from)?, from.bytes(MAX_PIECE_BYTES, "a piece")?)),
+            DICTIONARY => Ok(Self::Dictionary(Dictionary::decode(from)?)),
             _ => Err(DecodeError::Invalid { what: "instruction" }),
         }
     }
@@ -322,6 +352,23 @@ impl Runs {
     }
 }
 
+impl Dictionary {
+    fn encode(self, to: &mut Writer<'_>) {
+        to.varint(u64::from(self.length));
+        to.varint(u64::from(self.count));
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let mut bounded = |limit: usize| {
+            let number = u32::try_from(from.varint("dictionary")?).ok();
+            let fits = number.filter(|&number| number as usize <= limit);
+            fits.ok_or(DecodeError::TooLarge { what: "dictionary", limit })
+        };
+        let (length, count) = (bounded(MAX_PLAIN_PAGE_BYTES)?, bounded(MAX_DICTIONARY_VALUES)?);
+        Ok(Self { length, count })
+    }
+}
+
 impl<'a> Page<'a> {
     fn encode(&self, to: &mut Writer<'_>) {
         to.bytes(&self.head);
@@ -345,8 +392,18 @@ impl<'a> Page<'a> {
                 to.u8(0);
                 to.varint(u64::from(bytes));
             }
-            // No width is 0.
-            Values::Indices(runs) => runs.encode(to),
+            Values::Dictionary(dictionary) => {
+                to.u8(1);
+                dictionary.encode(to);
+            }
+            Values::Indices(runs) => {
+                to.u8(2);
+                runs.encode(to);
+            }
+            Values::Tags(runs) => {
+                to.u8(3);
+                runs.encode(to);
+            }
         }
     }
 
@@ -366,13 +423,15 @@ impl<'a> Page<'a> {
             }
             _ => return Err(DecodeError::Invalid { what: "levels" }),
         };
-        let values = match from.clone().u8("values")? {
+        let values = match from.u8("values")? {
             0 => {
-                from.u8("values")?;
                 let bytes = u32::try_from(from.varint("bytes of a page")?);
                 Values::Plain(bytes.map_err(|_| DecodeError::Invalid { what: "bytes of a page" })?)
             }
-            _ => Values::Indices(Runs::decode(from)?),
+            1 => Values::Dictionary(Dictionary::decode(from)?),
+            2 => Values::Indices(Runs::decode(from)?),
+            3 => Values::Tags(Runs::decode(from)?),
+            _ => return Err(DecodeError::Invalid { what: "values" }),
         };
         let page = Self { head, codec, levels, values };
         let limit = MAX_PLAIN_PAGE_BYTES;
@@ -437,7 +496,13 @@ mod tests {
                 levels: Levels::Runs(vec![a, b]),
                 values: Values::Indices(c),
             };
+            let dictionary = Dictionary { length: a.count, count: b.count };
+            let [mut tagged, mut entries] = [coded.clone(), coded.clone()];
+            (tagged.values, entries.values) = (Values::Tags(c), Values::Dictionary(dictionary));
             let all = [
+                Instruction::Page(tagged),
+                Instruction::Page(entries),
+                Instruction::Dictionary(dictionary),
                 Instruction::Page(plain),
                 Instruction::Page(coded),
                 Instruction::Skip(numbers.0),

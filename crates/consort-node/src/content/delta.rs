@@ -6,13 +6,15 @@
 //! is expected, the chunk is fetched as any other. So this changes how many bytes are sent, and nothing else: chunks, manifests
 //! and versions know nothing of it.
 //!
-//! In reading order: [`page`] (one page, apart and together; its encodings are in [`runs`] and [`codec`]), [`pieces`] (cuts
+//! In reading order: [`page`] (one page, apart and together; its encodings are in [`runs`], [`dictionary`] and [`codec`]),
+//! [`pieces`] (cuts
 //! values where they say so), [`base`] (the pieces of the file that is here), [`give`] (says how to make another file
 //! from them), [`take`] (makes it), [`ask`] (the conversation about it). The messages are in [`consort_core::content::delta`].
 
 pub(super) mod ask;
 mod base;
 mod codec;
+mod dictionary;
 pub(super) mod give;
 mod page;
 mod pieces;
@@ -27,7 +29,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use consort_core::content::parquet::{MAGIC, PageHeader, Unreadable};
+use consort_core::content::parquet::{MAGIC, PageHeader, PageKind, Unreadable};
 use consort_core::limits::MAX_PAGE_HEAD_BYTES;
 
 pub use ask::{MAX_LACKING, Rebuild, Rebuilder, Rebuilt, is_base, pays};
@@ -72,6 +74,10 @@ struct PageAt {
 }
 
 impl PageAt {
+    fn is_dictionary(&self) -> bool {
+        self.header.kind == PageKind::Dictionary
+    }
+
     /// Where what follows it begins.
     fn end(&self) -> u64 {
         self.offset + self.header.length as u64 + self.header.size

@@ -8,6 +8,7 @@ use std::thread::available_parallelism;
 use consort_core::content::delta::Stream;
 use consort_core::limits::MAX_DELTA_PIECES;
 
+use super::dictionary::Dictionary;
 use super::page::Apart;
 use super::pieces::{Cutter, PieceHash, hash};
 use super::{OnDisk, PageAt, Source, first_page, page_at};
@@ -29,6 +30,8 @@ pub(super) struct Base<'a> {
     streams: [Pieces; 2],
     /// The newest last.
     kept: VecDeque<(usize, [Vec<u8>; 2])>,
+    /// The number of its page, and what it means.
+    dictionary: Option<(usize, Opener)>,
 }
 
 /// A page, and where in the streams what it holds begins and ends.
@@ -70,10 +73,15 @@ impl<'a> Base<'a> {
         // Each thread begins anew with its pages: that costs a piece or two.
         let threads = available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
         let share = pages.len().div_ceil(threads).max(1);
+        let pages = &pages[..];
         let parts = std::thread::scope(|scope| {
-            let shares = pages.chunks(share).map(|pages| {
+            let shares = (0..pages.len()).step_by(share).map(|start| {
                 let mut source = OnDisk { file, size: on_disk.size };
-                scope.spawn(move || Part::of(&mut source, pages))
+                scope.spawn(move || {
+                    let opener = Opener::behind(&mut source, pages[..start].iter())?;
+                    let end = pages.len().min(start + share);
+                    Part::of(&mut source, &pages[start..end], opener)
+                })
             });
             let running = shares.collect::<Vec<_>>();
             let joined = running.into_iter().map(|thread| thread.join());
@@ -86,6 +94,7 @@ impl<'a> Base<'a> {
             pages: Vec::with_capacity(pages.len()),
             streams: Default::default(),
             kept: VecDeque::new(),
+            dictionary: None,
         };
         for part in parts {
             base.append(part?);
@@ -136,8 +145,17 @@ impl<'a> Base<'a> {
             let kept = self.kept.remove(at)?;
             self.kept.push_back(kept);
         } else {
-            let mut bytes = Vec::new();
-            let apart = take_apart(&mut self.file, &self.pages[number].page, &mut bytes);
+            let before = self.pages[..=number].iter().rposition(|page| page.page.is_dictionary());
+            let mut opener = match (before, self.dictionary.take()) {
+                (Some(before), Some((known, opener))) if before == known => opener,
+                (Some(before), _) => {
+                    let pages = self.pages[before..number].iter().take(1);
+                    Opener::behind(&mut self.file, pages.map(|page| &page.page)).ok()?
+                }
+                _ => Opener::default(),
+            };
+            let apart = opener.take_apart(&mut self.file, &self.pages[number].page, &mut Vec::new());
+            self.dictionary = before.map(|before| (before, opener));
             if self.kept.len() == MAX_KEPT_PAGES {
                 self.kept.pop_front();
             }
@@ -163,13 +181,13 @@ impl<'a> Base<'a> {
 }
 
 impl Part {
-    fn of(source: &mut OnDisk<'_>, pages: &[PageAt]) -> io::Result<Self> {
+    fn of(source: &mut OnDisk<'_>, pages: &[PageAt], mut opener: Opener) -> io::Result<Self> {
         let mut part = Self::default();
         let mut cutters = [Cutter::new(), Cutter::new()];
         let (mut ends, mut bytes) = ([0; 2], Vec::new());
         for page in pages {
             let starts = ends;
-            if let Some(apart) = take_apart(source, page, &mut bytes)? {
+            if let Some(apart) = opener.take_apart(source, page, &mut bytes)? {
                 for (stream, bytes) in apart.streams.iter().enumerate() {
                     ends[stream] += bytes.len() as u64;
                     cutters[stream].push(bytes);
@@ -196,20 +214,53 @@ impl Part {
     }
 }
 
-/// Reads a page into `bytes` and takes it apart, if that is possible.
-pub(super) fn take_apart(
-    source: &mut impl Source,
-    page: &PageAt,
-    bytes: &mut Vec<u8>,
-) -> io::Result<Option<Apart>> {
-    // What is longer than its plain form may be is of no use. It is there: a page ends within its file.
-    let length = page.end() - page.offset;
-    let Some(length) = usize::try_from(length).ok().filter(|length| *length <= MAX_PAGE) else {
-        return Ok(None);
-    };
-    bytes.resize(length, 0);
-    source.read_at(page.offset, bytes)?;
-    Ok(Apart::take(&page.header, bytes))
+/// Takes pages apart, one behind the other: what their indices mean stands before them.
+#[derive(Debug, Default)]
+pub(super) struct Opener {
+    dictionary: Option<Dictionary>,
+}
+
+impl Opener {
+    /// For the pages behind these.
+    fn behind<'a>(
+        source: &mut impl Source,
+        pages: impl DoubleEndedIterator<Item = &'a PageAt>,
+    ) -> io::Result<Self> {
+        let mut opener = Self::default();
+        if let Some(page) = pages.rev().find(|page| page.is_dictionary()) {
+            opener.take_apart(source, page, &mut Vec::new())?;
+        }
+        Ok(opener)
+    }
+
+    /// Reads a page into `bytes` and takes it apart, if that is possible.
+    pub(super) fn take_apart(
+        &mut self,
+        source: &mut impl Source,
+        page: &PageAt,
+        bytes: &mut Vec<u8>,
+    ) -> io::Result<Option<Apart>> {
+        if page.is_dictionary() {
+            self.dictionary = None;
+        }
+        // What is longer than its plain form may be is of no use. It is there: a page ends within its file.
+        let length = page.end() - page.offset;
+        let Some(length) = usize::try_from(length).ok().filter(|length| *length <= MAX_PAGE) else {
+            return Ok(None);
+        };
+        bytes.resize(length, 0);
+        source.read_at(page.offset, bytes)?;
+        let apart = Apart::take(&page.header, bytes, self.dictionary.as_ref());
+        if let Some((form, plain)) = apart.as_ref().and_then(Apart::dictionary) {
+            self.dictionary = Dictionary::of(plain, form.count as usize);
+        }
+        Ok(apart)
+    }
+
+    /// What the indices of the page that is next mean.
+    pub(super) fn dictionary(&self) -> Option<&Dictionary> {
+        self.dictionary.as_ref()
+    }
 }
 
 /// The longest page that is taken apart, with its head.

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use consort_core::content::delta::{Codec, Instruction, PIECE_HASH_BYTES, Request, Stream};
 use consort_core::content::manifest::{Step, Walk};
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::base::take_apart;
+use super::base::Opener;
 use super::codec::Packer;
 use super::page::{Apart, put_together};
 use super::pieces::{Cutter, PieceHash, hash};
@@ -51,34 +51,28 @@ pub(in crate::content) async fn serve(
     mut writer: ContentWriter,
 ) -> io::Result<()> {
     let known = Known::receive(request.known, &mut reader).await?;
-    let pace = Arc::<Mutex<Pace>>::default();
     let (to, mut messages) = mpsc::channel::<(Vec<u8>, Packed)>(WAITING_MESSAGES);
-    let (local, paced) = (Arc::clone(local), Arc::clone(&pace));
+    let local = Arc::clone(local);
     let give = spawn_blocking(move || {
         let Some(mut content) = Verified::of(&local, &request.content) else { return Ok(()) };
         let mut send = |instructions: Vec<u8>| {
             let mut packed = Packed::default();
-            packed.pack(0, &instructions, *lock(&paced));
+            // It stands for what is compressed in the content, and is short as a rule.
+            packed.pack(0, &instructions, Pace::SLOW);
             to.blocking_send((instructions, packed)).map_err(|_| io::ErrorKind::BrokenPipe.into())
         };
         Giver::new(&mut content, &request.wanted, &known, &mut send).give()
     });
     while let Some((instructions, packed)) = messages.recv().await {
         let parts = packed.parts(&instructions);
-        let began = Instant::now();
         let sent = async {
             writer.write_parts(&parts).await?;
             writer.flush().await
         };
         timeout(TIMEOUT, sent).await.map_err(|_| io::ErrorKind::TimedOut)??;
-        lock(&pace).add(parts.iter().map(|part| part.len()).sum(), began.elapsed());
     }
     give.await??;
     writer.shutdown().await
-}
-
-fn lock(pace: &Mutex<Pace>) -> std::sync::MutexGuard<'_, Pace> {
-    pace.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The pieces that the peer has.
@@ -208,6 +202,9 @@ pub(super) struct Giver<'a, S> {
     unsaid: usize,
     waiting: usize,
     skipped: u64,
+    opener: Opener,
+    /// The dictionary before, if it was not said.
+    unsaid_dictionary: Option<PageAt>,
     packer: Packer,
     codec: Codec,
     /// How often in a row the codec gave the bytes of a page.
@@ -233,6 +230,8 @@ impl<'a, S: Source> Giver<'a, S> {
             unsaid: 0,
             waiting: 0,
             skipped: 0,
+            opener: Opener::default(),
+            unsaid_dictionary: None,
             packer: Packer::default(),
             codec: Codec::Stored,
             right: 0,
@@ -251,6 +250,9 @@ impl<'a, S: Source> Giver<'a, S> {
             if self.wants(at, page.end()) {
                 self.page(&page, &mut bytes)?;
             } else {
+                if page.is_dictionary() {
+                    self.unsaid_dictionary = Some(page);
+                }
                 self.skip(page.end() - at);
             }
             at = page.end();
@@ -274,7 +276,12 @@ impl<'a, S: Source> Giver<'a, S> {
 
     /// Says how to make a page; if nothing else helps, what is in it.
     fn page(&mut self, page: &PageAt, bytes: &mut Vec<u8>) -> io::Result<()> {
-        let apart = take_apart(self.source, page, bytes)?;
+        if page.is_dictionary() {
+            self.unsaid_dictionary = Some(*page);
+        } else {
+            self.dictionary()?;
+        }
+        let apart = self.opener.take_apart(self.source, page, bytes)?;
         let codec = apart.as_ref().and_then(|apart| self.find_codec(apart, bytes));
         let (Some(apart), Some(codec)) = (apart, codec) else {
             let mut at = page.offset;
@@ -287,6 +294,29 @@ impl<'a, S: Source> Giver<'a, S> {
         };
         self.say_skipped();
         self.say(&Instruction::Page(apart.form(bytes, codec)));
+        if page.is_dictionary() {
+            self.unsaid_dictionary = None;
+        }
+        self.push(&apart);
+        Ok(())
+    }
+
+    /// Says the dictionary before the page that is next, if it was not said.
+    fn dictionary(&mut self) -> io::Result<()> {
+        let Some(page) = self.unsaid_dictionary.take() else { return Ok(()) };
+        let apart = self.opener.take_apart(self.source, &page, &mut Vec::new())?;
+        if let Some(apart) = apart
+            && let Some((form, _)) = apart.dictionary()
+        {
+            self.say_skipped();
+            self.say(&Instruction::Dictionary(form));
+            self.push(&apart);
+        }
+        Ok(())
+    }
+
+    /// What a page adds to the streams.
+    fn push(&mut self, apart: &Apart) {
         for (stream, bytes) in apart.streams.iter().enumerate() {
             self.cutters[stream].push(bytes);
             self.unsaid += bytes.len();
@@ -299,7 +329,6 @@ impl<'a, S: Source> Giver<'a, S> {
         if MAX_PLAIN_PAGE_BYTES <= self.unsaid {
             self.say_copies();
         }
-        Ok(())
     }
 
     /// The codec that gives a page again.
@@ -314,7 +343,7 @@ impl<'a, S: Source> Giver<'a, S> {
         let others = apart.codecs().iter().copied().filter(|codec| Some(*codec) != likely);
         let found = likely.into_iter().chain(others).find(|codec| {
             let form = apart.form(page, *codec);
-            let body = put_together(&form, levels, values, &mut self.packer);
+            let body = put_together(&form, levels, values, self.opener.dictionary(), &mut self.packer);
             body.is_some_and(|body| body == page[form.head.len()..])
         });
         self.right = if found.is_some() && found == likely { self.right + 1 } else { 0 };

@@ -2,16 +2,17 @@
 //! take the same page apart in the same way, or they would not find each other's pieces.
 //!
 //! Values that are indices, and levels, are numbers in [`runs`]: their plain form is the numbers themselves, since a row that comes
-//! or goes moves all bits behind it. The levels are apart from the values: in a file they stand before the values of their
+//! or goes moves all bits behind it; and of indices, the tags of what they mean. The levels are apart from the values: in a file they stand before the values of their
 //! page, so those of two pages would not follow each other.
 
 use std::borrow::Cow;
 
-use consort_core::content::delta::{Codec, Levels, Page, Runs, Stream, Values};
+use consort_core::content::delta::{self, Codec, Levels, Page, Runs, Stream, Values};
 use consort_core::content::parquet::{PageHeader, PageKind};
-use consort_core::limits::{MAX_PAGE_HEAD_BYTES, MAX_PLAIN_PAGE_BYTES};
+use consort_core::limits::{MAX_DICTIONARY_VALUES, MAX_PAGE_HEAD_BYTES, MAX_PLAIN_PAGE_BYTES};
 
 use super::codec::{Packer, decompress};
+use super::dictionary::Dictionary;
 use super::runs;
 
 /// Levels of at most so many bytes are sent as they are: one run, as a rule, which says that all values are there.
@@ -35,8 +36,13 @@ pub(super) struct Apart {
 }
 
 impl Apart {
-    /// Takes apart what begins with its header. Nothing if that is not possible, or the page is too long.
-    pub(super) fn take(header: &PageHeader, page: &[u8]) -> Option<Self> {
+    /// Takes apart what begins with its header. `dictionary` is the one before it. Nothing if it is not possible, or the page
+    /// is too long.
+    pub(super) fn take(
+        header: &PageHeader,
+        page: &[u8],
+        dictionary: Option<&Dictionary>,
+    ) -> Option<Self> {
         let plain_size = usize::try_from(header.plain_size).ok()?;
         if MAX_PLAIN_PAGE_BYTES < plain_size {
             return None;
@@ -81,9 +87,17 @@ impl Apart {
             }
             (rest, present) = (behind, of_them);
         }
-        if !(indices && apart.take_indices(rest, present).is_some()) {
+        if !(indices && apart.take_indices(rest, present, dictionary).is_some()) {
             let start = plain.len() - rest.len();
-            apart.values = Values::Plain(u32::try_from(rest.len()).ok()?);
+            let length = u32::try_from(rest.len()).ok()?;
+            let count = u32::try_from(header.values).ok();
+            let count = count.filter(|&count| count as usize <= MAX_DICTIONARY_VALUES);
+            apart.values = match (header.kind, count) {
+                (PageKind::Dictionary, Some(count)) => {
+                    Values::Dictionary(delta::Dictionary { length, count })
+                }
+                _ => Values::Plain(length),
+            };
             let mut values = plain;
             values.drain(..start);
             apart.streams[Stream::Values as usize] = values;
@@ -99,6 +113,15 @@ impl Apart {
         };
         Page { head: page[..self.head].into(), codec, levels, values: self.values }
     }
+
+    /// What the indices of the pages behind it mean, if it is a dictionary.
+    pub(super) fn dictionary(&self) -> Option<(delta::Dictionary, &[u8])> {
+        match self.values {
+            Values::Dictionary(form) => Some((form, &self.streams[Stream::Values as usize])),
+            _ => None,
+        }
+    }
+
 
     /// The codecs that may have compressed it.
     pub(super) fn codecs(&self) -> &'static [Codec] {
@@ -125,15 +148,31 @@ impl Apart {
     }
 
     /// Takes indices, if their encoding comes back.
-    fn take_indices(&mut self, bytes: &[u8], present: i64) -> Option<()> {
+    fn take_indices(
+        &mut self,
+        bytes: &[u8],
+        present: i64,
+        dictionary: Option<&Dictionary>,
+    ) -> Option<()> {
         let (&width, bytes) = bytes.split_first()?;
         let runs = bounded(width, present)?;
         let numbers = runs::decode(bytes, runs)?;
         if runs::encode(&numbers, width) != bytes {
             return None;
         }
-        append(&mut self.streams[Stream::Values as usize], runs, &numbers);
-        self.values = Values::Indices(runs);
+        let values = &mut self.streams[Stream::Values as usize];
+        let tagged = Runs { width: 32, ..runs };
+        let tags = dictionary.filter(|_| tagged.stream_bytes() <= MAX_PLAIN_PAGE_BYTES);
+        let tags = tags.and_then(|dictionary| {
+            numbers.iter().map(|&index| dictionary.tag(index)).collect::<Option<Vec<_>>>()
+        });
+        if let Some(tags) = tags {
+            append(values, tagged, &tags);
+            self.values = Values::Tags(runs);
+        } else {
+            append(values, runs, &numbers);
+            self.values = Values::Indices(runs);
+        }
         Some(())
     }
 }
@@ -186,6 +225,7 @@ pub(super) fn put_together(
     page: &Page<'_>,
     mut levels: &[u8],
     mut values: &[u8],
+    dictionary: Option<&Dictionary>,
     packer: &mut Packer,
 ) -> Option<Vec<u8>> {
     let mut plain = Vec::with_capacity(levels.len() + values.len() + MAX_PAGE_HEAD_BYTES);
@@ -200,7 +240,15 @@ pub(super) fn put_together(
         }
     }
     match page.values {
-        Values::Plain(_) => plain.extend_from_slice(std::mem::take(&mut values)),
+        Values::Plain(_) | Values::Dictionary(_) => {
+            plain.extend_from_slice(std::mem::take(&mut values));
+        }
+        Values::Tags(runs) => {
+            let tags = numbers(&mut values, Runs { width: 32, ..runs })?;
+            let indices = tags.into_iter().map(|tag| dictionary?.index(tag));
+            plain.push(runs.width);
+            plain.extend(runs::encode(&indices.collect::<Option<Vec<_>>>()?, runs.width));
+        }
         Values::Indices(runs) => {
             plain.push(runs.width);
             plain.extend(runs::encode(&numbers(&mut values, runs)?, runs.width));
@@ -225,7 +273,7 @@ pub(super) mod tests {
         /// The header of a data page (its first version) or of a dictionary's.
         fn header(dictionary: bool, plain: usize, packed: usize, values: usize, encoding: u8) -> Vec<u8> {
             let mut bytes = Vec::new();
-            let mut number = |bytes: &mut Vec<u8>, value: usize| {
+            let number = |bytes: &mut Vec<u8>, value: usize| {
                 let mut value = (value as u64) << 1;
                 bytes.push(0x15);
                 while 0x80 <= value {
@@ -286,15 +334,15 @@ pub(super) mod tests {
         }
     }
 
-    fn comes_back(bytes: &[u8]) -> Apart {
+    fn comes_back(bytes: &[u8], dictionary: Option<&Dictionary>) -> Apart {
         let header = PageHeader::read(bytes).expect("a header");
-        let apart = Apart::take(&header, bytes).expect("it is a page");
+        let apart = Apart::take(&header, bytes, dictionary).expect("it is a page");
         let [levels, values] = &apart.streams;
         let gives = |codec: &&Codec| {
             let form = apart.form(bytes, **codec);
             assert_eq!(form.takes(Stream::Levels), levels.len());
             assert_eq!(form.takes(Stream::Values), values.len());
-            let body = put_together(&form, levels, values, &mut Packer::default());
+            let body = put_together(&form, levels, values, dictionary, &mut Packer::default());
             body.is_some_and(|body| [&form.head, &body[..]].concat() == bytes)
         };
         assert!(apart.codecs().iter().any(|codec| gives(&codec)), "no codec gives it again");
@@ -316,9 +364,11 @@ pub(super) mod tests {
             values in proptest::collection::vec(proptest::option::of(0_u32..1000), 0..3000),
             codec in codecs(),
         ) {
-            comes_back(&writer::indices(&values, 10, codec));
+            let meant: Vec<u8> = (0_u32..990).flat_map(u32::to_le_bytes).collect();
+            let dictionary = Dictionary::of(&meant, 990);
+            comes_back(&writer::indices(&values, 10, codec), dictionary.as_ref());
             let wide: Vec<_> = values.iter().map(|value| value.map(u64::from)).collect();
-            comes_back(&writer::plain(&wide, codec));
+            comes_back(&writer::plain(&wide, codec), None);
         }
 
         #[test]
@@ -340,7 +390,7 @@ pub(super) mod tests {
                 for plain_size in [plain_size, body.len() as u64] {
                     let size = body.len() as u64;
                     let header = PageHeader { length: 0, kind, size, plain_size, values };
-                    let _ = Apart::take(&header, &body);
+                    let _ = Apart::take(&header, &body, None);
                 }
             }
         }
@@ -349,12 +399,12 @@ pub(super) mod tests {
     #[test]
     fn indices_and_levels_are_numbers_in_their_streams() {
         let values: Vec<Option<u32>> = (0..1000).map(|n| (n % 3 != 0).then_some(n % 7)).collect();
-        let apart = comes_back(&writer::indices(&values, 3, Codec::Snappy));
+        let apart = comes_back(&writer::indices(&values, 3, Codec::Snappy), None);
         let present: Vec<u8> = values.iter().flatten().map(|value| value.to_le_bytes()[0]).collect();
         assert_eq!(apart.streams[1], present);
         assert_eq!(apart.streams[0].len(), 1000);
         let all: Vec<Option<u32>> = (0..1000).map(|n| Some(n % 7)).collect();
-        assert!(comes_back(&writer::indices(&all, 3, Codec::Snappy)).streams[0].is_empty());
-        comes_back(&writer::dictionary(&["one", "two", "three"], Codec::Zstd(1)));
+        assert!(comes_back(&writer::indices(&all, 3, Codec::Snappy), None).streams[0].is_empty());
+        comes_back(&writer::dictionary(&["one", "two", "three"], Codec::Zstd(1)), None);
     }
 }

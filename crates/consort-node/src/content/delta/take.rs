@@ -4,12 +4,13 @@
 use std::collections::VecDeque;
 
 use consort_core::ChunkRef;
-use consort_core::content::delta::{Instruction, Page, Stream};
+use consort_core::content::delta::{self, Instruction, Page, Stream, Values};
 use consort_core::encoding::{DecodeError, Reader};
 use consort_core::limits::{MAX_CHUNK_BYTES, MAX_PLAIN_PAGE_BYTES, MAX_WAITING_PAGES};
 
 use super::base::Base;
 use super::codec::Packer;
+use super::dictionary::Dictionary;
 use super::page::put_together;
 
 /// What a stream may hold before a page takes it: what its other stream waits for, and what goes to the pages behind it.
@@ -32,11 +33,28 @@ pub(super) enum Failed {
 /// Follows instructions.
 pub(super) struct Taker<'a, D> {
     base: Base<'a>,
-    waiting: VecDeque<Page<'static>>,
+    waiting: VecDeque<Waiting>,
+    dictionary: Option<Dictionary>,
     streams: [Vec<u8>; 2],
     packer: Packer,
     made: Made<D>,
     ended: bool,
+}
+
+/// What waits for its bytes.
+enum Waiting {
+    Page(Page<'static>),
+    Dictionary(delta::Dictionary),
+}
+
+impl Waiting {
+    fn takes(&self, stream: Stream) -> usize {
+        match (self, stream) {
+            (Self::Page(page), _) => page.takes(stream),
+            (Self::Dictionary(_), Stream::Levels) => 0,
+            (Self::Dictionary(dictionary), Stream::Values) => dictionary.length as usize,
+        }
+    }
 }
 
 /// The bytes that were made, as chunks.
@@ -64,7 +82,7 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
             done,
         };
         let (waiting, streams) = (VecDeque::new(), Default::default());
-        Self { base, waiting, streams, packer: Packer::default(), made, ended: false }
+        Self { base, waiting, dictionary: None, streams, packer: Packer::default(), made, ended: false }
     }
 
     /// Follows the instructions of a message.
@@ -109,13 +127,8 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
                 self.streams[stream as usize].extend_from_slice(bytes);
                 self.put_together(stream)?;
             }
-            Instruction::Page(page) => {
-                if self.waiting.len() == MAX_WAITING_PAGES {
-                    return Err(Failed::Unfit);
-                }
-                self.waiting.push_back(page.into_owned());
-                self.put_together(Stream::Values)?;
-            }
+            Instruction::Page(page) => self.wait(Waiting::Page(page.into_owned()))?,
+            Instruction::Dictionary(dictionary) => self.wait(Waiting::Dictionary(dictionary))?,
             Instruction::Skip(length) => {
                 self.expect_nothing_left()?;
                 self.made.at = self.made.at.checked_add(length).ok_or(Failed::Unfit)?;
@@ -132,6 +145,14 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
         Ok(())
     }
 
+    fn wait(&mut self, next: Waiting) -> Result<(), Failed> {
+        if self.waiting.len() == MAX_WAITING_PAGES {
+            return Err(Failed::Unfit);
+        }
+        self.waiting.push_back(next);
+        self.put_together(Stream::Values)
+    }
+
     fn expect_nothing_left(&self) -> Result<(), Failed> {
         let is_empty = self.waiting.is_empty() && self.streams.iter().all(Vec::is_empty);
         if is_empty { Ok(()) } else { Err(Failed::Unfit) }
@@ -140,17 +161,30 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
     /// Puts together the pages for which there is enough, after something came for a stream.
     fn put_together(&mut self, stream: Stream) -> Result<(), Failed> {
         let mut used = [0; 2];
-        while let Some(page) = self.waiting.front() {
-            let takes = [Stream::Levels, Stream::Values].map(|stream| page.takes(stream));
+        while let Some(next) = self.waiting.front() {
+            let takes = [Stream::Levels, Stream::Values].map(|stream| next.takes(stream));
             let end = [used[0] + takes[0], used[1] + takes[1]];
             let (Some(levels), Some(values)) =
                 (self.streams[0].get(used[0]..end[0]), self.streams[1].get(used[1]..end[1]))
             else {
                 break;
             };
-            let body = put_together(page, levels, values, &mut self.packer);
-            self.made.add(&page.head);
-            self.made.add(&body.ok_or(Failed::Unfit)?);
+            let dictionary = match next {
+                Waiting::Page(page) => {
+                    let known = self.dictionary.as_ref();
+                    let body = put_together(page, levels, values, known, &mut self.packer);
+                    self.made.add(&page.head);
+                    self.made.add(&body.ok_or(Failed::Unfit)?);
+                    match page.values {
+                        Values::Dictionary(dictionary) => Some(dictionary),
+                        _ => None,
+                    }
+                }
+                Waiting::Dictionary(dictionary) => Some(*dictionary),
+            };
+            if let Some(form) = dictionary {
+                self.dictionary = Dictionary::of(values, form.count as usize);
+            }
             self.waiting.pop_front();
             used = end;
         }

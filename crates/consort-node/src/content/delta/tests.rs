@@ -107,7 +107,7 @@ fn measure() {
                 let before = from.remaining();
                 let (kind, n) = match consort_core::content::delta::Instruction::decode(&mut from).unwrap() {
                     End => ("end", 0), Skip(n) => ("skip", n as usize), Raw(b) => ("raw", b.len()),
-                    Page(_) => ("page", 0), Copy(_, _, n) => ("copy", n as usize), Add(Stream::Levels, b) => ("add levels", b.len()), Add(_, b) => ("add", b.len()) };
+                    Page(_) | Dictionary(_) => ("page", 0), Copy(_, _, n) => ("copy", n as usize), Add(Stream::Levels, b) => ("add levels", b.len()), Add(_, b) => ("add", b.len()) };
                 let e = by.entry(kind).or_default();
                 e.0 += before - from.remaining();
                 e.1 += n;
