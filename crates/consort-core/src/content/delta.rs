@@ -47,7 +47,7 @@ use crate::model::canonical::{decode_content, encode_content};
 /// What stands behind [`LATE`] in a request: no request for chunks begins like that.
 const DELTA: u8 = 1;
 
-/// The bytes of a piece's hash: the first of its BLAKE3. Two pieces that are taken for each other cost a chunk that is fetched.
+/// The bytes of a piece's hash (XXH3). Two pieces that are taken for each other cost a chunk that is fetched.
 pub const PIECE_HASH_BYTES: usize = 8;
 
 /// Asks for a delta.

@@ -2,6 +2,7 @@
 //! anything else: a row that comes or goes changes the order in which values appear first, and with it the indices of all pages.
 
 use consort_core::limits::MAX_DICTIONARY_VALUES;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// So often another tag is tried for a value whose tag another one has.
 const MAX_TRIES: u8 = 8;
@@ -72,13 +73,10 @@ impl Dictionary {
     }
 }
 
-/// FNV-1a with 64 bits, folded to 32. Both sides have to do the same.
+/// The lower half of XXH3 with 64 bits, the attempt being the seed. Both sides have to do the same.
 fn tag(value: &[u8], attempt: u8) -> u32 {
-    let hash = value.iter().chain(std::iter::once(&attempt)).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let [a, b, c, d, e, f, g, h] = hash.to_le_bytes();
-    u32::from_le_bytes([a, b, c, d]) ^ u32::from_le_bytes([e, f, g, h])
+    let [a, b, c, d, ..] = xxh3_64_with_seed(value, u64::from(attempt)).to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
 }
 
 /// Values with their lengths before them, if they are such.

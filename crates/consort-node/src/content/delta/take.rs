@@ -2,6 +2,8 @@
 //! has its hash.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::available_parallelism;
 
 use consort_core::ChunkRef;
 use consort_core::content::delta::{self, Instruction, Page, Stream, Values};
@@ -19,6 +21,10 @@ const MAX_STREAM_BYTES: usize = 4 * MAX_PLAIN_PAGE_BYTES;
 /// So many chunks that turn out wrong, and no more right ones, end a delta.
 const MAX_WRONG: u32 = 16;
 
+/// Pages are put together when they have so many bytes in plain form, or their message ends, by as many threads at the most.
+const READY_BYTES: usize = MAX_PLAIN_PAGE_BYTES;
+const MAX_THREADS: usize = 4;
+
 /// Why a delta is given up. What was made until then is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Failed {
@@ -34,11 +40,22 @@ pub(super) enum Failed {
 pub(super) struct Taker<'a, D> {
     base: Base<'a>,
     waiting: VecDeque<Waiting>,
-    dictionary: Option<Dictionary>,
+    dictionary: Option<Arc<Dictionary>>,
     streams: [Vec<u8>; 2],
-    packer: Packer,
+    /// Pages that have what they take, and its bytes.
+    ready: Vec<Ready>,
+    ready_bytes: usize,
+    /// One for each thread.
+    packers: Vec<Packer>,
     made: Made<D>,
     ended: bool,
+}
+
+/// A page with what it takes.
+struct Ready {
+    page: Page<'static>,
+    streams: [Vec<u8>; 2],
+    dictionary: Option<Arc<Dictionary>>,
 }
 
 /// What waits for its bytes.
@@ -82,7 +99,18 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
             done,
         };
         let (waiting, streams) = (VecDeque::new(), Default::default());
-        Self { base, waiting, dictionary: None, streams, packer: Packer::default(), made, ended: false }
+        let threads = available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        Self {
+            base,
+            waiting,
+            dictionary: None,
+            streams,
+            ready: Vec::new(),
+            ready_bytes: 0,
+            packers: std::iter::repeat_with(Packer::default).take(threads).collect(),
+            made,
+            ended: false,
+        }
     }
 
     /// Follows the instructions of a message.
@@ -93,9 +121,10 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
                 return Err(Failed::Unfit);
             }
             self.step(Instruction::decode(&mut from)?)?;
-            if MAX_WRONG < self.made.wrong.saturating_sub(self.made.right) {
-                return Err(Failed::Wrong);
-            }
+        }
+        self.put_together()?;
+        if MAX_WRONG < self.made.wrong.saturating_sub(self.made.right) {
+            return Err(Failed::Wrong);
         }
         Ok(())
     }
@@ -120,21 +149,23 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
                     if !self.base.read(stream, number, 1, to) {
                         return Err(Failed::Unfit);
                     }
-                    self.put_together(stream)?;
+                    self.fill(stream)?;
                 }
             }
             Instruction::Add(stream, bytes) => {
                 self.streams[stream as usize].extend_from_slice(bytes);
-                self.put_together(stream)?;
+                self.fill(stream)?;
             }
             Instruction::Page(page) => self.wait(Waiting::Page(page.into_owned()))?,
             Instruction::Dictionary(dictionary) => self.wait(Waiting::Dictionary(dictionary))?,
             Instruction::Skip(length) => {
                 self.expect_nothing_left()?;
+                self.put_together()?;
                 self.made.at = self.made.at.checked_add(length).ok_or(Failed::Unfit)?;
             }
             Instruction::Raw(bytes) => {
                 self.expect_nothing_left()?;
+                self.put_together()?;
                 self.made.add(bytes);
             }
             Instruction::End => {
@@ -150,7 +181,7 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
             return Err(Failed::Unfit);
         }
         self.waiting.push_back(next);
-        self.put_together(Stream::Values)
+        self.fill(Stream::Values)
     }
 
     fn expect_nothing_left(&self) -> Result<(), Failed> {
@@ -158,8 +189,8 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
         if is_empty { Ok(()) } else { Err(Failed::Unfit) }
     }
 
-    /// Puts together the pages for which there is enough, after something came for a stream.
-    fn put_together(&mut self, stream: Stream) -> Result<(), Failed> {
+    /// Gives the pages what they take, as far as it is there, after something came for a stream.
+    fn fill(&mut self, stream: Stream) -> Result<(), Failed> {
         let mut used = [0; 2];
         while let Some(next) = self.waiting.front() {
             let takes = [Stream::Levels, Stream::Values].map(|stream| next.takes(stream));
@@ -170,22 +201,21 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
                 break;
             };
             let dictionary = match next {
-                Waiting::Page(page) => {
-                    let known = self.dictionary.as_ref();
-                    let body = put_together(page, levels, values, known, &mut self.packer);
-                    self.made.add(&page.head);
-                    self.made.add(&body.ok_or(Failed::Unfit)?);
-                    match page.values {
-                        Values::Dictionary(dictionary) => Some(dictionary),
-                        _ => None,
-                    }
-                }
                 Waiting::Dictionary(dictionary) => Some(*dictionary),
+                Waiting::Page(Page { values: Values::Dictionary(dictionary), .. }) => {
+                    Some(*dictionary)
+                }
+                Waiting::Page(_) => None,
             };
             if let Some(form) = dictionary {
-                self.dictionary = Dictionary::of(values, form.count as usize);
+                self.dictionary = Dictionary::of(values, form.count as usize).map(Arc::new);
             }
-            self.waiting.pop_front();
+            let streams = [levels.to_vec(), values.to_vec()];
+            if let Some(Waiting::Page(page)) = self.waiting.pop_front() {
+                let dictionary = self.dictionary.clone();
+                self.ready.push(Ready { page, streams, dictionary });
+                self.ready_bytes += takes[0] + takes[1];
+            }
             used = end;
         }
         for (stream, used) in self.streams.iter_mut().zip(used) {
@@ -196,7 +226,42 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
         let left = self.streams[stream as usize].len();
         // A page is said before what it takes.
         let most = if self.waiting.is_empty() { 0 } else { MAX_STREAM_BYTES };
-        if most < left { Err(Failed::Unfit) } else { Ok(()) }
+        if most < left {
+            return Err(Failed::Unfit);
+        }
+        if READY_BYTES <= self.ready_bytes { self.put_together() } else { Ok(()) }
+    }
+
+    /// Puts together the pages that are ready.
+    fn put_together(&mut self) -> Result<(), Failed> {
+        let ready = std::mem::take(&mut self.ready);
+        self.ready_bytes = 0;
+        if ready.is_empty() {
+            return Ok(());
+        }
+        let share = ready.len().div_ceil(self.packers.len());
+        let bodies = std::thread::scope(|scope| {
+            let put_together = |(ready, packer): (&[Ready], &mut Packer)| {
+                let body = |Ready { page, streams: [levels, values], dictionary }: &Ready| {
+                    put_together(page, levels, values, dictionary.as_deref(), packer)
+                };
+                ready.iter().map(body).collect::<Option<Vec<_>>>()
+            };
+            let mut shares = ready.chunks(share).zip(&mut self.packers);
+            let own = shares.next();
+            let others = shares.map(|share| scope.spawn(move || put_together(share)));
+            let others = others.collect::<Vec<_>>();
+            let own = own.and_then(put_together);
+            // A panic was reported.
+            let others = others.into_iter().map(|other| other.join().ok().flatten());
+            std::iter::once(own).chain(others).collect::<Option<Vec<_>>>()
+        });
+        let bodies = bodies.ok_or(Failed::Unfit)?;
+        for (Ready { page, .. }, body) in ready.iter().zip(bodies.iter().flatten()) {
+            self.made.add(&page.head);
+            self.made.add(body);
+        }
+        Ok(())
     }
 }
 
