@@ -71,7 +71,9 @@ pub(crate) fn replaced(bench: &Bench) -> Result<Table, Failure> {
     let versions = &bench.versions;
     let title = format!("{} replaced by the next version", versions[0].display());
     let copy = |from: &Path, to: &Path| {
-        fs::copy(from, to).map(drop).map_err(|error| Failure::io(format!("copy {}", from.display()), error))
+        fs::copy(from, to)
+            .map(drop)
+            .map_err(|error| Failure::io(format!("copy {}", from.display()), error))
     };
     let make = |source: &Path| copy(&versions[0], &source.join("file"));
     changes(bench, Case::Replaced, title, versions.len() - 1, make, |source, change| {

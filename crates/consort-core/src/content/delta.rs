@@ -39,8 +39,8 @@ use super::Content;
 use super::exchange::LATE;
 use crate::encoding::{DecodeError, Reader, Writer};
 use crate::limits::{
-    MAX_DELTA_PIECES, MAX_DELTA_STRETCHES, MAX_DICTIONARY_VALUES, MAX_PAGE_HEAD_BYTES, MAX_PIECE_BYTES,
-    MAX_PLAIN_PAGE_BYTES,
+    MAX_DELTA_PIECES, MAX_DELTA_STRETCHES, MAX_DICTIONARY_VALUES, MAX_PAGE_HEAD_BYTES,
+    MAX_PIECE_BYTES, MAX_PLAIN_PAGE_BYTES,
 };
 use crate::model::canonical::{decode_content, encode_content};
 
@@ -260,9 +260,10 @@ impl Request {
             // The hashes are in other messages.
             let claimed = usize::try_from(from.varint("known pieces")?);
             let limit = MAX_DELTA_PIECES;
-            *count = claimed.ok().filter(|&count| count <= limit).ok_or(
-                DecodeError::TooLarge { what: "known pieces", limit },
-            )?;
+            *count = claimed
+                .ok()
+                .filter(|&count| count <= limit)
+                .ok_or(DecodeError::TooLarge { what: "known pieces", limit })?;
         }
         from.finish()?;
         Ok(Self { content, wanted, known })

@@ -214,9 +214,8 @@ mod tests {
 
     #[test]
     fn a_header_says_what_the_page_holds() {
-        let header = [
-            0x15, 0, 0x15, 40, 0x15, 20, 0x2c, 0x15, 12, 0x15, 16, 0x15, 6, 0x15, 6, 0, 0, 9, 9,
-        ];
+        let header =
+            [0x15, 0, 0x15, 40, 0x15, 20, 0x2c, 0x15, 12, 0x15, 16, 0x15, 6, 0x15, 6, 0, 0, 9, 9];
         let kind = PageKind::Data { indices: true };
         let expected = PageHeader { length: 17, kind, size: 10, plain_size: 20, values: 6 };
         assert_eq!(PageHeader::read(&header), Ok(expected));

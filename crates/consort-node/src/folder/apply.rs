@@ -26,7 +26,7 @@ use consort_store::{DiskStore, DiskView};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 
 use self::copies::Copied;
-use self::files::Files;
+use self::files::{Files, News};
 use self::open::Half;
 use super::status::{Progress, Underway};
 use super::{Ignores, Root, Staged};
@@ -159,7 +159,7 @@ impl Stager {
         // As many orders as batches, and as many wakes as the engine cares to give: it is woken once per event.
         let (orders, inbox) = unbounded();
         let (outbox, batches) = bounded(MAX_WAITING_BATCHES);
-        let (files, fetched, copied, rebuilt) =
+        let (files, News { fetched, copied, rebuilt }) =
             Files::new(Arc::clone(&root), Arc::clone(&contents), Arc::clone(&progress))?;
         let thread = Thread {
             dataset,

@@ -154,7 +154,8 @@ impl<'a> Base<'a> {
                 }
                 _ => Opener::default(),
             };
-            let apart = opener.take_apart(&mut self.file, &self.pages[number].page, &mut Vec::new());
+            let apart =
+                opener.take_apart(&mut self.file, &self.pages[number].page, &mut Vec::new());
             self.dictionary = before.map(|before| (before, opener));
             if self.kept.len() == MAX_KEPT_PAGES {
                 self.kept.pop_front();

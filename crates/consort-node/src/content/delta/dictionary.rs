@@ -31,7 +31,9 @@ impl Dictionary {
         match &texts {
             Some(texts) => texts.iter().try_for_each(|value| dictionary.add(value))?,
             None if plain.len().is_multiple_of(count) && !plain.is_empty() => {
-                plain.chunks_exact(plain.len() / count).try_for_each(|value| dictionary.add(value))?;
+                plain
+                    .chunks_exact(plain.len() / count)
+                    .try_for_each(|value| dictionary.add(value))?;
             }
             None => return None,
         }

@@ -88,7 +88,8 @@ impl Known {
         let total: usize = counts.iter().sum();
         let mut all = Vec::new();
         while all.len() < total {
-            let frame = timeout(TIMEOUT, reader.read()).await.map_err(|_| io::ErrorKind::TimedOut)?;
+            let frame =
+                timeout(TIMEOUT, reader.read()).await.map_err(|_| io::ErrorKind::TimedOut)?;
             let frame = frame.map_err(io::Error::other)?.ok_or(io::ErrorKind::UnexpectedEof)?;
             let (hashes, rest) = frame.as_chunks::<PIECE_HASH_BYTES>();
             if !rest.is_empty() || total < all.len() + hashes.len() {
@@ -148,9 +149,8 @@ impl<'a> Verified<'a> {
 
     fn chunk(&mut self, at: u64) -> io::Result<&(u64, Vec<u8>)> {
         let holds = |read: &Option<(u64, Vec<u8>)>| {
-            read.as_ref().is_some_and(|(start, bytes)| {
-                (*start..start + bytes.len() as u64).contains(&at)
-            })
+            read.as_ref()
+                .is_some_and(|(start, bytes)| (*start..start + bytes.len() as u64).contains(&at))
         };
         if holds(&self.read[0]) {
             self.read.swap(0, 1);
@@ -343,7 +343,8 @@ impl<'a, S: Source> Giver<'a, S> {
         let others = apart.codecs().iter().copied().filter(|codec| Some(*codec) != likely);
         let found = likely.into_iter().chain(others).find(|codec| {
             let form = apart.form(page, *codec);
-            let body = put_together(&form, levels, values, self.opener.dictionary(), &mut self.packer);
+            let body =
+                put_together(&form, levels, values, self.opener.dictionary(), &mut self.packer);
             body.is_some_and(|body| body == page[form.head.len()..])
         });
         self.right = if found.is_some() && found == likely { self.right + 1 } else { 0 };
@@ -385,7 +386,8 @@ impl<'a, S: Source> Giver<'a, S> {
 
     /// Says bytes as they are, if they are wanted.
     fn raw(&mut self, range: Range<u64>, bytes: &mut Vec<u8>) -> io::Result<()> {
-        let length = usize::try_from(range.end - range.start).expect("as many as may be said at once");
+        let length =
+            usize::try_from(range.end - range.start).expect("as many as may be said at once");
         if !self.wants(range.start, range.end) {
             self.skip(length as u64);
             return Ok(());

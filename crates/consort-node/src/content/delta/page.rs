@@ -122,7 +122,6 @@ impl Apart {
         }
     }
 
-
     /// The codecs that may have compressed it.
     pub(super) fn codecs(&self) -> &'static [Codec] {
         self.codecs
@@ -271,7 +270,13 @@ pub(super) mod tests {
         use super::*;
 
         /// The header of a data page (its first version) or of a dictionary's.
-        fn header(dictionary: bool, plain: usize, packed: usize, values: usize, encoding: u8) -> Vec<u8> {
+        fn header(
+            dictionary: bool,
+            plain: usize,
+            packed: usize,
+            values: usize,
+            encoding: u8,
+        ) -> Vec<u8> {
             let mut bytes = Vec::new();
             let number = |bytes: &mut Vec<u8>, value: usize| {
                 let mut value = (value as u64) << 1;
@@ -296,7 +301,13 @@ pub(super) mod tests {
             bytes
         }
 
-        fn page(dictionary: bool, plain: Vec<u8>, values: usize, encoding: u8, codec: Codec) -> Vec<u8> {
+        fn page(
+            dictionary: bool,
+            plain: Vec<u8>,
+            values: usize,
+            encoding: u8,
+            codec: Codec,
+        ) -> Vec<u8> {
             let length = plain.len();
             let packed = Packer::default().pack(codec, plain).expect("it can be packed");
             let mut bytes = header(dictionary, length, packed.len(), values, encoding);
@@ -312,14 +323,20 @@ pub(super) mod tests {
 
         /// Numbers of 64 bits, as they are.
         pub(in super::super::super) fn plain(values: &[Option<u64>], codec: Codec) -> Vec<u8> {
-            let mut bytes = levels(&values.iter().map(|v| u32::from(v.is_some())).collect::<Vec<_>>());
+            let mut bytes =
+                levels(&values.iter().map(|v| u32::from(v.is_some())).collect::<Vec<_>>());
             bytes.extend(values.iter().flatten().flat_map(|value| value.to_le_bytes()));
             page(false, bytes, values.len(), 0, codec)
         }
 
         /// Indices into a dictionary.
-        pub(in super::super::super) fn indices(values: &[Option<u32>], width: u8, codec: Codec) -> Vec<u8> {
-            let mut bytes = levels(&values.iter().map(|v| u32::from(v.is_some())).collect::<Vec<_>>());
+        pub(in super::super::super) fn indices(
+            values: &[Option<u32>],
+            width: u8,
+            codec: Codec,
+        ) -> Vec<u8> {
+            let mut bytes =
+                levels(&values.iter().map(|v| u32::from(v.is_some())).collect::<Vec<_>>());
             bytes.push(width);
             let present: Vec<u32> = values.iter().flatten().copied().collect();
             bytes.extend(runs::encode(&present, width));
@@ -400,7 +417,8 @@ pub(super) mod tests {
     fn indices_and_levels_are_numbers_in_their_streams() {
         let values: Vec<Option<u32>> = (0..1000).map(|n| (n % 3 != 0).then_some(n % 7)).collect();
         let apart = comes_back(&writer::indices(&values, 3, Codec::Snappy), None);
-        let present: Vec<u8> = values.iter().flatten().map(|value| value.to_le_bytes()[0]).collect();
+        let present: Vec<u8> =
+            values.iter().flatten().map(|value| value.to_le_bytes()[0]).collect();
         assert_eq!(apart.streams[1], present);
         assert_eq!(apart.streams[0].len(), 1000);
         let all: Vec<Option<u32>> = (0..1000).map(|n| Some(n % 7)).collect();

@@ -198,9 +198,9 @@ mod tests {
     }
 
     fn numbers() -> impl Strategy<Value = Vec<u32>> {
-        let stretch = (any::<u32>(), 1_usize..40, any::<bool>()).prop_map(|(first, length, same)| {
+        let stretch = (any::<u32>(), 1_u32..40, any::<bool>()).prop_map(|(first, length, same)| {
             let step = if same { 0 } else { 0x9e37_79b9 };
-            (0..length as u32).map(|n| first.wrapping_add(n.wrapping_mul(step))).collect::<Vec<_>>()
+            (0..length).map(|n| first.wrapping_add(n.wrapping_mul(step))).collect::<Vec<_>>()
         });
         proptest::collection::vec(stretch, 0..60).prop_map(|stretches| stretches.concat())
     }

@@ -91,6 +91,14 @@ pub(super) struct Files {
     looked_for: usize,
 }
 
+/// Where it is told what became of chunks.
+#[derive(Debug)]
+pub(super) struct News {
+    pub(super) fetched: Receiver<Fetched>,
+    pub(super) copied: Receiver<Copied>,
+    pub(super) rebuilt: Receiver<Rebuilt>,
+}
+
 /// A manifest node that is wanted from peers, or came.
 #[derive(Debug, Default)]
 struct Awaited {
@@ -134,7 +142,7 @@ impl Files {
         root: Arc<Root>,
         contents: Arc<Contents>,
         progress: Arc<Progress>,
-    ) -> std::io::Result<(Self, Receiver<Fetched>, Receiver<Copied>, Receiver<Rebuilt>)> {
+    ) -> std::io::Result<(Self, News)> {
         let (copier, copied) = Copier::start(contents.local())?;
         let (rebuilder, rebuilt) = Rebuilder::start(contents.fetcher())?;
         // Half of it is for news of what nobody has. Each file whose manifest is not all entered waits for a node,
@@ -161,7 +169,7 @@ impl Files {
             copier,
             looked_for: 0,
         };
-        Ok((files, fetched, copied, rebuilt))
+        Ok((files, News { fetched, copied, rebuilt }))
     }
 
     /// Whatever could not be had may be there now.
