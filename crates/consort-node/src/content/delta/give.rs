@@ -339,17 +339,22 @@ impl<'a, S: Source> Giver<'a, S> {
             return Some(self.codec);
         }
         let [levels, values] = &apart.streams;
-        let likely = Some(self.codec).filter(|_| is_likely);
-        let others = apart.codecs().iter().copied().filter(|codec| Some(*codec) != likely);
-        let found = likely.into_iter().chain(others).find(|codec| {
+        let mut gives = |codec: &Codec| {
             let form = apart.form(page, *codec);
-            let body =
-                put_together(&form, levels, values, self.opener.dictionary(), &mut self.packer);
+            let known = self.opener.dictionary();
+            let body = put_together(&form, levels, values, known, &mut self.packer);
             body.is_some_and(|body| body == page[form.head.len()..])
-        });
-        self.right = if found.is_some() && found == likely { self.right + 1 } else { 0 };
-        self.codec = found.unwrap_or(self.codec);
-        found
+        };
+        let found: Vec<Codec> =
+            apart.codecs().iter().copied().filter(|codec| gives(codec)).collect();
+        match found[..] {
+            [] => self.right = 0,
+            [codec] if codec == self.codec => self.right += 1,
+            [codec] => (self.codec, self.right) = (codec, 0),
+            // A page that several give says nothing of the next one.
+            _ => {}
+        }
+        found.first().copied()
     }
 
     /// Says pieces as they are found.

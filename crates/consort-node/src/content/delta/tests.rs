@@ -147,7 +147,7 @@ fn said(old: &[u8], new: &[u8]) -> usize {
 #[test]
 fn rows_that_come_or_go_are_nearly_all_that_is_said() {
     for codec in [Codec::Stored, Codec::Snappy, Codec::Zstd(1), Codec::Zstd(3)] {
-        let old = rows(0..60_000);
+        let old = rows(0..120_000);
         let inserted = [&old[..500], &rows(1_000_000..1_000_300), &old[500..]].concat();
         let deleted = [&old[..500], &old[800..]].concat();
         let [old, inserted, deleted] = [old, inserted, deleted].map(|rows| file(&rows, codec));
@@ -185,23 +185,6 @@ fn a_codec_that_does_not_give_the_bytes_leaves_pages_as_they_are() {
     let new = [b"PAR1".to_vec(), page(Codec::Zstd(9)), page(Codec::Zstd(1))].concat();
     assert_ne!(page(Codec::Zstd(9)), page(Codec::Zstd(1)));
     said(&file(&rows(0..2000), Codec::Snappy), &new);
-}
-
-#[test]
-fn a_codec_that_gives_other_bytes_later_costs_chunks_and_no_more() {
-    let (old, new) = (rows(0..200_000), rows(10..200_000));
-    let split = 104_000;
-    let mut mixed = file(&new[..split], Codec::Zstd(1));
-    mixed.truncate(mixed.len() - 26);
-    let footless = file(&new[split..], Codec::Zstd(9));
-    mixed.extend(&footless[4..]);
-    let old = on_disk(&file(&old, Codec::Zstd(1)));
-    let messages = instructions(&mixed, &known(Some(&base(&old))), &whole(&mixed));
-    let wanted = chunks(&mixed);
-    let count = wanted.len();
-    let (made, told, _) = take(base(&old), wanted, &messages);
-    assert_eq!(told, count);
-    assert!(0 < made && made < count, "{made} of {count}");
 }
 
 #[test]
