@@ -43,6 +43,8 @@ pub(crate) enum Case {
     Append,
     /// A directory of 25,000 files is renamed
     Rename,
+    /// A file becomes another version of it: those of --versions, in turn
+    Replaced,
     /// One small change among 50,000 files, until it is complete on the other side
     Latency,
     /// The first copy of 1,000,000 small files
@@ -68,6 +70,8 @@ pub(crate) struct Bench {
     pub(crate) runs: Option<usize>,
     /// How many files, if that was asked.
     pub(crate) files: Option<usize>,
+    /// The versions of a file, if they were given.
+    pub(crate) versions: Vec<PathBuf>,
     /// Mbit/s of every link, if it is limited.
     pub(crate) rate: Option<u32>,
 }
@@ -105,6 +109,7 @@ impl Bench {
             Case::Insert => changes::insert(self),
             Case::Append => changes::append(self),
             Case::Rename => changes::rename(self),
+            Case::Replaced => changes::replaced(self),
             Case::Latency => latency::latency(self),
             Case::Reconcile => reconcile::reconcile(self),
             Case::Formats => formats::formats(self),

@@ -58,6 +58,10 @@ struct Args {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     files: Option<u32>,
 
+    /// The versions of a file, in the case that replaces one by the next
+    #[arg(long, num_args = 2.., value_name = "FILE", required_if_eq("case", "replaced"))]
+    versions: Vec<PathBuf>,
+
     /// Limit every link to so many Mbit/s each way [default: no limit]
     #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
@@ -117,6 +121,7 @@ fn measure(args: &Args) -> Result<(), Failure> {
         against,
         runs: args.runs.map(|runs| runs as usize),
         files: args.files.map(|files| files as usize),
+        versions: args.versions.clone(),
         rate: args.rate,
     };
     let table = bench.run(args.case)?;

@@ -181,6 +181,7 @@ mod tests {
         let bench = Bench {
             binary: own.ancestors().nth(2).unwrap().join("consort"),
             place: place.path().to_path_buf(),
+            versions: Vec::new(),
             against: Vec::new(),
             runs: None,
             files: None,

@@ -5,11 +5,14 @@
 //! most of their manifests as they share most of their bytes.
 //!
 //! How chunks get from one node to another is in [`transfer`] (which chunk from whom, next) and [`exchange`] (the
-//! messages by which they are asked for and given).
+//! messages by which they are asked for and given). What [`delta`] has messages for is how to make them from another version of
+//! the same content.
 
 pub mod chunker;
+pub mod delta;
 pub mod exchange;
 pub mod manifest;
+pub mod parquet;
 pub mod transfer;
 
 use alloc::boxed::Box;

@@ -67,6 +67,28 @@ pub const MAX_REQUEST_CHUNKS: usize = 1024;
 /// of a request (the length in an answer is shorter).
 pub const MAX_CONTENT_OVERHEAD_BYTES: usize = 4 + 2 + MAX_REQUEST_CHUNKS * (32 + 3);
 
+/// The stretches of a content that are asked for in one delta. Those that are close are asked for as one.
+pub const MAX_DELTA_STRETCHES: usize = 1024;
+
+/// The pieces that are known to whoever asks for a delta, of each stream: at 4 KiB on average, those of 4 GiB that are not
+/// compressed. A hash and a place take 16 bytes on one side, a hash and its number about 30 on the other.
+pub const MAX_DELTA_PIECES: usize = 1 << 20;
+
+/// The longest piece, in bytes. Either side cuts pieces of 4 KiB on average.
+pub const MAX_PIECE_BYTES: usize = 16 * 1024;
+
+/// The bytes before the compressed ones of a page, its header above all.
+pub const MAX_PAGE_HEAD_BYTES: usize = 64 * 1024;
+
+/// What a page may hold in plain form. Writers make pages of one megabyte; either side holds a few.
+pub const MAX_PLAIN_PAGE_BYTES: usize = 16 * 1024 * 1024;
+
+/// The values of a dictionary by which pages are taken apart: 20 bytes of memory each.
+pub const MAX_DICTIONARY_VALUES: usize = 1 << 20;
+
+/// Pages that may wait for the rest of their bytes: short ones, since a piece is found only when it is complete.
+pub const MAX_WAITING_PAGES: usize = 1024;
+
 /// Tombstones that are collected in one step: some milliseconds of work, and a batch of about a megabyte.
 pub const MAX_COLLECTED: usize = 4096;
 
@@ -120,3 +142,4 @@ pub const MAX_REASON_BYTES: usize = 256;
 const _: () = assert!(MAX_BATCH_FINGERPRINTS * 16 + 1024 <= MAX_MESSAGE_BYTES);
 const _: () = assert!(MAX_FRONTIER_AUTHORS * (24 + 72) + 1024 <= MAX_MESSAGE_BYTES);
 const _: () = assert!(2 * MAX_COMMIT_BYTES <= WINDOW_BYTES);
+const _: () = assert!(MAX_PIECE_BYTES + MAX_PAGE_HEAD_BYTES + 1024 <= MAX_CONTENT_MESSAGE_BYTES);

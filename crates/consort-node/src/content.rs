@@ -3,9 +3,11 @@
 //! here knows a version or a link.
 //!
 //! In reading order: [`local`] (what this machine has), [`staged`] (what it has nearly), [`serve`] (gives it to
-//! peers), [`fetch`] (gets the rest from them). [`Contents`] is all of it for a reader who does not care where the
+//! peers), [`fetch`] (gets the rest from them), [`delta`] (makes chunks from what is here in other bytes, for which peers say
+//! how). [`Contents`] is all of it for a reader who does not care where the
 //! bytes are.
 
+pub mod delta;
 pub mod fetch;
 pub mod local;
 pub mod parked;

@@ -67,6 +67,23 @@ pub(crate) fn rename(bench: &Bench) -> Result<Table, Failure> {
     })
 }
 
+pub(crate) fn replaced(bench: &Bench) -> Result<Table, Failure> {
+    let versions = &bench.versions;
+    let title = format!("{} replaced by the next version", versions[0].display());
+    let copy = |from: &Path, to: &Path| {
+        fs::copy(from, to)
+            .map(drop)
+            .map_err(|error| Failure::io(format!("copy {}", from.display()), error))
+    };
+    let make = |source: &Path| copy(&versions[0], &source.join("file"));
+    changes(bench, Case::Replaced, title, versions.len() - 1, make, |source, change| {
+        // Beside the directory, which is watched.
+        let (new, file) = (source.with_file_name("new"), source.join("file"));
+        copy(&versions[change % versions.len()], &new)?;
+        Ok(Box::new(move || fs::rename(new, file)))
+    })
+}
+
 /// Measures changes, which are numbered from one and the same for all tools.
 fn changes(
     bench: &Bench,

@@ -139,7 +139,7 @@ pub(crate) fn encode_content(content: &Content, to: &mut Vec<u8>) {
     }
 }
 
-fn decode_content(from: &mut Reader<'_>) -> Result<Content, DecodeError> {
+pub(crate) fn decode_content(from: &mut Reader<'_>) -> Result<Content, DecodeError> {
     match from.u8("content")? {
         DELETED => Ok(Content::Deleted),
         INLINE => Ok(Content::Inline(from.bytes(MAX_INLINE_BYTES, "inline content")?.into())),

@@ -60,6 +60,9 @@ impl Default for Pace {
 }
 
 impl Pace {
+    /// A link on which all pays that shrinks.
+    pub(super) const SLOW: Self = Self { bytes: 1e6, seconds: 1.0 };
+
     /// It took so much in this time.
     pub(super) fn add(&mut self, bytes: usize, took: Duration) {
         self.bytes += bytes as f64;
@@ -166,7 +169,7 @@ mod tests {
 
     use super::*;
 
-    const SLOW: Pace = Pace { bytes: 1e6, seconds: 1.0 };
+    const SLOW: Pace = Pace::SLOW;
     const FAST: Pace = Pace { bytes: 1e9, seconds: 1.0 };
 
     fn text(bytes: usize) -> Vec<u8> {

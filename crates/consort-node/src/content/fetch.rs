@@ -281,6 +281,21 @@ impl Fetcher {
         Ok(chunks.iter().map(|chunk| arrived[chunk].clone()).collect())
     }
 
+    /// The peers that can be asked, in the order in which this node prefers them.
+    pub(super) fn peers(&self) -> Vec<NodeId> {
+        self.shared.lock().status.peers.keys().copied().collect()
+    }
+
+    /// By what they are asked.
+    pub(super) fn network(&self) -> &Arc<Network> {
+        &self.shared.network
+    }
+
+    /// Where that is done.
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.shared.runtime
+    }
+
     /// How it goes.
     pub fn status(&self) -> FetchStatus {
         let state = self.shared.lock();

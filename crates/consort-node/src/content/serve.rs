@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use consort_core::ChunkRef;
+use consort_core::content::delta;
 use consort_core::content::exchange::{
     Answer, Request, encode_late, encode_response, payload_bytes,
 };
@@ -20,6 +21,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::content::compression::{Pace, Packed};
+use crate::content::delta::give;
 use crate::content::fetch::Fetcher;
 use crate::content::local::{LocalContent, Reader};
 use crate::content::parked::Seat;
@@ -37,6 +39,9 @@ pub const MAX_ANSWERS_PER_CONNECTION: usize = 3;
 
 /// Answers of all connections in memory, of up to a megabyte each, or two where it is compressed. Further requests wait.
 pub const MAX_ANSWERS: usize = 64;
+
+/// Deltas that are given at a time: each keeps a core busy. Who asks for more fetches.
+pub const MAX_DELTAS: usize = 2;
 
 /// A connection on which nothing is asked for this long is closed. Peers close theirs sooner.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
@@ -56,6 +61,7 @@ struct Shared {
     fetcher: OnceLock<Weak<Fetcher>>,
     reads: Arc<Semaphore>,
     answers: Arc<Semaphore>,
+    deltas: Semaphore,
     bytes: AtomicU64,
     chunks: AtomicU64,
 }
@@ -124,6 +130,7 @@ impl Server {
             fetcher: OnceLock::new(),
             reads: Arc::new(Semaphore::new(MAX_READS)),
             answers: Arc::new(Semaphore::new(MAX_ANSWERS)),
+            deltas: Semaphore::new(MAX_DELTAS),
             bytes: AtomicU64::new(0),
             chunks: AtomicU64::new(0),
         }))
@@ -174,17 +181,27 @@ impl Shared {
         connection: ContentConnection,
         peer: NodeId,
     ) -> Result<(), ServeError> {
-        let ContentConnection { reader, writer } = connection;
+        let ContentConnection { mut reader, writer } = connection;
+        let Ok(first) = timeout(IDLE_TIMEOUT, reader.read()).await else { return Ok(()) };
+        let Some(first) = first? else { return Ok(()) };
+        if delta::Request::is(&first) {
+            let request = delta::Request::decode(&first)?;
+            let Ok(_permit) = self.deltas.try_acquire() else { return Ok(()) };
+            let served = give::serve(&self.local, request, reader, writer);
+            return served.await.map_err(ServeError::Write);
+        }
+        let first = Request::decode(&first)?;
         let (ready, answers) = mpsc::channel(MAX_ANSWERS_PER_CONNECTION - 2);
         let (empty, spare) = mpsc::channel(MAX_ANSWERS_PER_CONNECTION);
         let pace = Arc::default();
-        let prepare = self.prepare(reader, peer, Arc::clone(&pace), ready, spare);
+        let prepare = self.prepare(first, reader, peer, Arc::clone(&pace), ready, spare);
         let write = self.write(writer, pace, answers, empty);
         tokio::try_join!(prepare, write).map(drop)
     }
 
     async fn prepare(
         self: &Arc<Self>,
+        first: Request,
         mut reader: ContentReader,
         peer: NodeId,
         pace: Arc<Mutex<Pace>>,
@@ -193,14 +210,18 @@ impl Shared {
     ) -> Result<(), ServeError> {
         let (seat, arrived) = self.local.parked().seat();
         let (seat, mut arrived) = (Arc::new(seat), Arrived { chunks: arrived, next: None });
+        let mut first = Some(first);
         loop {
-            let request = tokio::select! {
-                frame = timeout(IDLE_TIMEOUT, reader.read()) => {
-                    let Ok(frame) = frame else { break };
-                    let Some(frame) = frame? else { break };
-                    Some(Request::decode(&frame)?)
-                }
-                () = arrived.some() => None,
+            let request = match first.take() {
+                Some(first) => Some(first),
+                None => tokio::select! {
+                    frame = timeout(IDLE_TIMEOUT, reader.read()) => {
+                        let Ok(frame) = frame else { break };
+                        let Some(frame) = frame? else { break };
+                        Some(Request::decode(&frame)?)
+                    }
+                    () = arrived.some() => None,
+                },
             };
             let permit = acquire(&self.answers).await;
             let reading = acquire(&self.reads).await;

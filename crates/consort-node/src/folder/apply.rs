@@ -27,11 +27,12 @@ use consort_store::{DiskStore, DiskView};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 
 use self::copies::Copied;
-use self::files::Files;
+use self::files::{Files, News};
 use self::open::Half;
 use self::turns::{Next, Turns};
 use super::status::{Progress, Underway};
 use super::{Ignores, Root, Staged};
+use crate::content::delta::Rebuilt;
 use crate::content::staged::StagedFile;
 use crate::content::{Contents, Fetched};
 
@@ -165,7 +166,7 @@ impl Stager {
         // As many orders as batches, and as many wakes as the engine cares to give: it is woken once per event.
         let (orders, inbox) = unbounded();
         let (outbox, batches) = bounded(MAX_WAITING_BATCHES);
-        let (files, fetched, copied) =
+        let (files, News { fetched, copied, rebuilt }) =
             Files::new(Arc::clone(&root), Arc::clone(&contents), Arc::clone(&progress))?;
         let thread = Thread {
             dataset,
@@ -179,6 +180,7 @@ impl Stager {
             batches: outbox,
             fetched,
             copied,
+            rebuilt,
             files,
             jobs: HashMap::new(),
             active: HashMap::new(),
@@ -294,6 +296,7 @@ struct Thread {
     fetched: Receiver<Fetched>,
     /// Before the files, so that those who copy find it gone, and end, when all is dropped.
     copied: Receiver<Copied>,
+    rebuilt: Receiver<Rebuilt>,
     files: Files,
     jobs: HashMap<u64, Job>,
     /// Keys that are worked on here (with their job) or in the engine, and those whose files are on their way to others.
@@ -359,6 +362,10 @@ impl Thread {
             self.on_copied(copied);
             progress = true;
         }
+        while let Ok(rebuilt) = self.rebuilt.try_recv() {
+            self.files.on_rebuilt(rebuilt);
+            progress = true;
+        }
         if self.files.has_room_for_large() {
             match self.turns.next() {
                 None => {}
@@ -404,6 +411,11 @@ impl Thread {
             recv(self.copied) -> copied => {
                 if let Ok(copied) = copied {
                     self.on_copied(copied);
+                }
+            }
+            recv(self.rebuilt) -> rebuilt => {
+                if let Ok(rebuilt) = rebuilt {
+                    self.files.on_rebuilt(rebuilt);
                 }
             }
             default(timeout) => {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use consort_core::content::chunker::Chunker;
+use consort_core::content::delta;
 use consort_core::content::exchange::{Answer, Request, encode_response};
 use consort_core::content::manifest::ManifestBuilder;
 use consort_core::content::transfer::Urgency;
@@ -100,6 +101,27 @@ impl Peer {
             .map(|other| KnownPeer { node: other.id, addresses: vec![other.net.local_addr()] });
         self.net.set_peers(known.collect());
         others.iter().for_each(|other| self.fetcher.peer_up(other.id));
+    }
+
+    /// A directory that shows what is in the store.
+    fn link(&self, dir: &str) -> Folder {
+        let dir = self.home.path().join(dir);
+        fs::create_dir(&dir).unwrap();
+        let contents = Arc::new(Contents::new(Arc::clone(&self.local), Arc::clone(&self.fetcher)));
+        let folder = Folder::start(LinkContext {
+            dataset: DATASET,
+            name: "test".to_owned(),
+            on_conflict: OnConflict::KeepBoth,
+            dir,
+            id: None,
+            read_only: false,
+            workers: 1,
+            store: self.local.store().clone(),
+            contents,
+            on_written: Box::new(|| {}),
+            on_applied: Box::new(|| {}),
+        });
+        folder.unwrap()
     }
 
     /// Packs chunks, durably.
@@ -475,23 +497,164 @@ fn a_version_that_claims_a_wrong_length_keeps_no_chunk_from_others() {
     store.commit(Transaction::new(DATASET, body)).unwrap();
 
     let dir = b.home.path().join("linked");
-    fs::create_dir(&dir).unwrap();
-    let contents = Arc::new(Contents::new(Arc::clone(&b.local), Arc::clone(&b.fetcher)));
-    let folder = Folder::start(LinkContext {
-        dataset: DATASET,
-        name: "test".to_owned(),
-        on_conflict: OnConflict::KeepBoth,
-        dir: dir.clone(),
-        id: None,
-        read_only: false,
-        workers: 1,
-        store,
-        contents,
-        on_written: Box::new(|| {}),
-        on_applied: Box::new(|| {}),
-    });
-    let folder = folder.unwrap();
+    let folder = b.link("linked");
     wait_until(|| fs::read(dir.join("b-good")).is_ok_and(|found| found == bytes));
     assert!(!dir.join("a-wrong").exists());
     folder.stop();
+}
+
+/// A Parquet file with a column of these numbers, compressed by Zstandard at a level for each page.
+fn parquet(numbers: impl Iterator<Item = u64>, level: impl Fn(usize) -> i32) -> Vec<u8> {
+    let varint = |bytes: &mut Vec<u8>, value: usize| {
+        let mut value = (value as u64) << 1;
+        bytes.push(0x15);
+        while 0x80 <= value {
+            bytes.push(value.to_le_bytes()[0] | 0x80);
+            value >>= 7;
+        }
+        bytes.push(value.to_le_bytes()[0]);
+    };
+    let numbers: Vec<u64> = numbers.collect();
+    let mut file = b"PAR1".to_vec();
+    for (number, page) in numbers.chunks(5000).enumerate() {
+        let plain: Vec<u8> = page.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let packed = zstd::bulk::compress(&plain, level(number)).unwrap();
+        // A data page, its sizes, and the header of its kind: values, encodings.
+        [0, plain.len(), packed.len()].into_iter().for_each(|value| varint(&mut file, value));
+        file.push(0x2c);
+        [page.len(), 0, 3, 3].into_iter().for_each(|value| varint(&mut file, value));
+        file.extend([0, 0]);
+        file.extend(packed);
+    }
+    file.extend(b"the footer");
+    file
+}
+
+fn number(n: u64) -> u64 {
+    n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 24
+}
+
+/// What becomes of a file in a directory of `b` that somebody replaced by a version that `a` has: how many bytes of chunks
+/// are fetched for it.
+fn replace(a: &Peer, b: &Peer, old: &[u8], new: &[u8]) -> u64 {
+    let content = |bytes: &[u8]| {
+        let mut builder = ManifestBuilder::default();
+        let mut nodes = Vec::new();
+        let mut emit = |_: ChunkRef, bytes: &[u8]| nodes.push(bytes.to_vec());
+        chunks(bytes).into_iter().for_each(|chunk| builder.push(ChunkRef::to(chunk), &mut emit));
+        let content = builder.finish(&mut emit).unwrap();
+        a.pack(nodes.iter().map(|node| &**node));
+        b.pack(nodes.iter().map(|node| &**node));
+        content
+    };
+    let folder = b.link("table");
+    let path = b.home.path().join("table/t.parquet");
+    let commit = |content, time, seen: VersionVector| {
+        let dot = Dot { author: AuthorId([9; 16]), time: Timestamp(time) };
+        let version = Version { dot, seen, content, attributes: Attributes::default() };
+        let entries = vec![Entry { key: Key::new("t.parquet").unwrap(), version: version.clone() }];
+        let body = Body::Remote { peer: a.id, commit: Commit { entries }, cursor: None };
+        b.local.store().commit(Transaction::new(DATASET, body)).unwrap();
+        folder.wake();
+        version
+    };
+    let time = Timestamp::at(WallTime(1 << 40)).0;
+    a.pack(chunks(old));
+    a.pack(chunks(new));
+    let first = commit(content(old), time, VersionVector::new());
+    wait_until(|| fs::read(&path).is_ok_and(|found| found == old));
+    let before = b.fetcher.status().total.bytes;
+    commit(content(new), time + 1, first.closure());
+    wait_until(|| fs::read(&path).is_ok_and(|found| found == new));
+    folder.stop();
+    b.fetcher.status().total.bytes - before
+}
+
+#[test]
+fn a_parquet_file_that_got_rows_is_made_from_the_one_before() {
+    let mut world = World::new();
+    let (a, b) = (world.peer(), world.peer());
+    b.knows(&[&a]);
+    let old = parquet((0..600_000).map(number), |_| 1);
+    let new = parquet((1_000_000..1_000_300).chain(0..600_000).map(number), |_| 1);
+    assert!(1 << 20 < old.len());
+    assert_eq!(replace(&a, &b, &old, &new), 0);
+}
+
+#[test]
+fn what_the_given_instructions_do_not_make_is_fetched() {
+    let mut world = World::new();
+    let (a, b) = (world.peer(), world.peer());
+    b.knows(&[&a]);
+    // Whoever gives instructions tries one of a few pages only, when all was well for a while.
+    let level = |page: usize| if 30 < page && page.is_multiple_of(5) { 3 } else { 1 };
+    let old = parquet((0..600_000).map(number), |_| 1);
+    let new = parquet((1_000_000..1_000_300).chain(0..600_000).map(number), level);
+    let fetched = replace(&a, &b, &old, &new);
+    assert!(fetched < new.len() as u64, "{fetched} of {}", new.len());
+}
+
+#[test]
+fn a_peer_that_lies_in_its_instructions_or_says_none_delays_and_changes_nothing() {
+    let lies: [fn() -> Vec<u8>; 4] = [
+        || Vec::new(),
+        || noise(5000, 1),
+        || {
+            let mut said = Vec::new();
+            let pieces = delta::Instruction::Copy(delta::Stream::Values, 3, u32::MAX);
+            pieces.encode(&mut said);
+            said
+        },
+        || {
+            let mut said = Vec::new();
+            (0..9).for_each(|_| delta::Instruction::Raw(&noise(60_000, 2)).encode(&mut said));
+            delta::Instruction::End.encode(&mut said);
+            said
+        },
+    ];
+    let old = parquet((0..300_000).map(number), |_| 1);
+    let new = parquet((1_000_000..1_000_300).chain(0..300_000).map(number), |_| 1);
+    for lie in lies {
+        let held: BTreeMap<ChunkRef, Vec<u8>> = [&old, &new]
+            .into_iter()
+            .flat_map(|bytes| chunks(bytes))
+            .map(|chunk| (ChunkRef::to(chunk), chunk.to_vec()))
+            .collect();
+        let held = Arc::new(held);
+        let answer = move |frame: &[u8]| {
+            let mut bytes = Vec::new();
+            if delta::Request::is(frame) {
+                assert!(delta::Request::decode(frame).is_ok());
+                bytes = lie();
+            } else if let Ok(request) = Request::decode(frame) {
+                let answers = request.chunks.iter().map(|chunk| Answer::Chunk(chunk.length));
+                encode_response(request.id, answers, &mut bytes);
+                request.chunks.iter().for_each(|chunk| bytes.extend(&held[chunk]));
+            }
+            // Not compressed. Hashes are not answered.
+            if !bytes.is_empty() {
+                bytes.push(0);
+            }
+            bytes
+        };
+        let mut world = World::new();
+        let a = world.peer_serving(|_| {
+            Arc::new(move |_, mut connection| {
+                let answer = answer.clone();
+                tokio::spawn(async move {
+                    while let Ok(Some(frame)) = connection.reader.read().await {
+                        let answer = answer(&frame);
+                        if answer.is_empty() {
+                            break;
+                        }
+                        let _ = connection.writer.write(&answer).await;
+                        let _ = connection.writer.flush().await;
+                    }
+                });
+            })
+        });
+        let b = world.peer();
+        b.knows(&[&a]);
+        assert!(0 < replace(&a, &b, &old, &new));
+    }
 }

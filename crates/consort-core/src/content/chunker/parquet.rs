@@ -1,6 +1,5 @@
 //! Parquet files: a stretch is a page with the header before it, and the pages behind it that have as many values.
-//! Apache Parquet, `README.md` ("File format") and `parquet.thrift` (`PageHeader`); Apache Thrift,
-//! `thrift-compact-protocol.md`.
+//! What a header says is read in [`parquet`](crate::content::parquet).
 //!
 //! Pages follow each other from the fifth byte on, column by column; what comes behind the last (indexes and the footer)
 //! is no page, and ends the format. Most writers begin a page after so many rows. Then rows that come or go move all rows
@@ -8,6 +7,7 @@
 //! left of the old ones. A writer that cuts pages by their content makes them of different numbers of rows.
 
 use super::{MAX_HEADER_BYTES, Step, Stretch, header_and_body};
+use crate::content::parquet::{MAGIC, PageHeader, Unreadable};
 
 /// Where in a file we are.
 #[derive(Debug)]
@@ -19,8 +19,6 @@ pub(super) struct Parquet {
     /// The values of the page before.
     values: i64,
 }
-
-const MAGIC: &[u8] = b"PAR1";
 
 impl Parquet {
     pub(super) fn recognise(bytes: &[u8]) -> Option<Self> {
@@ -51,7 +49,7 @@ impl Parquet {
     }
 }
 
-/// What is to know of a page.
+/// A page: its header, and what is behind it.
 struct Page<'a> {
     header: &'a [u8],
     /// The bytes behind the header.
@@ -62,126 +60,8 @@ struct Page<'a> {
 impl<'a> Page<'a> {
     fn read(bytes: &'a [u8]) -> Result<Self, Unreadable> {
         let bytes = &bytes[..bytes.len().min(MAX_HEADER_BYTES)];
-        let mut compact = Compact { rest: bytes };
-        let (size, values) = compact.page_header()?;
-        Ok(Self { header: &bytes[..bytes.len() - compact.rest.len()], size, values })
-    }
-}
-
-/// Why a header cannot be read.
-#[derive(Debug, PartialEq, Eq)]
-enum Unreadable {
-    /// It goes on behind the bytes that are there.
-    Short,
-    /// It is none.
-    Wrong,
-}
-
-// The types of fields that a page's header is made of.
-const TRUE: u8 = 1;
-const FALSE: u8 = 2;
-const BYTE: u8 = 3;
-const I16: u8 = 4;
-const I32: u8 = 5;
-const I64: u8 = 6;
-const BINARY: u8 = 8;
-const STRUCT: u8 = 12;
-
-/// Sizes are signed numbers of 32 bits.
-const MAX_PAGE_BYTES: u64 = i32::MAX as u64;
-
-/// How deep structures lie in each other: statistics in the header of a kind of page, and what is added to them one day.
-const MAX_DEPTH: u8 = 3;
-
-/// Reads structures of the compact protocol.
-struct Compact<'a> {
-    rest: &'a [u8],
-}
-
-impl Compact<'_> {
-    /// Reads a `PageHeader`, and returns how many bytes are behind it and how many values are in them.
-    fn page_header(&mut self) -> Result<(u64, i64), Unreadable> {
-        let (mut is_typed, mut is_sized, mut size, mut values) = (false, false, None, None);
-        let mut field = 0;
-        while let Some(kind) = self.field(&mut field)? {
-            match (field, kind) {
-                // type, uncompressed_page_size, compressed_page_size, crc
-                (1, I32) => is_typed = self.integer().map(|_| true)?,
-                (2, I32) => is_sized = self.integer().map(|_| true)?,
-                (3, I32) => size = u64::try_from(self.integer()?).ok(),
-                (4, I32) => _ = self.integer()?,
-                // One for each kind of page. Each begins with num_values.
-                (5..=8, STRUCT) => values = self.structure(MAX_DEPTH)?,
-                _ => return Err(Unreadable::Wrong),
-            }
-        }
-        match (size, values) {
-            (Some(size), Some(values)) if is_typed && is_sized && size <= MAX_PAGE_BYTES => {
-                Ok((size, values))
-            }
-            _ => Err(Unreadable::Wrong),
-        }
-    }
-
-    /// The type of the next field of a structure, after the one of this number; nothing at its end.
-    fn field(&mut self, number: &mut i64) -> Result<Option<u8>, Unreadable> {
-        let head = self.byte()?;
-        if head == 0 {
-            return Ok(None);
-        }
-        *number = match head >> 4 {
-            0 => self.integer()?,
-            step => number.saturating_add(i64::from(step)),
-        };
-        Ok(Some(head & 0x0f))
-    }
-
-    /// Reads a structure of any kind, and returns its first field if that is an i32.
-    fn structure(&mut self, depth: u8) -> Result<Option<i64>, Unreadable> {
-        let inside = depth.checked_sub(1).ok_or(Unreadable::Wrong)?;
-        let mut first = None;
-        let mut number = 0;
-        while let Some(kind) = self.field(&mut number)? {
-            match kind {
-                TRUE | FALSE => {}
-                BYTE => _ = self.byte()?,
-                I32 if number == 1 => first = Some(self.integer()?),
-                I16 | I32 | I64 => _ = self.varint()?,
-                BINARY => {
-                    let length = usize::try_from(self.varint()?).unwrap_or(usize::MAX);
-                    self.rest = self.rest.get(length..).ok_or(Unreadable::Short)?;
-                }
-                STRUCT => _ = self.structure(inside)?,
-                // Doubles, lists and maps are in no header of a page.
-                _ => return Err(Unreadable::Wrong),
-            }
-        }
-        Ok(first)
-    }
-
-    fn byte(&mut self) -> Result<u8, Unreadable> {
-        let (byte, rest) = self.rest.split_first().ok_or(Unreadable::Short)?;
-        self.rest = rest;
-        Ok(*byte)
-    }
-
-    /// Seven bits in each byte, the lowest first.
-    fn varint(&mut self) -> Result<u64, Unreadable> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Ok(value);
-            }
-        }
-        Err(Unreadable::Wrong)
-    }
-
-    /// A varint whose lowest bit is the sign.
-    fn integer(&mut self) -> Result<i64, Unreadable> {
-        let value = self.varint()?;
-        Ok((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
+        let header = PageHeader::read(bytes)?;
+        Ok(Self { header: &bytes[..header.length], size: header.size, values: header.values })
     }
 }
 
@@ -244,12 +124,5 @@ pub(super) mod tests {
         assert_eq!(parquet.more(&same), Some(same.len() as u64));
         assert_eq!(parquet.more(&other), None);
         assert_eq!(parquet.more(FOOTER), None);
-    }
-
-    #[test]
-    fn structures_are_not_followed_without_end() {
-        let mut header = [0x15, 0, 0x15, 0, 0x15, 0, 0x2c].to_vec();
-        header.extend([0x1c; 1_000]);
-        assert_eq!(Compact { rest: &header }.page_header(), Err(Unreadable::Wrong));
     }
 }

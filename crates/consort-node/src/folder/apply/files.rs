@@ -1,8 +1,9 @@
-//! Getting the content of files into staging: chunk by chunk, from this machine or from peers, many files at a time.
+//! Getting the content of files into staging: chunk by chunk, from this machine or from peers, many files at a time. Chunks
+//! that are not here are first made from the version that is replaced, where that is possible.
 //! Which files, and what becomes of them, is decided in `apply.rs`.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use consort_core::content::manifest::{Step, Walk};
@@ -11,6 +12,7 @@ use consort_core::{ChunkHash, ChunkRef, Content, Key, Version};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::copies::{Copied, Copier, Copy, MAX_LOOKED_FOR};
+use crate::content::delta::{self, Rebuild, Rebuilder, Rebuilt};
 use crate::content::staged::StagedFile;
 use crate::content::{ChunkBytes, ContentError, Contents, Fetched, Want, Written};
 use crate::folder::place::share_of_open_files;
@@ -89,9 +91,18 @@ pub(super) struct Files {
     held: BTreeSet<u64>,
     ended: Vec<Ended>,
     missing: bool,
+    rebuilder: Rebuilder,
     copier: Copier,
     /// Chunks that the copier is looking for.
     looked_for: usize,
+}
+
+/// Where it is told what became of chunks.
+#[derive(Debug)]
+pub(super) struct News {
+    pub(super) fetched: Receiver<Fetched>,
+    pub(super) copied: Receiver<Copied>,
+    pub(super) rebuilt: Receiver<Rebuilt>,
 }
 
 /// A manifest node that is wanted from peers, or came.
@@ -116,7 +127,13 @@ struct File {
     chunks: Option<Walk>,
     /// The manifest node without which no more can be looked for.
     needs: Option<ChunkRef>,
-    /// Chunks that are looked for, or are wanted and have not arrived.
+    /// The version that it replaces, as long as chunks may be made from that.
+    base: Option<std::fs::File>,
+    /// Chunks that are not here and not wanted yet, in order: with a base, those that may be made from it.
+    lacking: VecDeque<(u64, ChunkRef)>,
+    /// While this is here, it is waited for chunks to be made.
+    rebuilding: Option<Arc<()>>,
+    /// Chunks that are looked for or made, or are wanted and have not arrived.
     outstanding: usize,
     /// Bytes that were written and not written out.
     written_since: u64,
@@ -125,14 +142,15 @@ struct File {
 }
 
 impl Files {
-    /// None yet. What the fetcher and the copier send arrives at the receivers, and belongs to
-    /// [`on_fetched`](Self::on_fetched) and [`on_copied`](Self::on_copied).
+    /// None yet. What the fetcher, the copier and the rebuilder send arrives at the receivers, and belongs to
+    /// [`on_fetched`](Self::on_fetched), [`on_copied`](Self::on_copied) and [`on_rebuilt`](Self::on_rebuilt).
     pub(super) fn new(
         root: Arc<Root>,
         contents: Arc<Contents>,
         progress: Arc<Progress>,
-    ) -> std::io::Result<(Self, Receiver<Fetched>, Receiver<Copied>)> {
+    ) -> std::io::Result<(Self, News)> {
         let (copier, copied) = Copier::start(contents.local())?;
+        let (rebuilder, rebuilt) = Rebuilder::start(contents.fetcher())?;
         // Half of it is for news of what nobody has. Each file whose manifest is not all entered waits for a node,
         // for a chunk with its staging open, or in the queue: there are few more of these than may be begun.
         let (sink, fetched) = bounded(2 * (MAX_WANTED_CHUNKS + 2 * MAX_NODES + MAX_OPEN_FILES));
@@ -155,10 +173,11 @@ impl Files {
             held: BTreeSet::new(),
             ended: Vec::new(),
             missing: false,
+            rebuilder,
             copier,
             looked_for: 0,
         };
-        Ok((files, fetched, copied))
+        Ok((files, News { fetched, copied, rebuilt }))
     }
 
     /// Whatever could not be had may be there now.
@@ -206,6 +225,9 @@ impl Files {
             fresh,
             chunks,
             needs,
+            base: None,
+            lacking: VecDeque::new(),
+            rebuilding: None,
             outstanding,
             written_since: 0,
             stalled,
@@ -258,6 +280,12 @@ impl Files {
             self.searching.pop_first();
             return true;
         };
+        if file.base.is_none()
+            && let Some((offset, chunk)) = file.lacking.pop_front()
+        {
+            self.want(id, chunk, offset);
+            return true;
+        }
         match file.chunks.as_mut().map_or(Step::End, Walk::step) {
             Step::End => {
                 self.searching.pop_first();
@@ -370,6 +398,8 @@ impl Files {
                 Err(error) => return self.on_error(id, &error),
             }
             self.open += 1;
+            let replaced = self.root.open_file(&file.path).ok().map(|(replaced, _)| replaced);
+            file.base = replaced.filter(|base| delta::is_base(base, &file.version.content));
         }
         let Some(staging) = &file.staging else { return };
         file.outstanding += 1;
@@ -384,6 +414,13 @@ impl Files {
         let Some(file) = self.files.get_mut(&id) else { return };
         file.outstanding -= 1;
         match written {
+            Ok(None) if file.base.is_some() => {
+                file.lacking.push_back((offset, chunk));
+                if delta::MAX_LACKING < file.lacking.len() {
+                    self.fetch_lacking(id);
+                }
+                self.end_if_complete(id);
+            }
             Ok(None) => self.want(id, chunk, offset),
             Ok(Some(written)) => {
                 self.on_written(id, chunk.length as usize, written);
@@ -392,6 +429,62 @@ impl Files {
             Err(error) => {
                 tracing::warn!(%error, "chunks cannot be read");
                 self.fail(id, false);
+            }
+        }
+    }
+
+    /// Begins to make what a file lacks from the version that it replaces. If that is not worth it, or there is no room, it
+    /// is fetched.
+    fn rebuild_lacking(&mut self, id: u64) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let (Some(base), Some(staging)) = (file.base.take(), &file.staging) else { return };
+        let bytes = file.lacking.iter().map(|(_, chunk)| u64::from(chunk.length)).sum();
+        if !delta::pays(bytes, &file.version.content) {
+            return self.fetch_lacking(id);
+        }
+        file.lacking.make_contiguous().sort_unstable_by_key(|(offset, _)| *offset);
+        let place = |&(offset, chunk): &(u64, ChunkRef)| (offset, chunk, staging.target(offset));
+        let lacking: Vec<_> = file.lacking.iter().map(place).collect();
+        let (wanted, count) = (Arc::new(()), lacking.len());
+        let rebuild = Rebuild {
+            file: id,
+            content: file.version.content.clone(),
+            base,
+            lacking,
+            wanted: Arc::downgrade(&wanted),
+        };
+        if self.rebuilder.begin(rebuild).is_err() {
+            return self.fetch_lacking(id);
+        }
+        file.lacking.clear();
+        file.outstanding += count;
+        file.rebuilding = Some(wanted);
+    }
+
+    /// What a file lacks is fetched, as there is room.
+    fn fetch_lacking(&mut self, id: u64) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        file.base = None;
+        if !file.stalled {
+            self.searching.insert((file.is_large, id));
+        }
+    }
+
+    /// Takes what became of a chunk that was to be made. If it was not, it is fetched.
+    pub(super) fn on_rebuilt(&mut self, rebuilt: Rebuilt) {
+        let Rebuilt { file: id, offset, chunk, written } = rebuilt;
+        let Some(file) = self.files.get_mut(&id) else { return };
+        file.outstanding -= 1;
+        match written {
+            Some(written) => {
+                self.on_written(id, chunk.length as usize, written);
+                self.keep_in_mind(id, chunk.hash, offset);
+                self.contents.local().parked().arrived(&chunk);
+                self.end_if_complete(id);
+            }
+            None => {
+                file.lacking.push_back((offset, chunk));
+                self.fetch_lacking(id);
             }
         }
     }
@@ -413,7 +506,8 @@ impl Files {
                 for (id, offset) in takers {
                     let Some(file) = self.files.get_mut(&id) else { continue };
                     file.outstanding -= 1;
-                    if std::mem::take(&mut file.stalled) && file.chunks.is_some() {
+                    let is_left = file.chunks.is_some() || !file.lacking.is_empty();
+                    if std::mem::take(&mut file.stalled) && is_left {
                         self.searching.insert((file.is_large, id));
                     }
                     let is_there = |written: &mut Written| {
@@ -577,9 +671,10 @@ impl Files {
     }
 
     fn end_if_complete(&mut self, id: u64) {
-        let complete = |file: &File| file.chunks.is_none() && file.outstanding == 0;
-        if !self.files.get(&id).is_some_and(complete) {
-            return;
+        let looked = |file: &File| file.chunks.is_none() && file.outstanding == 0;
+        let Some(file) = self.files.get(&id).filter(|file| looked(file)) else { return };
+        if !file.lacking.is_empty() {
+            return self.rebuild_lacking(id);
         }
         let Some(file) = self.files.get_mut(&id) else { return };
         if file.staging.as_ref().is_some_and(Staging::is_held) {
