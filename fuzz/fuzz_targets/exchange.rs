@@ -1,4 +1,5 @@
-//! Arbitrary bytes as a request for chunks, and as a response. The body is shared with a test that runs everywhere.
+//! Arbitrary bytes as a request for chunks, as a response, and as a delta. The bodies are shared with a test that runs
+//! everywhere.
 #![no_main]
 
 // Each target runs one of the bodies.
@@ -6,4 +7,7 @@
 #[path = "../../crates/consort-core/tests/it/fuzz_bodies.rs"]
 mod fuzz_bodies;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz_bodies::exchange(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    fuzz_bodies::exchange(bytes);
+    fuzz_bodies::delta(bytes);
+});

@@ -2,6 +2,7 @@
 //! random inputs on every compiler; finding more than that is the fuzzer's work.
 
 use consort_core::content::chunker::Chunker;
+use consort_core::content::delta::{self, Instruction};
 use consort_core::content::exchange::{Answer, Reply, Request};
 use consort_core::content::manifest;
 use consort_core::content::{ChunkRef, NodeRef};
@@ -77,6 +78,20 @@ pub(crate) fn exchange(bytes: &[u8]) {
         Err(_) => 0,
     };
     assert!(length <= bytes.len());
+}
+
+/// What is an instruction of a delta has one encoding, and so has a request for one.
+pub(crate) fn delta(bytes: &[u8]) {
+    if let Ok(request) = delta::Request::decode(bytes) {
+        let mut again = Vec::new();
+        request.encode(&mut again);
+        assert_eq!(again, bytes);
+    }
+    let (mut from, mut again) = (Reader::new(bytes), Vec::new());
+    while let Ok(instruction) = Instruction::decode(&mut from) {
+        instruction.encode(&mut again);
+        assert!(bytes.starts_with(&again));
+    }
 }
 
 /// A word has one encoding, and a member takes any datagram of another: it answers within the bounds of datagrams.
@@ -178,6 +193,7 @@ mod bounded {
             super::manifest(&bytes);
             super::chunker(&bytes);
             super::exchange(&bytes);
+            super::delta(&bytes);
             super::datagram(&bytes);
             super::link(&bytes);
         }
