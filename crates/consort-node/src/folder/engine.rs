@@ -29,7 +29,7 @@ use self::deletions::Deletions;
 use self::look::{Dirty, Indexing, MAX_DIRTY, QUIET, Refused};
 use super::apply::Stager;
 use super::ignores::IGNORE_FILE;
-use super::index::Indexer;
+use super::index::{Cut, Indexer};
 use super::link::{Inbox, Input, LinkContext, OnFlushed};
 use super::status::{Progress, Trouble};
 use super::{CookieName, EntryKind, Ignores, Meta, Root, WatchEvent, Watcher};
@@ -91,7 +91,7 @@ pub(super) struct Engine<'c> {
     rescan_at: Option<Instant>,
     flushes: Vec<Flush>,
     exit: Option<Exit>,
-    buffer: Vec<u8>,
+    buffer: Cut,
 }
 
 impl<'c> Engine<'c> {
@@ -171,7 +171,7 @@ impl<'c> Engine<'c> {
             rescan_at,
             flushes,
             exit: None,
-            buffer: Vec::new(),
+            buffer: Cut::default(),
         })
     }
 

@@ -1,9 +1,10 @@
 //! Reading what stands in a linked directory: from an entry to the content that names its bytes. Runs on worker
 //! threads; what an entry means is decided in `engine.rs`.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,6 +27,12 @@ const PLACES_PER_TRANSACTION: usize = 4096;
 
 /// Bytes that are read at once: several chunks, so that the chunker always sees a whole one.
 const READ_BYTES: usize = 1 << 20;
+
+/// A file of so many bytes is hashed by a second thread, while the first one reads and cuts, if a worker has nothing to do.
+const LARGE_BYTES: u64 = 16 << 20;
+
+/// What was cut and waits to be hashed, and what is being hashed: buffers of a megabyte.
+const MAX_CUTS: usize = 3;
 
 /// The coarsest steps in which kernels advance file times: a file that was read so shortly after it was modified may
 /// change again without showing it.
@@ -82,18 +89,22 @@ impl Indexer {
         let (jobs, queue) = bounded::<(Key, Meta)>(MAX_QUEUED_FILES);
         let (done, results) = bounded(2 * MAX_QUEUED_FILES);
         let (stopped, threads) = (Arc::new(AtomicBool::new(false)), Vec::new());
+        let idle = Arc::new(AtomicUsize::new(workers));
         let mut indexer = Self { jobs: Some(jobs), results, stopped, threads };
         for number in 0..workers {
             let (queue, done) = (queue.clone(), done.clone());
             let (root, store) = (Arc::clone(root), store.clone());
-            let stopped = Arc::clone(&indexer.stopped);
+            let (stopped, idle) = (Arc::clone(&indexer.stopped), Arc::clone(&idle));
             let name = format!("index-{number}");
             let thread = std::thread::Builder::new().name(name).spawn(move || {
-                let mut buffer = Vec::new();
+                let mut buffer = Cut::default();
                 for (path, meta) in queue {
-                    let reading =
-                        Reading { root: &root, store: &store, dataset, stopped: &stopped };
+                    let idle_before = idle.fetch_sub(1, Ordering::Relaxed);
+                    let is_alone = 1 < workers && idle_before == workers;
+                    let (root, store, stopped) = (&root, &store, &stopped);
+                    let reading = Reading { root, store, dataset, stopped, is_alone };
                     let indexed = index(&reading, path, meta, &mut buffer);
+                    idle.fetch_add(1, Ordering::Relaxed);
                     if stopped.load(Ordering::Relaxed) || done.send(indexed).is_err() {
                         break;
                     }
@@ -142,10 +153,12 @@ pub(super) struct Reading<'r> {
     pub(super) dataset: DatasetId,
     /// Nobody waits for what is read any more.
     pub(super) stopped: &'r AtomicBool,
+    /// Other workers have nothing to do.
+    pub(super) is_alone: bool,
 }
 
 /// Reads one entry.
-pub(super) fn index(reading: &Reading<'_>, path: Key, meta: Meta, buffer: &mut Vec<u8>) -> Indexed {
+pub(super) fn index(reading: &Reading<'_>, path: Key, meta: Meta, buffer: &mut Cut) -> Indexed {
     let racy = racy_for(&meta);
     let mut places = Vec::new();
     let outcome = match meta.kind {
@@ -185,66 +198,170 @@ fn read_file(
     reading: &Reading<'_>,
     path: &Key,
     meta: &Meta,
-    buffer: &mut Vec<u8>,
+    buffer: &mut Cut,
     places: &mut Vec<(ChunkHash, Place)>,
 ) -> Result<Content, IndexError> {
-    let &Reading { root, store, dataset, stopped } = reading;
-    let (mut file, before) = root.open_file(path).map_err(unreadable)?;
+    let (file, before) = reading.root.open_file(path).map_err(unreadable)?;
     if !before.same_file_state(meta) {
         return Err(IndexError::Unstable);
     }
-    let mut chunker = Chunker::default();
-    let mut manifest = ManifestBuilder::default();
-    let mut packing = Ok(());
-    let mut emit = |_: ChunkRef, node: &[u8]| {
-        if packing.is_ok() {
-            packing = store.pack(node).map(drop);
-        }
+    let mut taking = Taking {
+        store: reading.store,
+        dataset: reading.dataset,
+        path,
+        manifest: ManifestBuilder::default(),
+        places,
+        offset: 0,
     };
-    let mut offset = 0;
-    let mut at_end = false;
-    // What was read and not cut yet is at the front of the buffer.
-    buffer.resize(READ_BYTES, 0);
-    let mut held = 0;
-    while !at_end || held != 0 {
-        if stopped.load(Ordering::Relaxed) {
-            return Err(IndexError::Unstable);
-        }
-        while !at_end && held < READ_BYTES {
-            match file.read(&mut buffer[held..]) {
-                Ok(0) => at_end = true,
-                Ok(read) => held += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(unreadable(error)),
-            }
-        }
-        let mut used = 0;
-        while used < held && (at_end || MAX_CHUNK_BYTES <= held - used) {
-            let rest = &buffer[used..held];
-            let bytes = &rest[..chunker.next(rest)];
-            let chunk = ChunkRef::to(bytes);
-            manifest.push(chunk, &mut emit);
-            let length = chunk.length;
-            places
-                .push((chunk.hash, Place::InFile { dataset, path: path.clone(), offset, length }));
-            offset += u64::from(length);
-            used += bytes.len();
-        }
-        buffer.copy_within(used..held, 0);
-        held -= used;
-        if PLACES_PER_TRANSACTION <= places.len() {
-            let mut transaction = Transaction::new(dataset, Body::Nothing);
-            transaction.places = std::mem::take(places);
-            store.commit(transaction).map_err(IndexError::Store)?;
-        }
+    let cutter = Cutter { file: &file, stopped: reading.stopped };
+    if reading.is_alone && LARGE_BYTES <= before.size {
+        cut_and_hash(cutter, &mut taking)?;
+    } else {
+        *buffer = cutter.cut(std::mem::take(buffer), |cut| taking.take(&cut).map(|()| cut))?;
     }
-    let content = manifest.finish(&mut emit);
-    packing.map_err(IndexError::Store)?;
-    let content = content.map_err(|error| IndexError::Unfit(error.to_string()))?;
+    let (content, size) = taking.finish()?;
     // Whether the path still leads to this file, the engine asks.
     match meta_of(&file) {
-        Ok(after) if after.same_file_state(&before) && after.size == offset => Ok(content),
+        Ok(after) if after.same_file_state(&before) && after.size == size => Ok(content),
         _ => Err(IndexError::Unstable),
+    }
+}
+
+/// Hashes on another thread what this one has cut.
+fn cut_and_hash(cutter: Cutter<'_>, taking: &mut Taking<'_>) -> Result<(), IndexError> {
+    let (to_hash, cuts) = bounded::<Cut>(MAX_CUTS);
+    let (hashed, spare) = bounded::<Cut>(MAX_CUTS);
+    std::thread::scope(|scope| {
+        for _ in 1..MAX_CUTS {
+            let _ = hashed.send(Cut::default());
+        }
+        let hashing = scope.spawn(move || {
+            cuts.into_iter().try_for_each(|cut| {
+                taking.take(&cut)?;
+                // When all is cut, nobody needs it any more.
+                let _ = hashed.send(cut);
+                Ok(())
+            })
+        });
+        let cut = cutter.cut(Cut::default(), |cut| {
+            let _ = to_hash.send(cut);
+            // If that thread has ended, it says why.
+            spare.recv().map_err(|_| IndexError::Unstable)
+        });
+        drop(to_hash);
+        let hashed = hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        hashed.and(cut.map(drop))
+    })
+}
+
+/// Chunks that follow each other in a file.
+#[derive(Debug, Default)]
+pub(super) struct Cut {
+    /// More than what was cut.
+    bytes: Vec<u8>,
+    /// Where in it each chunk ends.
+    ends: Vec<usize>,
+}
+
+/// Reads a file and cuts it.
+struct Cutter<'f> {
+    file: &'f File,
+    stopped: &'f AtomicBool,
+}
+
+impl Cutter<'_> {
+    /// Gives what was cut to `take`, which gives back something to go on with. Returns the last of that.
+    fn cut(
+        mut self,
+        mut cut: Cut,
+        mut take: impl FnMut(Cut) -> Result<Cut, IndexError>,
+    ) -> Result<Cut, IndexError> {
+        let mut chunker = Chunker::default();
+        let mut at_end = false;
+        // What was read and not cut yet.
+        let mut rest = Vec::new();
+        while !at_end || !rest.is_empty() {
+            if self.stopped.load(Ordering::Relaxed) {
+                return Err(IndexError::Unstable);
+            }
+            let Cut { bytes, ends } = &mut cut;
+            bytes.resize(READ_BYTES, 0);
+            let mut held = rest.len();
+            bytes[..held].copy_from_slice(&rest);
+            while !at_end && held < READ_BYTES {
+                match self.file.read(&mut bytes[held..]) {
+                    Ok(0) => at_end = true,
+                    Ok(read) => held += read,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(unreadable(error)),
+                }
+            }
+            ends.clear();
+            let mut used = 0;
+            while used < held && (at_end || MAX_CHUNK_BYTES <= held - used) {
+                used += chunker.next(&bytes[used..held]);
+                ends.push(used);
+            }
+            rest.clear();
+            rest.extend_from_slice(&bytes[used..held]);
+            cut = take(cut)?;
+        }
+        Ok(cut)
+    }
+}
+
+/// Takes in the chunks of a file: hashes them, and notes where they are.
+struct Taking<'t> {
+    store: &'t DiskStore,
+    dataset: DatasetId,
+    path: &'t Key,
+    manifest: ManifestBuilder,
+    places: &'t mut Vec<(ChunkHash, Place)>,
+    /// Where in the file the next chunk begins.
+    offset: u64,
+}
+
+impl Taking<'_> {
+    fn take(&mut self, cut: &Cut) -> Result<(), IndexError> {
+        let (store, dataset) = (self.store, self.dataset);
+        let mut packing = Ok(());
+        let mut start = 0;
+        for &end in &cut.ends {
+            let chunk = ChunkRef::to(&cut.bytes[start..end]);
+            self.manifest.push(chunk, &mut emit_to(store, &mut packing));
+            let (length, offset, path) = (chunk.length, self.offset, self.path.clone());
+            self.places.push((chunk.hash, Place::InFile { dataset, path, offset, length }));
+            self.offset += u64::from(length);
+            start = end;
+        }
+        packing.map_err(IndexError::Store)?;
+        if PLACES_PER_TRANSACTION <= self.places.len() {
+            let mut transaction = Transaction::new(dataset, Body::Nothing);
+            transaction.places = std::mem::take(self.places);
+            store.commit(transaction).map_err(IndexError::Store)?;
+        }
+        Ok(())
+    }
+
+    /// The content of the whole file, and its size.
+    fn finish(self) -> Result<(Content, u64), IndexError> {
+        let mut packing = Ok(());
+        let content = self.manifest.finish(&mut emit_to(self.store, &mut packing));
+        packing.map_err(IndexError::Store)?;
+        let content = content.map_err(|error| IndexError::Unfit(error.to_string()))?;
+        Ok((content, self.offset))
+    }
+}
+
+/// Keeps the nodes of a manifest in packs, until that fails.
+fn emit_to<'e>(
+    store: &'e DiskStore,
+    packing: &'e mut Result<(), StoreError>,
+) -> impl FnMut(ChunkRef, &[u8]) + use<'e> {
+    move |_, node| {
+        if packing.is_ok() {
+            *packing = store.pack(node).map(drop);
+        }
     }
 }
 
@@ -291,6 +408,42 @@ mod tests {
         let modified = 1_700_000_000 * SECOND + 123_456_789;
         assert_eq!(racy(modified, modified + 5 * MS), Some(Duration::from_millis(15)));
         assert_eq!(racy(modified, modified + 21 * MS), None);
+    }
+
+    #[test]
+    fn a_large_file_is_the_same_content_whoever_hashes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        let mut random = consort_core::random::Random::new(7);
+        let bytes: Vec<u8> =
+            (0..LARGE_BYTES / 8 + 1000).flat_map(|_| random.next_u64().to_le_bytes()).collect();
+        std::fs::write(root.join("f"), bytes).unwrap();
+        let root = Root::open(&root).unwrap();
+        let store = DiskStore::open(&dir.path().join("store")).unwrap();
+        let key = Key::new("f").unwrap();
+        let meta = root.stat("f").unwrap().unwrap();
+        let stopped = AtomicBool::new(false);
+        let read = |is_alone| {
+            let dataset = DatasetId([1; 16]);
+            let reading =
+                Reading { root: &root, store: &store, dataset, stopped: &stopped, is_alone };
+            let indexed = index(&reading, key.clone(), meta, &mut Cut::default());
+            (indexed.outcome.unwrap(), indexed.places)
+        };
+        let (alone, helped) = (read(false), read(true));
+        assert_eq!(alone, helped);
+        assert!(100 < alone.1.len());
+        stopped.store(true, Ordering::Relaxed);
+        let reading = Reading {
+            root: &root,
+            store: &store,
+            dataset: DatasetId([1; 16]),
+            stopped: &stopped,
+            is_alone: true,
+        };
+        let indexed = index(&reading, key.clone(), meta, &mut Cut::default());
+        assert!(matches!(indexed.outcome, Err(IndexError::Unstable)));
     }
 
     #[test]

@@ -231,6 +231,7 @@ impl Engine<'_> {
                     store: &self.context.store,
                     dataset: self.context.dataset,
                     stopped: self.indexer.stopped(),
+                    is_alone: false,
                 };
                 let indexed = index::index(&reading, path, meta, &mut buffer);
                 self.buffer = buffer;
