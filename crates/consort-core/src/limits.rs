@@ -71,7 +71,7 @@ pub const MAX_CONTENT_OVERHEAD_BYTES: usize = 4 + 2 + MAX_REQUEST_CHUNKS * (32 +
 pub const MAX_DELTA_STRETCHES: usize = 1024;
 
 /// The pieces that are known to whoever asks for a delta, of each stream: at 4 KiB on average, those of 4 GiB that are not
-/// compressed. A hash and a place take 16 bytes on one side, a hash and its number about 30 on the other.
+/// compressed. A hash and a place take 16 bytes on one side, a hash and its number about 42 on the other.
 pub const MAX_DELTA_PIECES: usize = 1 << 20;
 
 /// The longest piece, in bytes. Either side cuts pieces of 4 KiB on average.
@@ -81,13 +81,13 @@ pub const MAX_PIECE_BYTES: usize = 16 * 1024;
 pub const MAX_PAGE_HEAD_BYTES: usize = 64 * 1024;
 
 /// What a page may hold in plain form. Writers make pages of one megabyte; either side holds a few.
-pub const MAX_PLAIN_PAGE_BYTES: usize = 16 * 1024 * 1024;
+pub const MAX_PLAIN_PAGE_BYTES: usize = 8 * 1024 * 1024;
 
 /// The values of a dictionary by which pages are taken apart: 20 bytes of memory each.
 pub const MAX_DICTIONARY_VALUES: usize = 1 << 20;
 
 /// Pages that may wait for the rest of their bytes: short ones, since a piece is found only when it is complete.
-pub const MAX_WAITING_PAGES: usize = 1024;
+pub const MAX_WAITING_PAGES: usize = 256;
 
 /// Tombstones that are collected in one step: some milliseconds of work, and a batch of about a megabyte.
 pub const MAX_COLLECTED: usize = 4096;

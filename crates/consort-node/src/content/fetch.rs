@@ -281,9 +281,12 @@ impl Fetcher {
         Ok(chunks.iter().map(|chunk| arrived[chunk].clone()).collect())
     }
 
-    /// The peers that can be asked, in the order in which this node prefers them.
+    /// The peers that can be asked, those first that gave most.
     pub(super) fn peers(&self) -> Vec<NodeId> {
-        self.shared.lock().status.peers.keys().copied().collect()
+        let state = self.shared.lock();
+        let mut peers: Vec<_> = state.status.peers.iter().collect();
+        peers.sort_by_key(|(_, count)| std::cmp::Reverse(count.bytes));
+        peers.into_iter().map(|(peer, _)| *peer).collect()
     }
 
     /// By what they are asked.

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use consort_core::store::StoreError;
 use consort_core::{ChunkHash, ChunkRef, DatasetId, Key};
-use consort_store::{Body, DiskStore, MAX_PLACES, Place, ReadError, Transaction};
+use consort_store::{Body, DiskStore, Place, ReadError, Transaction};
 
 use crate::content::parked::Parked;
 use crate::content::staged::StagedChunks;
@@ -95,6 +95,12 @@ impl LocalContent {
         Ok(is_here.then_some(bytes))
     }
 
+    /// Whether a chunk is here, as far as the places say.
+    pub fn may_have(&self, chunk: &ChunkRef) -> bool {
+        self.staged.has(chunk)
+            || self.store.locate(chunk.hash).is_ok_and(|places| !places.is_empty())
+    }
+
     /// A reader for many chunks. Keep it for one batch and no longer: it holds a file open, and
     /// forgets wrong places when it is dropped.
     pub fn reader(&self) -> Reader<'_> {
@@ -170,7 +176,7 @@ impl Reader<'_> {
     pub fn read(&mut self, chunk: &ChunkRef, to: &mut [u8]) -> Result<bool, StoreError> {
         assert_eq!(to.len(), chunk.length as usize, "the buffer is not as long as the chunk");
         let places = self.local.store.locate(chunk.hash)?;
-        let there_may_be_more = places.len() == MAX_PLACES;
+        let there_may_be_more = !places.is_empty();
         if self.read_from(places, chunk, to) {
             return Ok(true);
         }

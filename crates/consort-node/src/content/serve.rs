@@ -61,7 +61,7 @@ struct Shared {
     fetcher: OnceLock<Weak<Fetcher>>,
     reads: Arc<Semaphore>,
     answers: Arc<Semaphore>,
-    deltas: Semaphore,
+    deltas: Arc<Semaphore>,
     bytes: AtomicU64,
     chunks: AtomicU64,
 }
@@ -130,7 +130,7 @@ impl Server {
             fetcher: OnceLock::new(),
             reads: Arc::new(Semaphore::new(MAX_READS)),
             answers: Arc::new(Semaphore::new(MAX_ANSWERS)),
-            deltas: Semaphore::new(MAX_DELTAS),
+            deltas: Arc::new(Semaphore::new(MAX_DELTAS)),
             bytes: AtomicU64::new(0),
             chunks: AtomicU64::new(0),
         }))
@@ -186,8 +186,8 @@ impl Shared {
         let Some(first) = first? else { return Ok(()) };
         if delta::Request::is(&first) {
             let request = delta::Request::decode(&first)?;
-            let Ok(_permit) = self.deltas.try_acquire() else { return Ok(()) };
-            let served = give::serve(&self.local, request, reader, writer);
+            let Ok(permit) = Arc::clone(&self.deltas).try_acquire_owned() else { return Ok(()) };
+            let served = give::serve(&self.local, request, reader, writer, permit);
             return served.await.map_err(ServeError::Write);
         }
         let first = Request::decode(&first)?;

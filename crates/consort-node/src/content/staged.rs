@@ -45,6 +45,11 @@ impl StagedChunks {
         place.is_some_and(|(file, offset)| file.read_at(to, offset).is_ok() && chunk.is(to))
     }
 
+    /// Whether a chunk is known to be in one of the files.
+    pub fn has(&self, chunk: &ChunkRef) -> bool {
+        self.lock().contains_key(&short(chunk.hash))
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Place>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

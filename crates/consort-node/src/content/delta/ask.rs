@@ -4,8 +4,9 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use consort_core::content::delta::{PIECE_HASH_BYTES, Request, Stream};
 use consort_core::content::parquet::MAGIC;
@@ -13,7 +14,7 @@ use consort_core::limits::{MAX_CONTENT_MESSAGE_BYTES, MAX_DELTA_STRETCHES};
 use consort_core::{ChunkRef, Content};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout, timeout_at};
 
 use super::base::Base;
 use super::take::Taker;
@@ -36,11 +37,18 @@ const MAX_WAITING: usize = 16;
 /// What was made and not taken note of.
 const MAX_REBUILT: usize = 64;
 
-/// Peers that are asked for one content.
-const MAX_ASKED: usize = 3;
+/// Peers that are asked for one content: who does not have all of it says so at once.
+const MAX_ASKED: usize = 8;
 
 /// How long a peer may be quiet. Its disk may be slow; but meanwhile nothing of the content comes.
-const QUIET: Duration = Duration::from_secs(10);
+const QUIET: Duration = Duration::from_secs(5);
+
+/// A delta may take as long as it takes to go through the content with so many bytes a second, after a start: however it
+/// trickles, the rest is fetched then.
+const LEAST_BYTES_PER_SECOND: u64 = 2 << 20;
+
+/// How soon it is noticed that nobody wants a content any more, while nothing comes of it.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Messages with instructions that wait to be followed.
 const MAX_MESSAGES: usize = 4;
@@ -130,38 +138,45 @@ fn run(fetcher: &Weak<Fetcher>, job: Rebuild, done: &Sender<Rebuilt>) -> Result<
         drop(into);
         gone |= done.send(Rebuilt { file, offset, chunk, written }).is_err();
     };
-    let is_wanted = || wanted.strong_count() != 0;
-    rebuild(fetcher, content, &base, chunks, is_wanted, tell);
+    // Whatever becomes of it, nobody is to wait for a chunk for ever. A panic was reported.
+    let rebuild = AssertUnwindSafe(|| rebuild(fetcher, content, &base, chunks, &wanted, tell));
+    let _ = catch_unwind(rebuild);
+    for (offset, chunk, into) in targets {
+        drop(into);
+        gone |= done.send(Rebuilt { file, offset, chunk, written: None }).is_err();
+    }
     if gone { Err(Gone) } else { Ok(()) }
 }
 
-/// Makes what can be made of `chunks`, and tells of each.
+/// Makes what can be made of `chunks`, in their order, and tells of it.
 fn rebuild(
     fetcher: &Weak<Fetcher>,
     content: Content,
     base: &File,
     chunks: Vec<(u64, ChunkRef)>,
-    is_wanted: impl Fn() -> bool,
-    mut tell: impl FnMut(u64, ChunkRef, Option<&[u8]>),
+    wanted: &Weak<()>,
+    tell: impl FnMut(u64, ChunkRef, Option<&[u8]>),
 ) {
+    let is_wanted = || wanted.strong_count() != 0;
+    let Some(fetcher) = fetcher.upgrade().filter(|_| is_wanted()) else { return };
+    let (network, peers) = (Arc::clone(fetcher.network()), fetcher.peers());
+    if peers.is_empty() {
+        return;
+    }
     let base = match Base::of(base).map(|base| base.filter(|_| is_wanted())) {
         Ok(Some(base)) => base,
-        nothing => {
-            tracing::debug!(error = ?nothing.err(), "a file is not taken apart");
-            return chunks.into_iter().for_each(|(offset, chunk)| tell(offset, chunk, None));
-        }
+        nothing => return tracing::debug!(error = ?nothing.err(), "a file is not taken apart"),
     };
-    let mut messages = None;
-    if let Some(fetcher) = fetcher.upgrade() {
-        let question = Question::new(content, &chunks, &base);
-        let (to, from) = mpsc::channel(MAX_MESSAGES);
-        let (network, peers) = (Arc::clone(fetcher.network()), fetcher.peers());
-        fetcher.runtime().spawn(ask(network, peers, question, to));
-        messages = Some(from);
-    }
-    let mut taker = Taker::new(base, chunks, tell);
+    let least = Duration::from_secs(content.size() / LEAST_BYTES_PER_SECOND);
+    let until = Instant::now() + QUIET + least;
+    let question = Question::new(content, &chunks, &base);
+    let (to, mut messages) = mpsc::channel(MAX_MESSAGES);
+    let ask = ask(network, peers, question, to);
+    fetcher.runtime().spawn(while_wanted(wanted.clone(), until, ask));
+    drop(fetcher);
+    let mut taker = Taker::new(base, chunks, until, tell);
     while !taker.is_ended()
-        && let Some(message) = messages.as_mut().and_then(mpsc::Receiver::blocking_recv)
+        && let Some(message) = messages.blocking_recv()
     {
         if !is_wanted() {
             break;
@@ -172,7 +187,19 @@ fn rebuild(
             break;
         }
     }
-    taker.finish();
+}
+
+/// Goes on with this as long as there is time, and somebody wants what comes of it.
+async fn while_wanted(wanted: Weak<()>, until: Instant, work: impl Future) {
+    let unwanted = async {
+        while wanted.strong_count() != 0 {
+            sleep(LOOK_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        _ = timeout_at(until.into(), work) => {}
+        () = unwanted => {}
+    }
 }
 
 /// What a peer is asked: the request, and the hashes that follow.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::thread::available_parallelism;
+use std::thread::{Builder, available_parallelism};
 
 use consort_core::content::delta::Stream;
 use consort_core::limits::MAX_DELTA_PIECES;
@@ -13,8 +13,11 @@ use super::page::Apart;
 use super::pieces::{Cutter, PieceHash, hash};
 use super::{OnDisk, PageAt, Source, first_page, page_at};
 
-/// Pages of one file, at the most: 80 bytes each. At one megabyte, they are a quarter of a terabyte.
+/// Pages of one file, at the most: about 160 bytes each while the file is taken apart.
 const MAX_PAGES: usize = 256 * 1024;
+
+/// What the pages of a file may hold in plain form, together: more would make more pieces than may be known.
+const MAX_PLAIN_BYTES: u64 = 4 << 30;
 
 /// Pages that were taken apart last and are kept: those of a few columns at a time.
 const MAX_KEPT_PAGES: usize = 4;
@@ -62,9 +65,10 @@ impl<'a> Base<'a> {
     pub(super) fn of(file: &'a File) -> io::Result<Option<Self>> {
         let mut on_disk = OnDisk::new(file)?;
         let Some(mut at) = first_page(&mut on_disk)? else { return Ok(None) };
-        let mut pages = Vec::new();
+        let (mut pages, mut plain) = (Vec::new(), 0_u64);
         while let Some(page) = page_at(&mut on_disk, at)? {
-            if pages.len() == MAX_PAGES {
+            plain = plain.saturating_add(page.header.plain_size);
+            if pages.len() == MAX_PAGES || MAX_PLAIN_BYTES < plain {
                 return Ok(None);
             }
             pages.push(page);
@@ -77,18 +81,17 @@ impl<'a> Base<'a> {
         let parts = std::thread::scope(|scope| {
             let shares = (0..pages.len()).step_by(share).map(|start| {
                 let mut source = OnDisk { file, size: on_disk.size };
-                scope.spawn(move || {
+                Builder::new().spawn_scoped(scope, move || {
                     let opener = Opener::behind(&mut source, pages[..start].iter())?;
                     let end = pages.len().min(start + share);
                     Part::of(&mut source, &pages[start..end], opener)
                 })
             });
-            let running = shares.collect::<Vec<_>>();
+            let running = shares.collect::<io::Result<Vec<_>>>()?;
             let joined = running.into_iter().map(|thread| thread.join());
-            joined.collect::<Result<Vec<_>, _>>()
-        });
-        // A panic was reported.
-        let Ok(parts) = parts else { return Ok(None) };
+            // A panic was reported.
+            joined.collect::<Result<Vec<_>, _>>().map_err(|_| io::Error::other("a thread panicked"))
+        })?;
         let mut base = Self {
             file: on_disk,
             pages: Vec::with_capacity(pages.len()),

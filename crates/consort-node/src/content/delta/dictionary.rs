@@ -21,7 +21,8 @@ pub(super) struct Dictionary {
 impl Dictionary {
     /// Reads the plain form of a dictionary. Nothing if its values cannot be told from each other.
     pub(super) fn of(plain: &[u8], count: usize) -> Option<Self> {
-        if count == 0 || MAX_DICTIONARY_VALUES < count {
+        // Each value has a byte at least.
+        if count == 0 || MAX_DICTIONARY_VALUES < count || plain.len() < count {
             return None;
         }
         let places = vec![(0, 0); (2 * count).next_power_of_two()];

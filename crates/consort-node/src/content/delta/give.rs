@@ -11,7 +11,7 @@ use consort_core::content::delta::{Codec, Instruction, PIECE_HASH_BYTES, Request
 use consort_core::content::manifest::{Step, Walk};
 use consort_core::limits::{MAX_PAGE_HEAD_BYTES, MAX_PLAIN_PAGE_BYTES, MAX_WAITING_PAGES};
 use consort_core::{ChunkRef, Content};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -49,13 +49,31 @@ pub(in crate::content) async fn serve(
     request: Request,
     mut reader: ContentReader,
     mut writer: ContentWriter,
+    permit: OwnedSemaphorePermit,
 ) -> io::Result<()> {
+    let (asked, here) = (request.clone(), Arc::clone(local));
+    let has_all = move || {
+        let content = Verified::of(&here, &asked.content)?;
+        content.has(&asked.wanted).then_some(())
+    };
+    // Who asks goes on with others at once.
+    if spawn_blocking(has_all).await?.is_none() {
+        return Ok(());
+    }
     let known = Known::receive(request.known, &mut reader).await?;
     let (to, mut messages) = mpsc::channel::<(Vec<u8>, Packed)>(WAITING_MESSAGES);
     let local = Arc::clone(local);
     let give = spawn_blocking(move || {
+        // For as long as the work takes, whatever became of the connection.
+        let _permit = permit;
         let Some(mut content) = Verified::of(&local, &request.content) else { return Ok(()) };
         let mut send = |instructions: Vec<u8>| {
+            if to.is_closed() {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            if instructions.is_empty() {
+                return Ok(());
+            }
             // It stands for what is compressed in the content, and is short as a rule.
             let packed = Packed::of(0, &instructions, Pace::SLOW);
             to.blocking_send((instructions, packed)).map_err(|_| io::ErrorKind::BrokenPipe.into())
@@ -146,6 +164,16 @@ impl<'a> Verified<'a> {
         Some(Self { local, chunks, size: content.size(), read: [None, None] })
     }
 
+    /// Whether all chunks in these stretches are here, as far as is known without reading them.
+    fn has(&self, wanted: &[Range<u64>]) -> bool {
+        let mut wanted = wanted.iter().peekable();
+        self.chunks.iter().all(|(start, chunk)| {
+            let end = start + u64::from(chunk.length);
+            while wanted.next_if(|stretch| stretch.end <= *start).is_some() {}
+            wanted.peek().is_none_or(|stretch| end <= stretch.start) || self.local.may_have(chunk)
+        })
+    }
+
     fn chunk(&mut self, at: u64) -> io::Result<&(u64, Vec<u8>)> {
         let holds = |read: &Option<(u64, Vec<u8>)>| {
             read.as_ref()
@@ -190,6 +218,7 @@ pub(super) struct Giver<'a, S> {
     /// In order.
     wanted: &'a [Range<u64>],
     known: &'a Known,
+    /// Given nothing, it only says whether somebody still listens.
     send: &'a mut dyn FnMut(Vec<u8>) -> io::Result<()>,
     message: Vec<u8>,
     /// Where in the content the next message begins.
@@ -252,7 +281,7 @@ impl<'a, S: Source> Giver<'a, S> {
                 if page.is_dictionary() {
                     self.unsaid_dictionary = Some(page);
                 }
-                self.skip(page.end() - at);
+                self.skip(page.end() - at)?;
             }
             at = page.end();
             self.send_if_enough(at)?;
@@ -263,7 +292,7 @@ impl<'a, S: Source> Giver<'a, S> {
             at = next;
             self.send_if_enough(at)?;
         }
-        self.flush();
+        self.flush()?;
         self.say(&Instruction::End);
         (self.send)(self.message)
     }
@@ -296,8 +325,7 @@ impl<'a, S: Source> Giver<'a, S> {
         if page.is_dictionary() {
             self.unsaid_dictionary = None;
         }
-        self.push(&apart);
-        Ok(())
+        self.push(&apart)
     }
 
     /// Says the dictionary before the page that is next, if it was not said.
@@ -309,25 +337,26 @@ impl<'a, S: Source> Giver<'a, S> {
         {
             self.say_skipped();
             self.say(&Instruction::Dictionary(form));
-            self.push(&apart);
+            self.push(&apart)?;
         }
         Ok(())
     }
 
     /// What a page adds to the streams.
-    fn push(&mut self, apart: &Apart) {
+    fn push(&mut self, apart: &Apart) -> io::Result<()> {
         for (stream, bytes) in apart.streams.iter().enumerate() {
             self.cutters[stream].push(bytes);
             self.unsaid += bytes.len();
         }
-        self.cut(false);
+        self.cut(false)?;
         self.waiting += 1;
         if self.waiting == MAX_WAITING_PAGES {
-            self.flush();
+            self.flush()?;
         }
         if MAX_PLAIN_PAGE_BYTES <= self.unsaid {
             self.say_copies();
         }
+        Ok(())
     }
 
     /// The codec that gives a page again.
@@ -357,7 +386,7 @@ impl<'a, S: Source> Giver<'a, S> {
     }
 
     /// Says pieces as they are found.
-    fn cut(&mut self, at_end: bool) {
+    fn cut(&mut self, at_end: bool) -> io::Result<()> {
         for stream in [Stream::Levels, Stream::Values] {
             let number = stream as usize;
             while let Some(piece) = self.cutters[number].next(at_end) {
@@ -374,18 +403,23 @@ impl<'a, S: Source> Giver<'a, S> {
                     None => {
                         say_copies(&mut self.message, stream, &mut self.copies[number]);
                         Instruction::Add(stream, piece).encode(&mut self.message);
+                        if MESSAGE_BYTES <= self.message.len() {
+                            (self.send)(std::mem::take(&mut self.message))?;
+                        }
                     }
                 }
             }
         }
+        Ok(())
     }
 
     /// Leaves nothing in the streams.
-    fn flush(&mut self) {
-        self.cut(true);
+    fn flush(&mut self) -> io::Result<()> {
+        self.cut(true)?;
         self.say_copies();
         self.waiting = 0;
         self.say_skipped();
+        Ok(())
     }
 
     /// Says bytes as they are, if they are wanted.
@@ -393,21 +427,21 @@ impl<'a, S: Source> Giver<'a, S> {
         let length =
             usize::try_from(range.end - range.start).expect("as many as may be said at once");
         if !self.wants(range.start, range.end) {
-            self.skip(length as u64);
-            return Ok(());
+            return self.skip(length as u64);
         }
         bytes.resize(length, 0);
         self.source.read_at(range.start, bytes)?;
-        self.flush();
+        self.flush()?;
         self.say(&Instruction::Raw(bytes));
         self.send_if_enough(range.end)
     }
 
-    fn skip(&mut self, length: u64) {
+    fn skip(&mut self, length: u64) -> io::Result<()> {
         if self.skipped == 0 {
-            self.flush();
+            self.flush()?;
         }
         self.skipped += length;
+        Ok(())
     }
 
     fn say_skipped(&mut self) {
@@ -434,10 +468,7 @@ impl<'a, S: Source> Giver<'a, S> {
         }
         self.say_copies();
         self.message_start = at;
-        match std::mem::take(&mut self.message) {
-            nothing if nothing.is_empty() => Ok(()),
-            message => (self.send)(message),
-        }
+        (self.send)(std::mem::take(&mut self.message))
     }
 }
 

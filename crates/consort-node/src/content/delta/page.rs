@@ -54,7 +54,7 @@ impl Apart {
             PageKind::Data { indices: are } => (indices, has_levels) = (are, true),
             PageKind::DataV2 { indices: are, levels, nulls, compressed: is } => {
                 let levels = usize::try_from(levels).ok()?;
-                head += levels;
+                head = head.checked_add(levels)?;
                 plain_size = plain_size.checked_sub(levels)?;
                 (indices, present, compressed) = (are, present.checked_sub(nulls)?, is);
             }

@@ -16,7 +16,8 @@ const MAX_GROUPS: usize = 63;
 /// The numbers in `bytes`, which must hold nothing else. The caller bounds `runs.count`.
 pub(super) fn decode(mut bytes: &[u8], runs: Runs) -> Option<Vec<u32>> {
     let (width, count) = (usize::from(runs.width), runs.count as usize);
-    let mut numbers = Vec::with_capacity(count);
+    // A run of a few bytes may stand for all of them; nothing else is believed of the count.
+    let mut numbers = Vec::with_capacity(count.min(GROUP * bytes.len()));
     while numbers.len() < count {
         let left = count - numbers.len();
         let header = usize::try_from(varint(&mut bytes)?).ok()?;

@@ -2,8 +2,10 @@
 //! has its hash.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
-use std::thread::available_parallelism;
+use std::thread::{Builder, available_parallelism};
+use std::time::Instant;
 
 use consort_core::ChunkRef;
 use consort_core::content::delta::{self, Instruction, Page, Stream, Values};
@@ -34,6 +36,10 @@ pub(super) enum Failed {
     Unfit,
     #[error("what is made by it is not what is wanted")]
     Wrong,
+    #[error("to fetch it takes no longer")]
+    Late,
+    #[error("the system lets no thread begin")]
+    NoThread,
 }
 
 /// Follows instructions.
@@ -48,6 +54,8 @@ pub(super) struct Taker<'a, D> {
     /// One for each thread.
     packers: Vec<Packer>,
     made: Made<D>,
+    /// When it is given up.
+    until: Instant,
     ended: bool,
 }
 
@@ -55,6 +63,7 @@ pub(super) struct Taker<'a, D> {
 struct Ready {
     page: Page<'static>,
     streams: [Vec<u8>; 2],
+    /// Where its values are tags.
     dictionary: Option<Arc<Dictionary>>,
 }
 
@@ -88,8 +97,14 @@ struct Made<D> {
 }
 
 impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
-    /// Tells `done` of each wanted chunk, with its verified bytes or without any. The chunks come with their places and in order.
-    pub(super) fn new(base: Base<'a>, wanted: Vec<(u64, ChunkRef)>, done: D) -> Self {
+    /// Tells `done` of each wanted chunk in order, with its verified bytes or without any; not of those at the end that it
+    /// did not come to. The chunks come with their places and in order.
+    pub(super) fn new(
+        base: Base<'a>,
+        wanted: Vec<(u64, ChunkRef)>,
+        until: Instant,
+        done: D,
+    ) -> Self {
         let made = Made {
             at: 0,
             wanted: wanted.into(),
@@ -109,6 +124,7 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
             ready_bytes: 0,
             packers: std::iter::repeat_with(Packer::default).take(threads).collect(),
             made,
+            until,
             ended: false,
         }
     }
@@ -116,10 +132,8 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
     /// Follows the instructions of a message.
     pub(super) fn follow(&mut self, message: &[u8]) -> Result<(), Failed> {
         let mut from = Reader::new(message);
-        while !from.is_empty() {
-            if self.ended {
-                return Err(Failed::Unfit);
-            }
+        // What comes when nothing is wanted any more is not looked at.
+        while !from.is_empty() && !self.is_ended() {
             self.step(Instruction::decode(&mut from)?)?;
         }
         self.put_together()?;
@@ -129,16 +143,9 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
         Ok(())
     }
 
-    /// Whether all was said.
+    /// Whether all was said, or all was made.
     pub(super) fn is_ended(&self) -> bool {
-        self.ended
-    }
-
-    /// Tells of what was not made.
-    pub(super) fn finish(mut self) {
-        while let Some((offset, chunk)) = self.made.wanted.pop_front() {
-            (self.made.done)(offset, chunk, None);
-        }
+        self.ended || self.made.wanted.is_empty()
     }
 
     fn step(&mut self, instruction: Instruction<'_>) -> Result<(), Failed> {
@@ -207,12 +214,17 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
                 }
                 Waiting::Page(_) => None,
             };
+            let streams = [levels.to_vec(), values.to_vec()];
+            let next = self.waiting.pop_front();
             if let Some(form) = dictionary {
+                // One is held at a time, whatever waits for a thread.
+                self.put_together()?;
+                let values = &streams[Stream::Values as usize];
                 self.dictionary = Dictionary::of(values, form.count as usize).map(Arc::new);
             }
-            let streams = [levels.to_vec(), values.to_vec()];
-            if let Some(Waiting::Page(page)) = self.waiting.pop_front() {
-                let dictionary = self.dictionary.clone();
+            if let Some(Waiting::Page(page)) = next {
+                let has_tags = matches!(page.values, Values::Tags(_));
+                let dictionary = self.dictionary.clone().filter(|_| has_tags);
                 self.ready.push(Ready { page, streams, dictionary });
                 self.ready_bytes += takes[0] + takes[1];
             }
@@ -236,6 +248,9 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
     fn put_together(&mut self) -> Result<(), Failed> {
         let ready = std::mem::take(&mut self.ready);
         self.ready_bytes = 0;
+        if self.until <= Instant::now() {
+            return Err(Failed::Late);
+        }
         if ready.is_empty() {
             return Ok(());
         }
@@ -249,14 +264,17 @@ impl<'a, D: FnMut(u64, ChunkRef, Option<&[u8]>)> Taker<'a, D> {
             };
             let mut shares = ready.chunks(share).zip(&mut self.packers);
             let own = shares.next();
-            let others = shares.map(|share| scope.spawn(move || put_together(share)));
-            let others = others.collect::<Vec<_>>();
+            let others =
+                shares.map(|share| Builder::new().spawn_scoped(scope, move || put_together(share)));
+            let Ok(others) = others.collect::<io::Result<Vec<_>>>() else {
+                return Err(Failed::NoThread);
+            };
             let own = own.and_then(put_together);
             // A panic was reported.
             let others = others.into_iter().map(|other| other.join().ok().flatten());
-            std::iter::once(own).chain(others).collect::<Option<Vec<_>>>()
-        });
-        let bodies = bodies.ok_or(Failed::Unfit)?;
+            let bodies = std::iter::once(own).chain(others).collect::<Option<Vec<_>>>();
+            bodies.ok_or(Failed::Unfit)
+        })?;
         for (Ready { page, .. }, body) in ready.iter().zip(bodies.iter().flatten()) {
             self.made.add(&page.head);
             self.made.add(body);
@@ -271,7 +289,7 @@ impl<D: FnMut(u64, ChunkRef, Option<&[u8]>)> Made<D> {
         while !bytes.is_empty()
             && let Some(&(offset, chunk)) = self.wanted.front()
         {
-            let needed = offset + self.begun.len() as u64;
+            let needed = offset.saturating_add(self.begun.len() as u64);
             if needed < self.at {
                 // It was skipped, or a part of it.
                 self.end_first(offset, chunk, false);
@@ -281,13 +299,13 @@ impl<D: FnMut(u64, ChunkRef, Option<&[u8]>)> Made<D> {
             let left = chunk.length as usize - self.begun.len();
             let (part, rest) = bytes[before..].split_at(left.min(bytes.len() - before));
             self.begun.extend_from_slice(part);
-            self.at += (before + part.len()) as u64;
+            self.at = self.at.saturating_add((before + part.len()) as u64);
             bytes = rest;
             if self.begun.len() == chunk.length as usize {
                 self.end_first(offset, chunk, chunk.is(&self.begun));
             }
         }
-        self.at += bytes.len() as u64;
+        self.at = self.at.saturating_add(bytes.len() as u64);
     }
 
     fn end_first(&mut self, offset: u64, chunk: ChunkRef, is_right: bool) {

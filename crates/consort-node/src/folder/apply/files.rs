@@ -131,7 +131,7 @@ struct File {
     base: Option<std::fs::File>,
     /// Chunks that are not here and not wanted yet, in order: with a base, those that may be made from it.
     lacking: VecDeque<(u64, ChunkRef)>,
-    /// While this is here, it is waited for chunks to be made.
+    /// Goes with the file, and with it whoever makes chunks for it.
     rebuilding: Option<Arc<()>>,
     /// Chunks that are looked for or made, or are wanted and have not arrived.
     outstanding: usize,
