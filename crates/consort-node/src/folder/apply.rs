@@ -51,8 +51,12 @@ const PAGE: usize = 512;
 /// each time twice the last.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 const RETRY_AFTER_AT_MOST: Duration = Duration::from_secs(15);
-/// How soon a full disk is tried again, whatever else happens: each try may cost a transfer.
-const FULL_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// How often it is looked whether there is more room on a full disk. Only then it is tried again, since each try may cost
+/// a transfer; or after a longer time, since not all that limits a user shows.
+const FULL_LOOK_AFTER: Duration = Duration::from_secs(2);
+const FULL_AGAIN_AT_MOST: Duration = Duration::from_secs(300);
+/// So much more room is worth another try, in bytes: a little comes and goes on any disk.
+const MORE_ROOM: u64 = 64 << 10;
 /// How long removals wait for jobs that may still copy from what is removed: since all was begun, and since a chunk
 /// was last found here. Chunks that come over a slow link do not keep them.
 const REMOVALS_WAIT: Duration = Duration::from_millis(500);
@@ -200,7 +204,8 @@ impl Stager {
             left: false,
             retry_at: None,
             retry_after: RETRY_AFTER,
-            full_until: None,
+            room: 0,
+            full: None,
             unmoved: BTreeSet::new(),
             turns: Turns::default(),
         };
@@ -282,6 +287,32 @@ struct Pass {
     idle: bool,
 }
 
+/// A full disk.
+#[derive(Debug)]
+struct Full {
+    since: Instant,
+    /// When it is looked again.
+    look_at: Instant,
+    /// With so much room, it was not enough.
+    room: u64,
+}
+
+impl Full {
+    /// Whether it is to be tried again.
+    fn is_over(&mut self, root: &Root) -> bool {
+        let now = Instant::now();
+        if now < self.look_at {
+            return false;
+        }
+        self.look_at = now + FULL_LOOK_AFTER;
+        let room = root.room();
+        let has_more = self.room.saturating_add(MORE_ROOM) < room;
+        // What was put in place before it was full takes room for good.
+        self.room = self.room.min(room);
+        has_more || self.since + FULL_AGAIN_AT_MOST <= now
+    }
+}
+
 #[derive(Debug)]
 struct Thread {
     dataset: DatasetId,
@@ -326,8 +357,10 @@ struct Thread {
     left: bool,
     retry_at: Option<Instant>,
     retry_after: Duration,
-    /// The disk was full; nothing is tried before then.
-    full_until: Option<Instant>,
+    /// How much room there was when a pass last began with nothing staged.
+    room: u64,
+    /// The disk was full, and nothing is tried.
+    full: Option<Full>,
     /// Directories out of which files cannot be moved (across mounts or quotas, or from what may only be read): they
     /// are copied.
     unmoved: BTreeSet<String>,
@@ -395,7 +428,7 @@ impl Thread {
         // When there is room again, something else has happened before.
         let removals = self.pass.as_ref().filter(|_| !self.is_full());
         let removals = removals.and_then(|pass| pass.begun_since);
-        let full = self.full_until.filter(|_| self.again);
+        let full = self.full.as_ref().filter(|_| self.again).map(|full| full.look_at);
         let removals = removals.map(|since| since + REMOVALS_WAIT);
         let held = self.files.are_held().then(|| Instant::now() + HELD_AGAIN_AFTER);
         let wake_at = [self.retry_at, full, removals, held].into_iter().flatten().min();
@@ -506,11 +539,15 @@ impl Thread {
     }
 
     fn begin_pass(&mut self) -> bool {
-        let full = self.full_until.is_some_and(|until| Instant::now() < until);
-        if full || !mem::take(&mut self.again) {
+        let is_full = |full: &mut Full| !full.is_over(&self.root);
+        if !self.again || self.full.as_mut().is_some_and(is_full) {
             return false;
         }
-        (self.left, self.retry_at, self.full_until) = (false, None, None);
+        self.again = false;
+        (self.left, self.retry_at, self.full) = (false, None, None);
+        if self.jobs.is_empty() {
+            self.room = self.root.room();
+        }
         self.files.begin_pass();
         self.extra = self.unlisted.iter().cloned().collect();
         let everything = self.everything && !mem::take(&mut self.pending_next);
@@ -577,7 +614,7 @@ impl Thread {
             (self.pending_next, self.again) = (true, true);
         }
         self.progress.set_waiting(self.files.are_missing());
-        if self.full_until.is_none() {
+        if self.full.is_none() {
             self.progress.set_trouble("disk", None);
         }
         if self.left {
@@ -633,7 +670,8 @@ impl Thread {
         for job in waiting {
             self.abandon(job);
         }
-        self.full_until = Some(Instant::now() + FULL_AGAIN_AFTER);
+        let since = Instant::now();
+        self.full = Some(Full { since, look_at: since + FULL_LOOK_AFTER, room: self.room });
         self.left = true;
         self.extra.clear();
         self.end_pass();

@@ -271,6 +271,13 @@ impl Root {
         rustix::fs::fstatfs(&self.dir).ok().and_then(|stat| shared_kind(stat.f_type))
     }
 
+    /// How many bytes can still be written, as far as the file system says.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        let stat = rustix::fs::fstatvfs(&self.dir);
+        stat.map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
     /// What stands at `key`; `None` if nothing does, also because a parent is missing, is no
     /// directory or is a symlink, or because no file of that name can exist.
     ///

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::{Resource, Rlimit, prlimit};
@@ -358,6 +359,12 @@ fn a_full_disk_pauses_and_goes_on_when_there_is_room() {
     assert!(reason.contains("full") || reason.contains("room"), "{reason}");
     assert!(!b.path("large").exists(), "a file appears whole or not at all");
     b.run(["doctor"]).expect_failure(1, &[]);
+    // As long as there is no more room, it is not fetched again.
+    thread::sleep(Duration::from_secs(3));
+    let before = b.traffic();
+    thread::sleep(Duration::from_secs(5));
+    let after = b.traffic();
+    assert!(after - before < 1024 * 1024, "{} bytes came while it was paused", after - before);
 
     fs::remove_file(b.path("filler")).expect("it is there");
     until("the file to arrive", || b.path("large").exists());
