@@ -27,7 +27,7 @@ use crate::pending::{FewPending, PendingRows};
 
 /// Blocks of tables that are kept in memory, in bytes, for all tables together. A scan of a million files needs each
 /// block once, and lookups of what is not there end at the filters; more buys little and counts against 150 MB a node.
-const BLOCK_CACHE_BYTES: u64 = 8 << 20;
+const BLOCK_CACHE_BYTES: u64 = 12 << 20;
 /// The journals together, in bytes: the least that the database allows.
 const JOURNAL_BYTES: u64 = 64 << 20;
 /// Journals are read again at every start, for up to a second. From so many bytes on it is worth to write out what only
