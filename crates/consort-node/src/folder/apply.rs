@@ -204,6 +204,7 @@ impl Stager {
             left: false,
             retry_at: None,
             retry_after: RETRY_AFTER,
+            is_clear: false,
             room: 0,
             full: None,
             unmoved: BTreeSet::new(),
@@ -357,6 +358,8 @@ struct Thread {
     left: bool,
     retry_at: Option<Instant>,
     retry_after: Duration,
+    /// Nothing is left of what processes before this one did not complete.
+    is_clear: bool,
     /// How much room there was when a pass last began with nothing staged.
     room: u64,
     /// The disk was full, and nothing is tried.
@@ -605,6 +608,14 @@ impl Thread {
 
     fn end_pass(&mut self) {
         let Some(pass) = self.pass.take() else { return };
+        if pass.idle
+            && !self.left
+            && self.active.is_empty()
+            && !mem::replace(&mut self.is_clear, true)
+        {
+            // Nothing of it is wanted any more.
+            self.root.forget_all_arrived();
+        }
         if pass.everything {
             if pass.idle && !self.left && self.active.is_empty() {
                 self.everything = false;
@@ -667,6 +678,7 @@ impl Thread {
     fn on_full(&mut self) {
         let with_files = |(&id, job): (&u64, &Job)| (job.open_files != 0).then_some(id);
         let waiting: Vec<u64> = self.jobs.iter().filter_map(with_files).collect();
+        self.root.forget_all_arrived();
         for job in waiting {
             self.abandon(job);
         }

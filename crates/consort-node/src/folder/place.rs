@@ -37,6 +37,7 @@ use crate::folder::root::{
 use crate::folder::{EntryKind, Meta, Root, join_key, split_key};
 
 mod moving;
+pub(super) mod partial;
 mod stage;
 
 pub(super) use stage::share_of_open_files;

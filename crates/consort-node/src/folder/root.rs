@@ -20,6 +20,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::folder::place::partial;
 use crate::folder::{EntryKind, Meta, PRIVATE_DIR, split_key};
 
 /// How many bytes of directory entries one system call may return.
@@ -466,7 +467,7 @@ pub(super) fn path_of_handle(handle: impl AsFd) -> String {
     format!("/proc/self/fd/{}", handle.as_fd().as_raw_fd())
 }
 
-fn names(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
+pub(super) fn names(dir: &OwnedFd) -> io::Result<Vec<OsString>> {
     // A handle of its own: the position in the listing belongs to the open file.
     let dir = open_beneath(dir, ".", LIST_DIRECTORY)?;
     let mut names = Vec::new();
@@ -496,7 +497,7 @@ fn clear_leftovers(private: &OwnedFd, temp: &OwnedFd) -> io::Result<()> {
     for name in names(temp)? {
         if name.as_bytes().starts_with(OUT_PREFIX.as_bytes()) {
             rescue(private, temp, &name)?;
-        } else {
+        } else if !partial::keep(temp, &name)? {
             unlinkat(temp, &name, AtFlags::empty())?;
         }
     }

@@ -2,7 +2,9 @@
 //! verified and copied, several at a time; and what was written of a file is written out before it is complete, so that
 //! little is left when it is synced.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread::{JoinHandle, available_parallelism};
 
@@ -26,6 +28,8 @@ pub(super) struct Copy {
     pub(super) offset: u64,
     pub(super) chunk: ChunkRef,
     pub(super) into: Target,
+    /// What had arrived of the whole content before: it is looked at first.
+    pub(super) arrived: Option<Arc<File>>,
 }
 
 /// What became of it.
@@ -96,11 +100,16 @@ fn copy_all(local: &LocalContent, queue: &Receiver<Copy>, done: &Sender<Copied>)
         // Neighbours are often in the same file, which stays open as long as there is something to do.
         let mut reader = local.reader();
         for copy in std::iter::once(first).chain(queue.try_iter()) {
-            let Copy { file, offset, chunk, into } = copy;
+            let Copy { file, offset, chunk, into, arrived } = copy;
             let bytes = &mut buffer[..chunk.length as usize];
-            let found = reader
-                .read(&chunk, bytes)
-                .map(|is_here| is_here || local.staged().read(&chunk, bytes));
+            let has_arrived = arrived
+                .is_some_and(|file| file.read_exact_at(bytes, offset).is_ok() && chunk.is(bytes));
+            let found = match has_arrived {
+                true => Ok(true),
+                false => reader
+                    .read(&chunk, bytes)
+                    .map(|is_here| is_here || local.staged().read(&chunk, bytes)),
+            };
             let written = found.map(|is_here| is_here.then(|| into.write(bytes)));
             // Before it is told: with the last of these the file is complete.
             drop(into);

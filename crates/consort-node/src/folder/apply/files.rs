@@ -129,6 +129,8 @@ struct File {
     needs: Option<ChunkRef>,
     /// The version that it replaces, as long as chunks may be made from that.
     base: Option<std::fs::File>,
+    /// What had arrived of it before this process began.
+    arrived: Option<Arc<std::fs::File>>,
     /// Chunks that are not here and not wanted yet, in order: with a base, those that may be made from it.
     lacking: VecDeque<(u64, ChunkRef)>,
     /// Goes with the file, and with it whoever makes chunks for it.
@@ -226,6 +228,7 @@ impl Files {
             chunks,
             needs,
             base: None,
+            arrived: None,
             lacking: VecDeque::new(),
             rebuilding: None,
             outstanding,
@@ -393,18 +396,22 @@ impl Files {
     fn look_for(&mut self, id: u64, chunk: ChunkRef, offset: u64) {
         let Some(file) = self.files.get_mut(&id) else { return };
         if file.staging.is_none() {
-            match self.root.stage(u32::from(file.version.attributes.mode)) {
+            let (mode, content) =
+                (u32::from(file.version.attributes.mode), file.version.content.id());
+            match self.root.stage_large(content, mode) {
                 Ok(staging) => file.staging = Some(staging),
                 Err(error) => return self.on_error(id, &error),
             }
             self.open += 1;
+            file.arrived = self.root.arrived(content).map(Arc::new);
             let replaced = self.root.open_file(&file.path).ok().map(|(replaced, _)| replaced);
             file.base = replaced.filter(|base| delta::is_base(base, &file.version.content));
         }
         let Some(staging) = &file.staging else { return };
         file.outstanding += 1;
         self.looked_for += 1;
-        self.copier.copy(Copy { file: id, offset, chunk, into: staging.target(offset) });
+        let (into, arrived) = (staging.target(offset), file.arrived.clone());
+        self.copier.copy(Copy { file: id, offset, chunk, into, arrived });
     }
 
     /// Takes what became of a chunk that was looked for. If it is not here, it is wanted from peers.
@@ -713,7 +720,12 @@ impl Files {
     }
 
     fn end(&mut self, id: u64, staged: Result<Staged, bool>) {
-        if let Some(File { job, slot, path, version, written, fresh, .. }) = self.remove(id) {
+        if let Some(File { job, slot, path, version, written, fresh, arrived, .. }) =
+            self.remove(id)
+        {
+            if staged.is_ok() && arrived.is_some() {
+                self.root.forget_arrived(version.content.id());
+            }
             self.ended.push(Ended { job, slot, path, version, staged, written, fresh });
         }
     }
@@ -767,6 +779,8 @@ impl Drop for Files {
     fn drop(&mut self) {
         let wanted: Vec<ChunkRef> = self.wanted.keys().chain(self.nodes.keys()).copied().collect();
         self.contents.fetcher().cancel(&wanted, &self.sink);
+        // What arrived is worth keeping, as after a crash.
+        self.files.values_mut().filter_map(|file| file.staging.take()).for_each(Staging::leave);
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! As a rule such a file has no name at all (`O_TMPFILE`): nothing is left of it after a crash, and
 //! making many of them does not queue up for one directory. Where the file system cannot do that,
-//! or too many are open, it has a name in `.consort/tmp/`.
+//! or too many are open, it has a name in `.consort/tmp/`; and so do large ones, of which something is to be left
+//! (`partial.rs`).
 
 use std::fs::File;
 use std::io;
@@ -219,6 +220,13 @@ impl Staging {
     #[must_use]
     pub fn is_held(&self) -> bool {
         Arc::strong_count(&self.end) != 1
+    }
+
+    /// Gives it up, but if it has a name, what was written stays there when this process ends.
+    pub fn leave(self) {
+        if let Kept::Named(mut temp) = self.kept {
+            temp.owned = false;
+        }
     }
 
     /// Gives the file its length, permissions and modification time. Nothing is durable yet.

@@ -1,0 +1,116 @@
+//! Large files that are not complete when their node stops or crashes: what has arrived of them is kept under the name of their
+//! content, and is where bytes are looked for first when the same content is staged again. Nothing of it is believed: each chunk is
+//! verified as if it had come from a peer, and goes into a new file.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::io::Errno;
+
+use super::stage::TempName;
+use crate::folder::root::{meta_at, names, open_beneath};
+use crate::folder::{PlaceError, Root, Staging};
+
+/// A file that is being staged.
+const PARTIAL_PREFIX: &str = "partial-";
+
+/// What a process before this one left of it.
+const ARRIVED_PREFIX: &str = "arrived-";
+
+impl Root {
+    /// Like [`stage`](Self::stage), for the whole of a content that may take long to arrive.
+    ///
+    /// # Errors
+    ///
+    /// The disk is full, or the file system failed.
+    pub fn stage_large(&self, content: [u8; 16], mode: u32) -> Result<Staging, PlaceError> {
+        let name = name(PARTIAL_PREFIX, content);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        match openat(self.temp(), &name, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => {
+                let temp = TempName { dir: Arc::clone(self.temp()), name, owned: true };
+                Ok(Staging::named(file.into(), temp))
+            }
+            // The same content is on its way to another key.
+            Err(Errno::EXIST) => self.stage(mode),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// What had arrived of a content when it was last staged and not completed.
+    #[must_use]
+    pub fn arrived(&self, content: [u8; 16]) -> Option<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
+        open_beneath(self.temp(), &name(ARRIVED_PREFIX, content), flags).ok().map(File::from)
+    }
+
+    /// That is not needed any more.
+    pub fn forget_arrived(&self, content: [u8; 16]) {
+        // If it stays, it goes with the rest of them.
+        let _ = unlinkat(self.temp(), name(ARRIVED_PREFIX, content), AtFlags::empty());
+    }
+
+    /// Nothing of that is needed any more, whatever it is.
+    pub fn forget_all_arrived(&self) {
+        for name in names(self.temp()).unwrap_or_default() {
+            if name.as_bytes().starts_with(ARRIVED_PREFIX.as_bytes()) {
+                let _ = unlinkat(self.temp(), &name, AtFlags::empty());
+            }
+        }
+    }
+}
+
+/// Whether a leftover in the temporary directory is of this kind; it is kept then. Of two of the same content, the longer one.
+pub(in crate::folder) fn keep(temp: &OwnedFd, leftover: &OsStr) -> io::Result<bool> {
+    let leftover = leftover.to_str().unwrap_or_default();
+    let Some(content) = leftover.strip_prefix(PARTIAL_PREFIX) else {
+        return Ok(leftover.starts_with(ARRIVED_PREFIX));
+    };
+    let arrived = format!("{ARRIVED_PREFIX}{content}");
+    let blocks = |name: &str| meta_at(temp, name).map_or(0, |meta| meta.blocks);
+    if blocks(leftover) <= blocks(&arrived) {
+        return Ok(false);
+    }
+    renameat(temp, leftover, temp, &arrived)?;
+    Ok(true)
+}
+
+fn name(prefix: &str, content: [u8; 16]) -> String {
+    let hex = content.iter().map(|byte| format!("{byte:02x}"));
+    std::iter::once(prefix.to_owned()).chain(hex).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_arrived_of_a_file_outlives_its_process_and_the_longest_of_it_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let stage = |bytes: &[u8]| {
+            let root = Root::open(dir.path()).unwrap();
+            let staging = root.stage_large([7; 16], 0o644).unwrap();
+            staging.target(0).write(bytes).unwrap();
+            // As after a crash.
+            staging.leave();
+        };
+        let read = || {
+            let root = Root::open(dir.path()).unwrap();
+            root.arrived([7; 16]).map(|file| file.metadata().unwrap().len())
+        };
+        stage(&[1; 50_000]);
+        stage(&[1; 10_000]);
+        assert_eq!(read(), Some(50_000));
+        stage(&[1; 90_000]);
+        assert_eq!(read(), Some(90_000));
+        let root = Root::open(dir.path()).unwrap();
+        drop(root.stage_large([8; 16], 0o644).unwrap());
+        root.forget_arrived([7; 16]);
+        assert_eq!(std::fs::read_dir(dir.path().join(".consort/tmp")).unwrap().count(), 0);
+    }
+}
