@@ -153,6 +153,7 @@ impl Files {
     ) -> std::io::Result<(Self, News)> {
         let (copier, copied) = Copier::start(contents.local())?;
         let (rebuilder, rebuilt) = Rebuilder::start(contents.fetcher())?;
+        root.keep_partial();
         // Half of it is for news of what nobody has. Each file whose manifest is not all entered waits for a node,
         // for a chunk with its staging open, or in the queue: there are few more of these than may be begun.
         let (sink, fetched) = bounded(2 * (MAX_WANTED_CHUNKS + 2 * MAX_NODES + MAX_OPEN_FILES));

@@ -42,6 +42,16 @@ impl Root {
         }
     }
 
+    /// What whoever staged before did not complete is what has arrived from now on.
+    pub fn keep_partial(&self) {
+        for name in names(self.temp()).unwrap_or_default() {
+            let is_partial = name.as_bytes().starts_with(PARTIAL_PREFIX.as_bytes());
+            if is_partial && !keep(self.temp(), &name).unwrap_or(true) {
+                let _ = unlinkat(self.temp(), &name, AtFlags::empty());
+            }
+        }
+    }
+
     /// What had arrived of a content when it was last staged and not completed.
     #[must_use]
     pub fn arrived(&self, content: [u8; 16]) -> Option<File> {
@@ -99,6 +109,12 @@ mod tests {
             // As after a crash.
             staging.leave();
         };
+        let again = || {
+            let root = Root::open(dir.path()).unwrap();
+            root.stage_large([7; 16], 0o644).unwrap().leave();
+            root.keep_partial();
+            root.arrived([7; 16]).map(|file| file.metadata().unwrap().len())
+        };
         let read = || {
             let root = Root::open(dir.path()).unwrap();
             root.arrived([7; 16]).map(|file| file.metadata().unwrap().len())
@@ -107,7 +123,7 @@ mod tests {
         stage(&[1; 10_000]);
         assert_eq!(read(), Some(50_000));
         stage(&[1; 90_000]);
-        assert_eq!(read(), Some(90_000));
+        assert_eq!((read(), again()), (Some(90_000), Some(90_000)));
         let root = Root::open(dir.path()).unwrap();
         drop(root.stage_large([8; 16], 0o644).unwrap());
         root.forget_arrived([7; 16]);
