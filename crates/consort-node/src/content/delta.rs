@@ -6,10 +6,10 @@
 //! is expected, the chunk is fetched as any other. So this changes how many bytes are sent, and nothing else: chunks, manifests
 //! and versions know nothing of it.
 //!
-//! In reading order: [`page`] (one page, apart and together; its encodings are in [`runs`], [`dictionary`] and [`codec`]),
-//! [`pieces`] (cuts
-//! values where they say so), [`base`] (the pieces of the file that is here), [`give`] (says how to make another file
-//! from them), [`take`] (makes it), [`ask`] (the conversation about it). The messages are in [`consort_core::content::delta`].
+//! In reading order: `page` (one page, apart and together; its encodings are in `runs`, `dictionary` and `codec`),
+//! `pieces` (cuts values where they say so), `base` (the pieces of the file that is here), `give` (says how to make another
+//! file from them), `take` (makes it), `ask` (the conversation about it). The messages are in
+//! [`consort_core::content::delta`].
 
 pub(super) mod ask;
 mod base;
