@@ -7,7 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,9 @@ pub(crate) struct Tables {
     database: Database,
     keyspaces: Vec<Keyspace>,
     pending: FewPending,
+    /// What the last commit left. The database shows a part of a commit that is under way to whoever takes a snapshot when
+    /// a table has just been written out or merged: that makes visible what has a later number than the commit.
+    committed: RwLock<Snapshot>,
     /// After the database, which works with it.
     journal: Journal,
     /// Held as long as anything can still read or write. The last field, so that it is released last.
@@ -121,12 +124,20 @@ impl Tables {
             .map(|table| database.keyspace(table.name(), || options(table)))
             .into_iter()
             .collect::<Result<_, _>>()?;
-        Ok(Self { database, keyspaces, pending: FewPending::default(), journal, _lock: lock })
+        let (pending, committed) = (FewPending::default(), RwLock::new(database.snapshot()));
+        Ok(Self { database, keyspaces, pending, committed, journal, _lock: lock })
     }
 
-    /// All tables as they are now.
+    /// All tables as the last commit left them.
     pub(crate) fn moment(self: &Arc<Self>) -> Moment {
-        Moment { tables: Arc::clone(self), snapshot: self.database.snapshot() }
+        let committed = self.committed.read().unwrap_or_else(PoisonError::into_inner);
+        Moment { tables: Arc::clone(self), snapshot: committed.clone() }
+    }
+
+    /// A commit is done, and none is under way.
+    fn settle(&self) {
+        let now = self.database.snapshot();
+        *self.committed.write().unwrap_or_else(PoisonError::into_inner) = now;
     }
 
     fn keyspace(&self, table: Table) -> &Keyspace {
@@ -249,7 +260,7 @@ impl Rows {
         self.changes[table as usize].push(Change { key, value: None });
     }
 
-    /// Makes all changes at once; they are on stable storage when this returns.
+    /// Makes all changes at once; they are on stable storage when this returns. No other commit may be under way.
     pub(crate) fn commit(self, tables: &Tables) -> Result<(), StoreError> {
         let Self { mut changes, bytes } = self;
         let key = |change: &Change| &bytes[change.key.clone()];
@@ -275,6 +286,7 @@ impl Rows {
             tables.journal.is_in_doubt.store(true, Ordering::Relaxed);
             failed(error)
         })?;
+        tables.settle();
         let value = |change: &Change| Some(&bytes[change.value.clone()?]);
         let pending = &changes[Table::Pending as usize];
         tables.pending.follow(pending.iter().map(|change| (key(change), value(change))));

@@ -6,6 +6,7 @@
 //! - `fixture`: a store of each format, as the first version that had it wrote it
 //! - `full`: a disk that is full, and one that has room again
 //! - `linked`: records, pending keys, places, linking and unlinking
+//! - `moments`: what others read meanwhile
 //! - `open`: locks, formats, copies, rollbacks, settings, datasets
 //! - `packs`: chunks, torn tails
 //! - `support`: what the others share
@@ -16,6 +17,7 @@ mod damage;
 mod fixture;
 mod full;
 mod linked;
+mod moments;
 mod open;
 mod packs;
 mod support;
