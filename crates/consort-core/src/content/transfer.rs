@@ -8,6 +8,7 @@
 //! - Chunks are asked for in batches, of all providers at once, and each chunk of one provider at a time: in the order
 //!   in which they were wanted or, where several could have them, by chance among neighbours; what is urgent first.
 //! - A provider has as many bytes under way as its window allows: what it sends in about half a second (`provider.rs`).
+//!   Who is new or was not asked for a while is asked for one chunk first.
 //! - Nodes that fetch the same share the work: each chunk is fetched from where it is complete by one of them, and by
 //!   the others from that one (`rank.rs`), so that the source sends it once.
 //! - A provider that keeps no promise while one of them expires is not waited for again before it has kept one.
@@ -34,8 +35,8 @@ use crate::random::Random;
 use crate::time::Instant;
 
 pub use self::provider::{
-    ANSWER_TIMEOUT, FAST_ANSWER, FIRST_REST, FIRST_WINDOW_BYTES, LAST_REST, LEAST_WINDOW_BYTES,
-    MAX_REQUESTS, MAX_WINDOW_BYTES, QUIET_AFTER, REST_AFTER_WRONG, SLOW_ANSWER,
+    ANSWER_TIMEOUT, FAST_ANSWER, FIRST_REST, FIRST_WINDOW_BYTES, KNOWN_FOR, LAST_REST,
+    LEAST_WINDOW_BYTES, MAX_REQUESTS, MAX_WINDOW_BYTES, QUIET_AFTER, REST_AFTER_WRONG, SLOW_ANSWER,
 };
 pub use self::rank::{COMING_AT_MOST, PASSED_OVER_FOR, QUIET_AT_MOST};
 
@@ -433,22 +434,27 @@ impl Transfer {
 
     fn ask(&mut self, now: Instant, peer: NodeId) -> Option<Effect> {
         let provider = self.providers.get_mut(&peer)?;
+        provider.is_asked_again(now);
         let of = provider.is_partial().then_some(peer);
-        let range = (of, Order::default())..=(of, Order::LAST);
         let (mut chunks, mut bytes) = (Vec::new(), 0);
-        for (_, chunk) in self.queue.range(range) {
-            let lack = self.wants[chunk].lack_of(peer);
-            let lacks = lack.is_some_and(|lack| lack.word(now, provider) != Word::Over);
-            if lacks || provider.has_asked(chunk) {
-                continue;
+        'parts: for (first, last) in Order::PARTS {
+            for (_, chunk) in self.queue.range((of, first)..=(of, last)) {
+                let lack = self.wants[chunk].lack_of(peer);
+                let lacks = lack.is_some_and(|lack| lack.word(now, provider) != Word::Over);
+                if lacks || provider.has_asked(chunk) {
+                    continue;
+                }
+                let length = chunk.length as usize;
+                let fits = bytes + length <= provider.batch_bytes() || chunks.is_empty();
+                if !fits || chunks.len() == MAX_REQUEST_CHUNKS {
+                    break 'parts;
+                }
+                if first.passed_over && of.is_none() && !provider.has_spare(bytes) {
+                    continue 'parts;
+                }
+                bytes += length;
+                chunks.push(*chunk);
             }
-            let length = chunk.length as usize;
-            let fits = bytes + length <= provider.batch_bytes() || chunks.is_empty();
-            if !fits || chunks.len() == MAX_REQUEST_CHUNKS {
-                break;
-            }
-            bytes += length;
-            chunks.push(*chunk);
         }
         if chunks.is_empty() {
             return None;
@@ -561,13 +567,20 @@ impl Transfer {
 }
 
 impl Order {
-    const LAST: Self = Self {
-        urgency: Urgency::Later,
-        passed_over: true,
-        group: u64::MAX,
-        chance: u64::MAX,
-        number: u64::MAX,
-    };
+    /// The first and the last place of each part of the queue, in order.
+    const PARTS: [(Self, Self); 6] = [
+        Self::part(Urgency::Now, false),
+        Self::part(Urgency::Now, true),
+        Self::part(Urgency::Soon, false),
+        Self::part(Urgency::Soon, true),
+        Self::part(Urgency::Later, false),
+        Self::part(Urgency::Later, true),
+    ];
+
+    const fn part(urgency: Urgency, passed_over: bool) -> (Self, Self) {
+        let first = Self { urgency, passed_over, group: 0, chance: 0, number: 0 };
+        (first, Self { group: u64::MAX, chance: u64::MAX, number: u64::MAX, ..first })
+    }
 }
 
 impl Want {

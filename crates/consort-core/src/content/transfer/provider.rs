@@ -36,6 +36,11 @@ pub const LAST_REST: Duration = Duration::from_secs(30);
 /// one, and what it sends right is right.
 pub const REST_AFTER_WRONG: Duration = Duration::from_secs(60);
 
+/// Who was not asked for anything for so long may have other chunks by now.
+pub const KNOWN_FOR: Duration = Duration::from_secs(1);
+/// The part of a window that may be filled with what other nodes were to fetch and pass on.
+const SPARE: usize = 4;
+
 /// A provider that lacked something seems to have everything again when it had so many chunks one after another.
 const COMPLETE_AFTER: usize = 512;
 
@@ -47,6 +52,9 @@ const _: () = assert!(MAX_CONTENT_MESSAGE_BYTES <= FIRST_WINDOW_BYTES);
 #[derive(Debug)]
 pub(super) struct Provider {
     window: usize,
+    /// It has answered since it was last asked after a pause. Before, it is asked for one chunk: what it says to that shows
+    /// whether it has everything.
+    is_known: bool,
     /// Bytes under way.
     pending: usize,
     requests: BTreeMap<u32, Sent>,
@@ -92,6 +100,7 @@ impl Provider {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             window: FIRST_WINDOW_BYTES,
+            is_known: false,
             pending: 0,
             requests: BTreeMap::new(),
             asked: BTreeSet::new(),
@@ -145,14 +154,30 @@ impl Provider {
         self.asked.contains(chunk)
     }
 
-    /// A quarter of the window, so that the next request is there before the last is answered; at most a message.
+    /// What one request may ask for, if that is more than one chunk: a quarter of the window, so that the next is there
+    /// before the last is answered, and at most a message.
     pub(super) fn batch_bytes(&self) -> usize {
-        (self.window / 4).min(MAX_CONTENT_MESSAGE_BYTES)
+        if self.is_known { (self.window / 4).min(MAX_CONTENT_MESSAGE_BYTES) } else { 0 }
     }
 
     pub(super) fn has_room(&self) -> bool {
+        let most = if self.is_known { MAX_REQUESTS } else { 1 };
         let fits = self.pending + self.batch_bytes() <= self.window;
-        !self.rests() && self.requests.len() < MAX_REQUESTS && fits
+        !self.rests() && self.requests.len() < most && fits
+    }
+
+    /// Whether a request for so many bytes may go on with what other nodes were to fetch and pass on. Without a bound,
+    /// those who are ahead of the others would take the provider's time from them.
+    pub(super) fn has_spare(&self, bytes: usize) -> bool {
+        self.pending + bytes < self.window / SPARE
+    }
+
+    /// It is about to be asked for something. What it was known for may be long ago.
+    pub(super) fn is_asked_again(&mut self, now: Instant) {
+        if self.requests.is_empty() && KNOWN_FOR <= now.since(self.answered) {
+            self.is_known = false;
+            self.window = self.window.min(FIRST_WINDOW_BYTES);
+        }
     }
 
     /// It is asked for these.
@@ -173,6 +198,7 @@ impl Provider {
         outcomes: &[Outcome],
     ) -> Option<Vec<ChunkRef>> {
         let sent = self.requests.remove(&id)?;
+        let was_used = self.window <= 2 * self.pending;
         debug_assert_eq!(sent.chunks.len(), outcomes.len(), "an answer does not fit its request");
         for chunk in &sent.chunks {
             self.asked.remove(chunk);
@@ -181,7 +207,8 @@ impl Provider {
         let came = |outcome: &Outcome| matches!(outcome, Outcome::Arrived | Outcome::Wrong);
         let arrived = sent.chunks.iter().zip(outcomes).filter(|(_, outcome)| came(outcome));
         let bytes: usize = arrived.map(|(chunk, _)| chunk.length as usize).sum();
-        self.measure(now, sent.at, bytes);
+        self.measure(now, sent.at, bytes, was_used);
+        self.is_known = true;
         self.failures = 0;
         self.quiet = false;
         self.gave = if bytes == 0 { self.gave } else { now };
@@ -194,11 +221,12 @@ impl Provider {
         Some(sent.chunks)
     }
 
-    /// An answer with so many bytes of chunks came: the window becomes what such answers fill in time.
-    fn measure(&mut self, now: Instant, asked_at: Instant, bytes: usize) {
+    /// An answer with so many bytes of chunks came: the window becomes what such answers fill in time. It grows by what
+    /// came in time, so that it doubles when all of it did, and not if it was not used.
+    fn measure(&mut self, now: Instant, asked_at: Instant, bytes: usize, was_used: bool) {
         let took = now.since(asked_at);
-        if took <= FAST_ANSWER {
-            self.window = (self.window * 2).min(MAX_WINDOW_BYTES);
+        if took <= FAST_ANSWER && was_used {
+            self.window = (self.window + bytes).min(MAX_WINDOW_BYTES);
         } else if SLOW_ANSWER < took && bytes != 0 {
             // Before the answer before it was there, nothing of it came.
             let came_in = now.since(asked_at.max(self.answered)).max(Duration::from_micros(1));

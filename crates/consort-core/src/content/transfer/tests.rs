@@ -220,7 +220,92 @@ proptest! {
 fn several_providers_are_asked_at_once() {
     let mut world = World::new(3, [holder(400), holder(400), holder(400)]);
     world.want((0..400).map(chunk));
+    (0..3).for_each(|n| world.answer(node(n)));
     assert!(world.peers.values().all(|peer| peer.requests.len() >= 3));
+}
+
+#[test]
+fn who_is_new_or_was_not_asked_for_a_while_is_asked_for_one_chunk_first() {
+    let (mut transfer, mut now) = (Transfer::new(node(9), 1), Instant(0));
+    transfer.provider_up(now, node(1));
+    for round in 0..2 {
+        (0..200).for_each(|n| transfer.want(now, chunk(200 * round + n), Urgency::Later));
+        let (peer, id, count) = next_request(&mut transfer, &mut now);
+        assert_eq!((count, transfer.poll(now)), (1, None));
+        transfer.answered(now, peer, id, &[Outcome::Arrived]);
+        while transfer.wanted() != 0 {
+            let (peer, id, count) = next_request(&mut transfer, &mut now);
+            transfer.answered(now, peer, id, &vec![Outcome::Arrived; count]);
+            assert!(1 < count || transfer.wanted() == 0);
+        }
+        now = now + KNOWN_FOR;
+    }
+}
+
+#[test]
+fn a_window_that_is_used_doubles_when_all_of_it_came_in_time_and_not_with_each_answer() {
+    let (mut transfer, mut now) = (Transfer::new(node(9), 1), Instant(0));
+    transfer.provider_up(now, node(1));
+    (0..4000).for_each(|n| transfer.want(now, chunk(n), Urgency::Later));
+    let (peer, id, count) = next_request(&mut transfer, &mut now);
+    transfer.answered(now, peer, id, &vec![Outcome::Arrived; count]);
+    let mut under_way = Vec::new();
+    while let Some(Effect::Request { id, chunks, .. }) = transfer.poll(now) {
+        under_way.push((id, chunks.len()));
+    }
+    assert!(2 < under_way.len());
+    let answer = |transfer: &mut Transfer, (id, count): (u32, usize), now| {
+        transfer.answered(now, node(1), id, &vec![Outcome::Arrived; count]);
+        transfer.providers[&node(1)].window()
+    };
+    now = now + FAST_ANSWER;
+    let (first, others) = under_way.split_first().expect("there are several");
+    assert!(answer(&mut transfer, *first, now) < FIRST_WINDOW_BYTES * 3 / 2);
+    let last = others.iter().map(|request| answer(&mut transfer, *request, now)).last();
+    // The last of them find that the window is not used: nothing more was asked for.
+    assert!(last.is_some_and(|window| window < 2 * FIRST_WINDOW_BYTES));
+}
+
+#[test]
+fn what_others_were_to_fetch_is_asked_of_who_has_everything_when_little_else_is_under_way() {
+    let (mut transfer, mut now) = (Transfer::new(node(9), 1), Instant(0));
+    let (source, other) = (node(1), node(2));
+    // The other one seems to fetch the same, and lacks all of it.
+    transfer.provider_up(now, other);
+    transfer.want(now, chunk(1000), Urgency::Later);
+    let (_, id, _) = next_request(&mut transfer, &mut now);
+    transfer.answered(now, other, id, &[Outcome::Missing]);
+    assert_eq!(transfer.poll(now), Some(Effect::Unavailable { chunk: chunk(1000), lacking: 1 }));
+    transfer.cancel(chunk(1000));
+    transfer.provider_up(now, source);
+    (0..600).for_each(|n| transfer.want(now, chunk(n), Urgency::Later));
+    let ask_all = |transfer: &mut Transfer| {
+        let mut of_source = Vec::new();
+        while let Some(Effect::Request { peer, id, chunks }) = transfer.poll(now) {
+            if peer == source {
+                of_source.push((id, chunks));
+            } else {
+                transfer.answered(now, other, id, &vec![Outcome::Missing; chunks.len()]);
+            }
+        }
+        of_source
+    };
+    let bytes =
+        |chunks: &[ChunkRef]| chunks.iter().map(|chunk| chunk.length as usize).sum::<usize>();
+    let spare = loop {
+        let asked = ask_all(&mut transfer);
+        let chunks: Vec<ChunkRef> = asked.iter().flat_map(|(_, chunks)| chunks.clone()).collect();
+        if chunks.iter().any(|chunk| transfer.wants[chunk].order.passed_over) {
+            break bytes(&chunks);
+        }
+        for (id, chunks) in asked {
+            transfer.answered(now, source, id, &vec![Outcome::Arrived; chunks.len()]);
+        }
+    };
+    let window = transfer.providers[&source].window();
+    assert!(spare < window / 4 + MAX_CHUNK_BYTES, "{spare} of {window}");
+    let left: Vec<ChunkRef> = transfer.wants.keys().copied().collect();
+    assert!(window < bytes(&left), "all that is left is asked for");
 }
 
 #[test]
@@ -305,7 +390,8 @@ fn what_is_urgent_is_asked_for_first_and_what_becomes_urgent_too() {
     let wants = [(0, Later), (1, Soon), (2, Now), (3, Later), (3, Now), (2, Later)];
     wants.into_iter().for_each(|(n, urgency)| transfer.want(now, chunk(n), urgency));
     let mut asked = Vec::new();
-    while let Some(Effect::Request { chunks, .. }) = transfer.poll(now) {
+    while let Some(Effect::Request { peer, id, chunks }) = transfer.poll(now) {
+        transfer.answered(now, peer, id, &vec![Outcome::Arrived; chunks.len()]);
         asked.extend(chunks);
     }
     assert_eq!(asked, [2, 3, 1, 0].map(chunk));
@@ -324,8 +410,9 @@ fn what_somebody_waits_for_is_fetched_from_where_everything_is() {
     (1..20).for_each(|n| transfer.want(now, chunk(n), Urgency::Now));
     let mut count = 0;
     while count < 19 {
-        let (peer, _, chunks) = next_request(&mut transfer, &mut now);
+        let (peer, id, chunks) = next_request(&mut transfer, &mut now);
         assert_eq!((peer, now), (node(2), Instant(0)));
+        transfer.answered(now, peer, id, &vec![Outcome::Arrived; chunks]);
         count += chunks;
     }
 }
