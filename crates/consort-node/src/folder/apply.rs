@@ -310,7 +310,11 @@ impl Full {
         let has_more = self.room.saturating_add(MORE_ROOM) < room;
         // What was put in place before it was full takes room for good.
         self.room = self.room.min(room);
-        has_more || self.since + FULL_AGAIN_AT_MOST <= now
+        let is_over = has_more || self.since + FULL_AGAIN_AT_MOST <= now;
+        if !is_over {
+            tracing::debug!(room, "the disk is full, and there is no more room yet");
+        }
+        is_over
     }
 }
 

@@ -30,6 +30,9 @@ const POLL: Duration = Duration::from_millis(5);
 /// Bytes of each log that a failing test shows.
 const LOG_TAIL_BYTES: usize = 4096;
 
+/// What nodes log: what tests wait for, too.
+const LOG: &str = "info,consort_node::folder::apply=debug";
+
 /// The most nodes that are all connected with each other.
 const MAX_FULL_MESH: usize = 9;
 
@@ -315,7 +318,7 @@ impl Node {
         let child = self
             .command()
             // The node ends when this process does, even if that is killed.
-            .args(["--json", "--log", "info", "up", "--exit-with-parent", "--listen"])
+            .args(["--json", "--log", LOG, "up", "--exit-with-parent", "--listen"])
             .arg(self.listen.to_string())
             .stdin(Stdio::piped())
             .stdout(File::create(&announced).expect("a file for what the node announces"))
@@ -425,6 +428,11 @@ impl Node {
     pub(crate) fn traffic(&self) -> u64 {
         let status = self.status();
         number(&status["sent_bytes"]) + number(&status["received_bytes"])
+    }
+
+    /// What it has logged since its home was made.
+    pub(crate) fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).expect("a log")).into_owned()
     }
 
     /// A path in the linked directory.
