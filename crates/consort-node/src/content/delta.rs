@@ -19,6 +19,7 @@ pub(super) mod give;
 mod page;
 mod pieces;
 mod runs;
+// Snappy is a library in C++ (the reason stands there), and calling one is unsafe. It is done nowhere else in this crate.
 #[allow(unsafe_code)]
 mod snappy;
 mod take;
