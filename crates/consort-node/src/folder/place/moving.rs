@@ -1,5 +1,5 @@
-//! Giving a file another key in one step, without touching its bytes. Placing and removing, and what all three look at
-//! before and after, are in `place.rs`.
+//! Giving a file another key in one step, without touching its bytes. What is looked at before and after is in
+//! `place.rs`.
 
 use rustix::io::Errno;
 

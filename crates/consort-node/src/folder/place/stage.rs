@@ -33,6 +33,9 @@ const MAX_UNNAMED: usize = 12 * 1024;
 /// Files that are left for everything else; where there are hardly more, three quarters.
 const LEFT_FOR_OTHERS: usize = 8 * 1024;
 
+/// How the names of such files begin.
+pub(super) const STAGE_PREFIX: &str = "stage-";
+
 /// A quarter of the files that this process may have open now: what one purpose may take, so that
 /// enough is left for the store, the links and the directories.
 pub(in crate::folder) fn share_of_open_files() -> usize {
@@ -167,6 +170,37 @@ impl Peek {
         }
         let (file, _) = self.root.open_file(&self.key)?;
         file.read_exact_at(to, offset)
+    }
+}
+
+impl Root {
+    /// Begins a file with no content, under no key yet, which is meant to get these permissions.
+    ///
+    /// # Errors
+    ///
+    /// The disk is full, or the file system failed.
+    pub fn stage(&self, mode: u32) -> Result<Staging, PlaceError> {
+        // Not in a directory that is watched: the watcher would be told of each step of it.
+        match Staging::unnamed(self.temp(), mode) {
+            Some(staging) => Ok(staging),
+            None => self.stage_named(),
+        }
+    }
+
+    /// Until it is finished, only its owner may read it.
+    pub(super) fn stage_named(&self) -> Result<Staging, PlaceError> {
+        loop {
+            let name = self.temp_name(STAGE_PREFIX);
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            match openat(self.temp(), &name, flags, Mode::RUSR | Mode::WUSR) {
+                Ok(file) => {
+                    let temp = TempName { dir: Arc::clone(self.temp()), name, owned: true };
+                    return Ok(Staging::named(file.into(), temp));
+                }
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
     }
 }
 
