@@ -434,7 +434,8 @@ pub struct DatasetStatus {
     pub conflict_copies: u64,
     /// Entries that cannot be taken in or shown, and why.
     pub problems: Vec<String>,
-    /// Content that is written to the directory, from peers or from this machine, in bytes per second lately.
+    /// Content for the directory that comes from peers, in bytes per second lately; zero if nothing can come, or it is not known
+    /// yet.
     pub rate_bytes: u64,
     /// The links to peers.
     pub links: Vec<LinkStatus>,

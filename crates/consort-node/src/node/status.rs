@@ -166,6 +166,10 @@ impl Node {
                 None => (DatasetState::InSync, None),
             },
         };
+        // What came before it paused, or before the last peer went, says nothing of what comes.
+        let comes =
+            !links.is_empty() && !matches!(state, DatasetState::Paused | DatasetState::Waiting);
+        let rate_bytes = progress.filter(|_| comes).map_or(0, |progress| progress.rate());
         Ok(DatasetStatus {
             name: fact.name.clone(),
             versions: summary.digest.count,
@@ -185,7 +189,7 @@ impl Node {
             conflicts: losers.under(fact.on_conflict),
             conflict_copies: progress.map_or(0, |progress| progress.conflicts()),
             problems: progress.map(|progress| progress.problems()).unwrap_or_default(),
-            rate_bytes: progress.map_or(0, |progress| progress.rate()),
+            rate_bytes,
             links: links.iter().map(|link| self.link_status(link)).collect(),
         })
     }

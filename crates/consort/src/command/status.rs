@@ -224,7 +224,7 @@ fn render_dataset(
     }
     if dataset.pending != 0 {
         let pending = counted(dataset.pending, "entry", "entries");
-        row("to come", format!("{pending}, {}", rate_and_time(dataset)));
+        row("to come", pending + &rate_and_time(dataset.pending_bytes, dataset.rate_bytes));
     }
     if dataset.conflicts != 0 {
         row("conflicts", style.paint(Tone::Notice, conflicts(dataset)));
@@ -276,17 +276,17 @@ fn conflicts(dataset: &json::DatasetStatus) -> String {
     )
 }
 
-/// How fast it goes, and how long it will take at that.
-fn rate_and_time(dataset: &json::DatasetStatus) -> String {
-    let rate = bytes(dataset.rate_bytes);
-    match (dataset.pending_bytes, dataset.pending_bytes.checked_div(dataset.rate_bytes)) {
-        (0, None) => "nothing moving".to_string(),
-        (left, None) => format!("{}, nothing moving", bytes(left)),
+/// How much is to come; and where something comes, how fast, and how long that will take.
+fn rate_and_time(left: u64, rate: u64) -> String {
+    let shown = bytes(rate);
+    match (left, left.checked_div(rate)) {
+        (0, None) => String::new(),
+        (left, None) => format!(", {}", bytes(left)),
         // How many bytes is not always known.
-        (0, Some(_)) => format!("{rate}/s"),
+        (0, Some(_)) => format!(", {shown}/s"),
         (left, Some(seconds)) => {
-            let time = std::time::Duration::from_secs(seconds);
-            format!("{}, {rate}/s, about {} left", bytes(left), crate::text::duration(time))
+            let time = duration(Duration::from_secs(seconds));
+            format!(", {}, {shown}/s, about {time} left", bytes(left))
         }
     }
 }
@@ -305,6 +305,14 @@ mod tests {
         assert_eq!(told(None, None), "");
         assert_eq!(told(Some(2_500_000), None), "limits   up 2.5 MB/s\n");
         assert_eq!(told(Some(64_000), Some(10_000_000)), "limits   up 64 kB/s, down 10 MB/s\n");
+    }
+
+    #[test]
+    fn how_long_it_takes_is_told_only_where_something_comes() {
+        assert_eq!(rate_and_time(3_100_000, 0), format!(", {}", bytes(3_100_000)));
+        assert_eq!(rate_and_time(0, 0), "");
+        let told = rate_and_time(640_000, 64_000);
+        assert!(told.ends_with(&format!("{}/s, about 10.0 s left", bytes(64_000))), "{told}");
     }
 
     #[test]

@@ -57,6 +57,24 @@ fn what_is_small_and_new_does_not_wait_for_what_is_large_and_slow() {
 }
 
 #[test]
+fn no_time_is_left_where_nothing_can_come() {
+    let mut cluster = Cluster::linked(2);
+    let [a, b] = &mut cluster.nodes[..] else { unreachable!("two nodes") };
+    fs::write(a.home.join("config.toml"), "[limits]\nup = \"20Mbit/s\"\n").expect("a new file");
+    a.stop();
+    a.start();
+    fs::write(a.path("large"), Random::new(9).bytes(64 << 20)).expect("a new file");
+    until("it to be known how fast it comes", || b.dataset()["rate_bytes"] != 0);
+    assert!(b.run(["status"]).expect_done().text().contains(" left"));
+    a.kill();
+    let status = b.until_state("waiting");
+    assert!(status["pending"] == 1 && status["pending_bytes"] != 0, "{status}");
+    assert_eq!(status["rate_bytes"], 0, "{status}");
+    let shown = b.run(["status"]).expect_done();
+    assert!(shown.text().contains("to come") && !shown.text().contains(" left"), "{shown}");
+}
+
+#[test]
 fn what_arrived_of_a_large_file_is_not_fetched_again_after_a_kill_nor_after_a_stop() {
     let mut cluster = Cluster::linked(2);
     let [a, b] = &mut cluster.nodes[..] else { unreachable!("two nodes") };

@@ -511,6 +511,7 @@ impl Files {
                 if !written.as_ref().is_some_and(|written| self.is_for(written, &takers)) {
                     self.want_no_more(&chunk);
                 }
+                self.progress.came(bytes.len());
                 for (id, offset) in takers {
                     let Some(file) = self.files.get_mut(&id) else { continue };
                     file.outstanding -= 1;
