@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Deserialize;
 
@@ -25,16 +26,25 @@ impl Config {
     /// What the file in this home says; nothing is settled if there is none.
     pub(crate) fn read(home: &Path) -> Result<Self, Error> {
         let path = home.join(FILE);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(Error::io("read", &path, &error)),
         };
-        Self::parse(&text).map_err(|wrong| {
+        Self::parse_bytes(&bytes).map_err(|wrong| {
             let path = plain(&path.display().to_string());
             Error::usage(format!("{path}, {}", plain(&wrong)))
                 .hint("docs/operating.md has an example; without the file nothing is limited")
         })
+    }
+
+    fn parse_bytes(bytes: &[u8]) -> Result<Self, String> {
+        let text = str::from_utf8(bytes).map_err(|error| {
+            let before = bytes[..error.valid_up_to()].iter();
+            let line = before.filter(|byte| **byte == b'\n').count() + 1;
+            format!("line {line}: this is no UTF-8; save the file as UTF-8 in your editor")
+        })?;
+        Self::parse(text)
     }
 
     /// The error says where it is, and what is allowed there.
@@ -49,6 +59,23 @@ impl Config {
         let always = ceilings("limits", limits.up.as_deref(), limits.down.as_deref())?;
         let windows = (1..).zip(&limits.schedule).map(|(number, schedule)| schedule.window(number));
         Ok(Self { limits: Timetable { always, windows: windows.collect::<Result<_, _>>()? } })
+    }
+}
+
+/// What is wrong with the file, where a running node could not take over what it says. Shared by who reads the file and who is
+/// asked how the node stands.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Mistake(Arc<Mutex<Option<String>>>);
+
+impl Mistake {
+    /// The file was read again: with this mistake, or none.
+    pub(crate) fn set(&self, mistake: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = mistake;
+    }
+
+    /// The one that there was when it was read last.
+    pub(crate) fn get(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -192,6 +219,15 @@ mod tests {
         fs::write(home.path().join(FILE), "speed = 1\n").expect("a file");
         let error = Config::read(home.path()).expect_err("it is wrong");
         assert!(error.to_string().contains("/config.toml, line 1"), "{error}");
+        assert_eq!(error.exit_code(), Error::usage("").exit_code());
+    }
+
+    #[test]
+    fn a_file_that_is_no_utf8_is_told_with_its_line_and_what_to_do() {
+        let home = tempfile::tempdir().expect("a temporary place");
+        fs::write(home.path().join(FILE), b"[limits]\n# f\xfcr die Nacht\n").expect("a file");
+        let error = Config::read(home.path()).expect_err("it is wrong");
+        assert!(error.to_string().contains("line 2: this is no UTF-8; save"), "{error}");
         assert_eq!(error.exit_code(), Error::usage("").exit_code());
     }
 }

@@ -280,6 +280,8 @@ pub(crate) struct Status {
     /// The limits that hold now, in bytes a second.
     pub(crate) limit_up_bytes: Option<u64>,
     pub(crate) limit_down_bytes: Option<u64>,
+    /// What is wrong with `config.toml`, if it was read again and not taken over.
+    pub(crate) config_error: Option<String>,
     pub(crate) datagrams: Datagrams,
 }
 
@@ -382,6 +384,20 @@ pub(crate) struct Finding {
     pub(crate) severity: Severity,
     pub(crate) what: String,
     pub(crate) todo: Option<String>,
+}
+
+impl Finding {
+    /// That `config.toml` was read again and not taken over.
+    pub(crate) fn of_config(mistake: &str) -> Self {
+        Self {
+            severity: Severity::Warning,
+            what: format!("{mistake}; what was settled before holds on"),
+            todo: Some(
+                "mend it, and let the node read it again: systemctl reload consort, or SIGHUP"
+                    .to_owned(),
+            ),
+        }
+    }
 }
 
 /// `completions`.
@@ -647,6 +663,7 @@ impl From<node::Status> for Status {
             received_bytes: status.traffic.received,
             limit_up_bytes: status.limits.up.map(node::Rate::bytes),
             limit_down_bytes: status.limits.down.map(node::Rate::bytes),
+            config_error: None,
             datagrams: status.datagrams.into(),
         }
     }

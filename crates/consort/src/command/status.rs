@@ -72,6 +72,10 @@ fn render(status: &json::Status, has_heard: bool, style: Style) -> String {
         bytes(status.received_bytes)
     );
     limits(&mut text, status.limit_up_bytes, status.limit_down_bytes);
+    if let Some(error) = &status.config_error {
+        let told = format!("{}; what was settled before holds on", plain(error));
+        let _ = writeln!(text, "config   {}", style.paint(Tone::Bad, told));
+    }
     let is_admin = identity.role == json::Role::Admin;
     match (has_heard, status.peers.is_empty()) {
         (false, _) => {

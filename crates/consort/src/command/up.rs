@@ -79,6 +79,7 @@ impl Up {
                 .hint("stop that one first, or name another home with --home"));
         }
         let limits = config::Config::read(&context.home)?.limits;
+        let mistake = config::Mistake::default();
         let asked = Ceilings { up: self.limit_up, down: self.limit_down };
         // From here on a signal waits until the node has started, and then stops it in good order.
         let mut interrupt = Interrupt::new()?;
@@ -100,13 +101,16 @@ impl Up {
             }
         };
         let (stopper, stop) = watch::channel(false);
-        let server = tokio::spawn(served.serve(NodeService::new(node.clone()), stop));
+        let server =
+            tokio::spawn(served.serve(NodeService::new(node.clone(), mistake.clone()), stop));
         let announced = announce(&node, context);
         if announced.is_ok() {
             tokio::select! {
                 () = interrupt.next() => {}
                 () = parent_gone(), if self.exit_with_parent => {}
-                never = keep_limits(&node, limits, asked, &context.home, hangup) => match never {},
+                never = keep_limits(&node, limits, asked, &context.home, hangup, &mistake) => {
+                    match never {}
+                }
             }
             context.ui.say("Stopping. Ctrl-C again ends it at once.");
         }
@@ -157,13 +161,14 @@ fn announce(node: &Node, context: &Context) -> Result<(), Error> {
 }
 
 /// Sees to it that the limits of the hour hold: looks at the clock whenever it shows another minute, and at the file
-/// again on SIGHUP. A file with a mistake changes nothing.
+/// again on SIGHUP. A file with a mistake changes nothing, and is told of as long as it is the one that was read last.
 async fn keep_limits(
     node: &Node,
     mut limits: Timetable,
     asked: Ceilings,
     home: &Path,
     mut hangup: Hangup,
+    mistake: &config::Mistake,
 ) -> Infallible {
     loop {
         let now = Zoned::now();
@@ -175,8 +180,12 @@ async fn keep_limits(
                 Ok(config) => {
                     tracing::info!("config.toml was read again");
                     limits = config.limits;
+                    mistake.set(None);
                 }
-                Err(error) => tracing::error!(%error, "what was settled before holds on"),
+                Err(error) => {
+                    tracing::error!(%error, "what was settled before holds on");
+                    mistake.set(Some(error.to_string()));
+                }
             }
         }
     }

@@ -7,6 +7,7 @@ use consort_node::{
     DatasetOptions, DatasetStatus, Dot, FeedCursor, LinkOptions, Node, PutOptions, Status,
 };
 
+use crate::config::Mistake;
 use crate::control::server::{Reply, RequestBody, Service};
 use crate::control::wire::Request;
 use crate::error::Error;
@@ -19,12 +20,13 @@ const PAGE: usize = 1000;
 #[derive(Clone)]
 pub(crate) struct NodeService {
     node: Node,
+    mistake: Mistake,
 }
 
 impl NodeService {
-    /// Answers for `node`.
-    pub(crate) fn new(node: Node) -> Self {
-        Self { node }
+    /// Answers for `node`, and says what was wrong with its `config.toml`.
+    pub(crate) fn new(node: Node, mistake: Mistake) -> Self {
+        Self { node, mistake }
     }
 }
 
@@ -121,6 +123,9 @@ impl Service for NodeService {
                 for finding in node.doctor().await? {
                     reply.item(&json::Finding::from(finding)).await?;
                 }
+                if let Some(mistake) = self.mistake.get() {
+                    reply.item(&json::Finding::of_config(&mistake)).await?;
+                }
                 Ok(())
             }
         }
@@ -197,7 +202,8 @@ impl NodeService {
                 }
                 status.datasets.retain(|dataset: &DatasetStatus| dataset.name == name);
             }
-            reply.item(&json::Status::from(status)).await?;
+            let config_error = self.mistake.get();
+            reply.item(&json::Status { config_error, ..status.into() }).await?;
             if !watch {
                 return Ok(());
             }

@@ -8,7 +8,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use crate::cluster::{Cluster, DATASET, Node, array, text, until};
+use rustix::process::{Signal, kill_process};
+
+use crate::cluster::{Cluster, DATASET, Node, array, process_id, text, until};
 use crate::random::Random;
 
 #[test]
@@ -404,4 +406,34 @@ fn memory(pid: u32) -> u64 {
 fn find(dir: &std::path::Path, name: &str) -> std::path::PathBuf {
     let found = crate::tree::read(dir).into_keys().find(|path| path.ends_with(name));
     dir.join(found.unwrap_or_else(|| panic!("there is no {name} below {}", dir.display())))
+}
+
+#[test]
+fn a_config_with_a_mistake_that_is_read_again_is_told_of_until_it_is_mended() {
+    let cluster = Cluster::new(1);
+    let node = &cluster.nodes[0];
+    let read_again = |config: &[u8]| {
+        fs::write(node.home.join("config.toml"), config).expect("it may be written");
+        kill_process(process_id(node.pid()), Signal::HUP).expect("it runs");
+    };
+    let error = || node.status()["config_error"].as_str().map(str::to_owned);
+    assert_eq!(error(), None);
+    read_again(b"[limits]\nup = \"1MB/s\"\n");
+    until("the limit to hold", || node.status()["limit_up_bytes"] == 1_000_000);
+
+    for (config, told) in
+        [(&b"[limits]\nupp = \"2MB/s\"\n"[..], "line 2, `upp"), (b"# f\xfcr\n", "no UTF-8")]
+    {
+        read_again(config);
+        until("the mistake to be told", || error().is_some_and(|error| error.contains(told)));
+        let shown = node.run(["status"]).expect_done();
+        assert!(shown.text().contains(told) && shown.text().contains("holds on"), "{shown}");
+        let found = node.run(["doctor"]).expect_done();
+        assert!(found.text().contains(told) && found.text().contains("reload"), "{found}");
+        assert_eq!(node.status()["limit_up_bytes"], 1_000_000);
+    }
+    read_again(b"");
+    until("nothing to be wrong", || error().is_none());
+    let found = node.run(["doctor"]).expect_done();
+    assert!(!found.text().contains("config.toml"), "{found}");
 }
