@@ -56,12 +56,20 @@ pub(crate) fn is_private(key: &str) -> bool {
     key.split('/').any(|name| name == PRIVATE_DIR)
 }
 
-/// Removes our own directory from a directory that is linked no more, unless something was rescued into it. If it is
+/// Removes our own directory from a directory that is linked no more; where something was rescued into it, that stays, and of
+/// what is ours only the mark. If it is
 /// known which directory that was, another one that is there by now stays as it is.
 pub fn remove_private_area(dir: &Path, id: Option<RootId>) {
     let private = dir.join(PRIVATE_DIR);
     if id.is_some_and(|id| root::id_of(dir).is_none_or(|found| found != id)) {
         tracing::info!(dir = %dir.display(), "it is not the directory that was linked");
+        return;
+    }
+    // It is not there when the link could not even begin.
+    if let Err(error) = root::clear_unlinked(dir)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(dir = %private.display(), %error, "the private area is not removed");
         return;
     }
     let rescued =

@@ -493,11 +493,28 @@ fn open_or_make(dir: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     })
 }
 
+/// Removes what is left in the temporary directory of a directory that is linked no more, files that were not complete
+/// included. What may be the user's is kept in `.consort/rescued/`.
+pub(super) fn clear_unlinked(dir: &Path) -> io::Result<()> {
+    let dir = rustix::fs::openat(CWD, dir, LIST_DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let private = open_beneath(&dir, PRIVATE_DIR, LIST_DIRECTORY)?;
+    let temp = open_beneath(&private, TEMP_DIR, LIST_DIRECTORY)?;
+    clear(&private, &temp, |_| Ok(false))
+}
+
 fn clear_leftovers(private: &OwnedFd, temp: &OwnedFd) -> io::Result<()> {
+    clear(private, temp, |name| partial::keep(temp, name))
+}
+
+fn clear(
+    private: &OwnedFd,
+    temp: &OwnedFd,
+    keeps: impl Fn(&OsStr) -> io::Result<bool>,
+) -> io::Result<()> {
     for name in names(temp)? {
         if name.as_bytes().starts_with(OUT_PREFIX.as_bytes()) {
             rescue(private, temp, &name)?;
-        } else if !partial::keep(temp, &name)? {
+        } else if !keeps(&name)? {
             unlinkat(temp, &name, AtFlags::empty())?;
         }
     }
@@ -567,6 +584,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
+    use crate::folder::remove_private_area;
 
     fn linked() -> (tempfile::TempDir, Root) {
         let dir = tempfile::tempdir().unwrap();
@@ -663,6 +681,28 @@ mod tests {
         assert_eq!(root.rescued().unwrap(), ["file-0"]);
         let kept = fs::read_to_string(dir.path().join(".consort/rescued/file-0")).unwrap();
         assert_eq!(kept, "theirs");
+    }
+
+    #[test]
+    fn of_a_directory_that_is_linked_no_more_only_what_may_be_the_users_is_kept() {
+        let (dir, root) = linked();
+        let id = root.id();
+        drop(root);
+        let leave = |names: &[&str]| {
+            for name in names {
+                fs::write(dir.path().join(".consort/tmp").join(name), *name).unwrap();
+            }
+        };
+        leave(&["stage-1", "partial-07", "arrived-08", "out-1"]);
+        remove_private_area(dir.path(), Some(id));
+        assert_eq!(fs::read_dir(dir.path().join(".consort/tmp")).unwrap().count(), 0);
+        let kept = fs::read_to_string(dir.path().join(".consort/rescued/file-0")).unwrap();
+        assert_eq!(kept, "out-1");
+        // Where nothing is the user's, nothing stays.
+        fs::remove_dir_all(dir.path().join(".consort/rescued")).unwrap();
+        leave(&["partial-07", "arrived-08"]);
+        remove_private_area(dir.path(), Some(id));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
