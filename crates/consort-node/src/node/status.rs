@@ -5,7 +5,7 @@ use std::path::Path;
 
 use consort_core::protocol::garbage::Holdup;
 use consort_core::protocol::link::Phase;
-use consort_core::protocol::membership::{Liveness, News};
+use consort_core::protocol::membership::{Liveness, MAX_FULL_MESH, News};
 use consort_core::protocol::replica::LinkReport;
 use consort_core::store::View;
 use consort_core::{DatasetId, NodeId};
@@ -262,27 +262,7 @@ impl Node {
                 todo: Some("start another member, or see why none can be reached".to_owned()),
             });
         }
-        let is_there = |peer: &&PeerStatus| peer.presence == Presence::Alive && !peer.connected;
-        let there = status.peers.iter().filter(is_there).count() as u64;
-        if there != 0 {
-            let members = counted(there, "member is", "members are");
-            findings.push(ok(format!("{members} there and not connected with this node")));
-        }
-        for peer in status.peers.iter().filter(|peer| !is_there(peer)) {
-            findings.push(if peer.connected {
-                ok(format!("{} is connected", peer.name))
-            } else {
-                let reason = peer.reason.as_deref().unwrap_or("it was not reached yet");
-                Finding {
-                    severity: Severity::Warning,
-                    what: format!("{} is not connected: {reason}", peer.name),
-                    todo: Some(match peer.addr {
-                        Some(addr) => format!("check that `consort up` runs there and that {addr} can be reached"),
-                        None => "its address is not known here: let it connect to this node, or to one that both know".to_owned(),
-                    }),
-                }
-            });
-        }
+        findings.extend(peer_findings(&status.peers));
         findings.extend(self.datagram_finding(&status));
         // What the node as a whole suffers from is a finding of its own, and what to do is not said again of each dataset.
         let failure = self.shared.failure();
@@ -391,6 +371,41 @@ impl Node {
     }
 }
 
+/// Which members this node is connected with. In a cluster that is small enough for all to be, whoever is not is a warning, also if
+/// it is known to be there; in a larger one, that is as it should be.
+fn peer_findings(peers: &[PeerStatus]) -> Vec<Finding> {
+    let is_small = peers.len() < MAX_FULL_MESH;
+    let is_elsewhere =
+        |peer: &PeerStatus| !is_small && !peer.connected && peer.presence == Presence::Alive;
+    let mut findings = Vec::new();
+    let elsewhere = peers.iter().filter(|peer| is_elsewhere(peer)).count() as u64;
+    if elsewhere != 0 {
+        let members = counted(elsewhere, "member is", "members are");
+        findings.push(ok(format!(
+            "{members} there and not connected with this node: changes go over its neighbours"
+        )));
+    }
+    for peer in peers.iter().filter(|peer| !is_elsewhere(peer)) {
+        if peer.connected {
+            findings.push(ok(format!("{} is connected", peer.name)));
+            continue;
+        }
+        let there = if peer.presence == Presence::Alive { "there, but " } else { "" };
+        let reason = peer.reason.as_deref().unwrap_or("it was not reached yet");
+        findings.push(Finding {
+            severity: Severity::Warning,
+            what: format!("{} is {there}not connected: {reason}", peer.name),
+            todo: Some(match peer.addr {
+                Some(addr) => format!(
+                    "check that `consort up` runs there and that {addr} can be reached by TCP"
+                ),
+                None => "its address is not known here: let it connect to this node, or to one that both know".to_owned(),
+            }),
+        });
+    }
+    findings
+}
+
 fn is_quiet(link: &LinkReport) -> bool {
     link.phase == Phase::Live && link.behind == 0 && link.lacks == 0
 }
@@ -461,4 +476,53 @@ fn compare(facts: &Facts, here: &[DatasetStatus], news: &News, is_there: bool) -
         });
     }
     compared
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::net::Role;
+
+    use super::*;
+
+    fn peer(number: usize, presence: Presence, connected: bool) -> PeerStatus {
+        PeerStatus {
+            node: NodeId([1; 16]),
+            name: format!("n{number}"),
+            role: Role::Writer,
+            addr: None,
+            connected,
+            reason: (!connected).then(|| "refused".to_owned()),
+            presence,
+            for_seconds: 0,
+            neighbour: connected,
+            told_seconds_ago: None,
+            neighbours: 0,
+            rate_bytes: 0,
+            datasets: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn who_is_not_connected_is_well_only_where_not_all_can_be() {
+        let few = [
+            peer(0, Presence::Alive, true),
+            peer(1, Presence::Alive, false),
+            peer(2, Presence::Gone, false),
+        ];
+        let found = peer_findings(&few);
+        let severities: Vec<_> = found.iter().map(|found| found.severity).collect();
+        assert_eq!(severities, [Severity::Ok, Severity::Warning, Severity::Warning]);
+        assert_eq!(found[1].what, "n1 is there, but not connected: refused");
+        assert_eq!(found[2].what, "n2 is not connected: refused");
+        assert!(found[1..].iter().all(|found| found.todo.is_some()));
+
+        let many: Vec<_> =
+            (0..MAX_FULL_MESH).map(|number| peer(number, Presence::Alive, number < 8)).collect();
+        let found = peer_findings(&many);
+        assert!(found.iter().all(|found| found.severity == Severity::Ok), "{found:?}");
+        assert!(found[0].what.contains("1 member is there and not connected"), "{found:?}");
+        let gone = [many, vec![peer(9, Presence::Gone, false)]].concat();
+        let found = peer_findings(&gone);
+        assert_eq!(found.last().map(|found| found.severity), Some(Severity::Warning));
+    }
 }
