@@ -118,6 +118,8 @@ pub struct FetchCount {
     pub bytes: u64,
     /// Verified chunks.
     pub chunks: u64,
+    /// Bytes of deltas, from which chunks are made here; as they were sent.
+    pub delta_bytes: u64,
     /// Chunks whose bytes were wrong: the peer's disk is damaged, or worse.
     pub wrong: u64,
     /// Times that an answer did not come in time.
@@ -287,6 +289,11 @@ impl Fetcher {
         let mut peers: Vec<_> = state.status.peers.iter().collect();
         peers.sort_by_key(|(_, count)| std::cmp::Reverse(count.bytes));
         peers.into_iter().map(|(peer, _)| *peer).collect()
+    }
+
+    /// A peer sent so many bytes of a delta.
+    pub(super) fn count_delta(&self, peer: NodeId, bytes: usize) {
+        self.shared.lock().count(peer, |count| count.delta_bytes += bytes as u64);
     }
 
     /// By what they are asked.

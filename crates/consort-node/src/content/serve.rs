@@ -64,6 +64,7 @@ struct Shared {
     deltas: Arc<Semaphore>,
     bytes: AtomicU64,
     chunks: AtomicU64,
+    delta_bytes: AtomicU64,
 }
 
 /// What was given to peers since the start.
@@ -73,6 +74,8 @@ pub struct Served {
     pub bytes: u64,
     /// Chunks.
     pub chunks: u64,
+    /// Bytes of deltas, by which peers make chunks themselves; as they were sent.
+    pub delta_bytes: u64,
 }
 
 /// Why a connection ended before the peer closed it.
@@ -133,6 +136,7 @@ impl Server {
             deltas: Arc::new(Semaphore::new(MAX_DELTAS)),
             bytes: AtomicU64::new(0),
             chunks: AtomicU64::new(0),
+            delta_bytes: AtomicU64::new(0),
         }))
     }
 
@@ -171,6 +175,7 @@ impl Server {
         Served {
             bytes: self.0.bytes.load(Ordering::Relaxed),
             chunks: self.0.chunks.load(Ordering::Relaxed),
+            delta_bytes: self.0.delta_bytes.load(Ordering::Relaxed),
         }
     }
 }
@@ -187,7 +192,8 @@ impl Shared {
         if delta::Request::is(&first) {
             let request = delta::Request::decode(&first)?;
             let Ok(permit) = Arc::clone(&self.deltas).try_acquire_owned() else { return Ok(()) };
-            let served = give::serve(&self.local, request, reader, writer, permit);
+            let sent = &self.delta_bytes;
+            let served = give::serve(&self.local, request, reader, writer, permit, sent);
             return served.await.map_err(ServeError::Write);
         }
         let first = Request::decode(&first)?;

@@ -579,6 +579,12 @@ fn a_parquet_file_that_got_rows_is_made_from_the_one_before() {
     let new = parquet((1_000_000..1_000_300).chain(0..600_000).map(number), |_| 1);
     assert!(1 << 20 < old.len());
     assert_eq!(replace(&a, &b, &old, &new), 0);
+    // What it was made by came over the wire as well.
+    let status = b.fetcher.status();
+    let came = status.total.delta_bytes;
+    assert!(0 < came && came < new.len() as u64 / 4, "{came} of {}", new.len());
+    assert_eq!(status.peers[&a.id].delta_bytes, came);
+    wait_until(|| came <= a.server.served().delta_bytes);
 }
 
 #[test]

@@ -150,7 +150,7 @@ fn run(fetcher: &Weak<Fetcher>, job: Rebuild, done: &Sender<Rebuilt>) -> Result<
 
 /// Makes what can be made of `chunks`, in their order, and tells of it.
 fn rebuild(
-    fetcher: &Weak<Fetcher>,
+    asker: &Weak<Fetcher>,
     content: Content,
     base: &File,
     chunks: Vec<(u64, ChunkRef)>,
@@ -158,7 +158,7 @@ fn rebuild(
     tell: impl FnMut(u64, ChunkRef, Option<&[u8]>),
 ) {
     let is_wanted = || wanted.strong_count() != 0;
-    let Some(fetcher) = fetcher.upgrade().filter(|_| is_wanted()) else { return };
+    let Some(fetcher) = asker.upgrade().filter(|_| is_wanted()) else { return };
     let (network, peers) = (Arc::clone(fetcher.network()), fetcher.peers());
     if peers.is_empty() {
         return;
@@ -176,8 +176,11 @@ fn rebuild(
     drop(fetcher);
     let mut taker = Taker::new(base, chunks, until, tell);
     while !taker.is_ended()
-        && let Some(message) = messages.blocking_recv()
+        && let Some((peer, message)) = messages.blocking_recv()
     {
+        if let Some(fetcher) = asker.upgrade() {
+            fetcher.count_delta(peer, message.len());
+        }
         if !is_wanted() {
             break;
         }
@@ -247,7 +250,7 @@ async fn ask(
     network: Arc<Network>,
     peers: Vec<NodeId>,
     question: Question,
-    to: mpsc::Sender<Vec<u8>>,
+    to: mpsc::Sender<(NodeId, Vec<u8>)>,
 ) {
     for peer in peers.into_iter().take(MAX_ASKED) {
         match converse(&network, peer, &question, &to).await {
@@ -275,7 +278,7 @@ async fn converse(
     network: &Network,
     peer: NodeId,
     question: &Question,
-    to: &mpsc::Sender<Vec<u8>>,
+    to: &mpsc::Sender<(NodeId, Vec<u8>)>,
 ) -> io::Result<Answered> {
     let opened = timeout(QUIET, network.open_content(peer)).await;
     let ContentConnection { mut reader, mut writer } =
@@ -292,7 +295,7 @@ async fn converse(
         match timeout(QUIET, reader.read()).await {
             Ok(Ok(Some(message))) => {
                 answered = Answered::Something;
-                if to.send(message).await.is_err() {
+                if to.send((peer, message)).await.is_err() {
                     return Ok(answered);
                 }
             }

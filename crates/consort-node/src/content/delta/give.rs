@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use consort_core::content::delta::{Codec, Instruction, PIECE_HASH_BYTES, Request, Stream};
@@ -43,13 +44,15 @@ const MAX_CHUNKS: usize = 256 * 1024;
 const TRIED_FIRST: u32 = 16;
 const TRIED_LATER: u32 = 8;
 
-/// Gives a delta on a connection that begins with `request`. If it cannot be given, the connection ends sooner.
+/// Gives a delta on a connection that begins with `request`, and counts its bytes. If it cannot be given, the connection ends
+/// sooner.
 pub(in crate::content) async fn serve(
     local: &Arc<LocalContent>,
     request: Request,
     mut reader: ContentReader,
     mut writer: ContentWriter,
     permit: OwnedSemaphorePermit,
+    delta_bytes: &AtomicU64,
 ) -> io::Result<()> {
     let (asked, here) = (request.clone(), Arc::clone(local));
     let has_all = move || {
@@ -87,6 +90,8 @@ pub(in crate::content) async fn serve(
             writer.flush().await
         };
         timeout(TIMEOUT, sent).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        delta_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
     give.await??;
     writer.shutdown().await
