@@ -2,6 +2,9 @@
 //! (`PageHeader`); Apache Thrift, `thrift-compact-protocol.md`. Nothing of the footer is read: contents are streams. Which chunks
 //! follow from the pages is decided in [`chunker`](super::chunker).
 
+#[cfg(any(test, feature = "test-utils"))]
+pub mod writer;
+
 /// The first bytes of a file.
 pub const MAGIC: &[u8] = b"PAR1";
 
@@ -225,6 +228,20 @@ mod tests {
         ];
         let kind = PageKind::DataV2 { indices: false, levels: 6, nulls: 1, compressed: false };
         assert_eq!(PageHeader::read(&v2).map(|header| header.kind), Ok(kind));
+    }
+
+    #[test]
+    fn what_a_writer_says_is_read() {
+        for (dictionary, kind) in
+            [(false, PageKind::Data { indices: true }), (true, PageKind::Dictionary)]
+        {
+            let mut bytes = writer::header(dictionary, 1_000_000, 70_000, 5_000, 8);
+            let length = bytes.len();
+            let expected =
+                PageHeader { length, kind, size: 70_000, plain_size: 1_000_000, values: 5_000 };
+            bytes.extend([9, 9]);
+            assert_eq!(PageHeader::read(&bytes), Ok(expected));
+        }
     }
 
     #[test]

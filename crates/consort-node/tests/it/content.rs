@@ -9,6 +9,7 @@ use consort_core::content::chunker::Chunker;
 use consort_core::content::delta;
 use consort_core::content::exchange::{Answer, Request, encode_response};
 use consort_core::content::manifest::ManifestBuilder;
+use consort_core::content::parquet::writer::header;
 use consort_core::content::transfer::Urgency;
 use consort_core::model::Commit;
 use consort_core::store::DatasetParameters;
@@ -505,25 +506,13 @@ fn a_version_that_claims_a_wrong_length_keeps_no_chunk_from_others() {
 
 /// A Parquet file with a column of these numbers, compressed by Zstandard at a level for each page.
 fn parquet(numbers: impl Iterator<Item = u64>, level: impl Fn(usize) -> i32) -> Vec<u8> {
-    let varint = |bytes: &mut Vec<u8>, value: usize| {
-        let mut value = (value as u64) << 1;
-        bytes.push(0x15);
-        while 0x80 <= value {
-            bytes.push(value.to_le_bytes()[0] | 0x80);
-            value >>= 7;
-        }
-        bytes.push(value.to_le_bytes()[0]);
-    };
     let numbers: Vec<u64> = numbers.collect();
     let mut file = b"PAR1".to_vec();
     for (number, page) in numbers.chunks(5000).enumerate() {
         let plain: Vec<u8> = page.iter().flat_map(|number| number.to_le_bytes()).collect();
         let packed = zstd::bulk::compress(&plain, level(number)).unwrap();
-        // A data page, its sizes, and the header of its kind: values, encodings.
-        [0, plain.len(), packed.len()].into_iter().for_each(|value| varint(&mut file, value));
-        file.push(0x2c);
-        [page.len(), 0, 3, 3].into_iter().for_each(|value| varint(&mut file, value));
-        file.extend([0, 0]);
+        let [plain, size, values] = [plain.len(), packed.len(), page.len()].map(|n| n as u64);
+        file.extend(header(false, plain, size, values, 0));
         file.extend(packed);
     }
     file.extend(b"the footer");

@@ -70,28 +70,17 @@ pub(super) mod tests {
     use alloc::vec::Vec;
 
     use super::*;
+    use crate::content::parquet::writer;
 
     /// A data page of so many rows, with the statistics of a column of numbers.
     pub(in super::super) fn page(rows: u16, body: &[u8]) -> Vec<u8> {
-        let mut bytes = [0x15, 0, 0x15].to_vec();
-        varint(2 * body.len() as u64 + 20, &mut bytes);
-        bytes.push(0x15);
-        varint(2 * body.len() as u64, &mut bytes);
-        bytes.extend([0x2c, 0x15]);
-        varint(2 * u64::from(rows), &mut bytes);
-        // The encodings, then `statistics`: null_count, max_value and min_value.
-        bytes
-            .extend([0x15, 0, 0x15, 6, 0x15, 6, 0x1c, 0x36, 0, 0x28, 2, 9, 9, 0x18, 1, 1, 0, 0, 0]);
+        let size = body.len() as u64;
+        let mut bytes = writer::header(false, size + 10, size, rows.into(), 0);
+        // Behind the encodings come `statistics`: null_count, max_value and min_value.
+        bytes.truncate(bytes.len() - 2);
+        bytes.extend([0x1c, 0x36, 0, 0x28, 2, 9, 9, 0x18, 1, 1, 0, 0, 0]);
         bytes.extend(body);
         bytes
-    }
-
-    fn varint(mut value: u64, to: &mut Vec<u8>) {
-        while 0x80 <= value {
-            to.push(value.to_le_bytes()[0] | 0x80);
-            value >>= 7;
-        }
-        to.push(value.to_le_bytes()[0]);
     }
 
     /// What comes behind the pages.

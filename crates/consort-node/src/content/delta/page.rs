@@ -267,39 +267,9 @@ pub(super) mod tests {
 
     /// Pages as a writer makes them, to be changed and read again in tests.
     pub(in super::super) mod writer {
-        use super::*;
+        use consort_core::content::parquet::writer::header;
 
-        /// The header of a data page (its first version) or of a dictionary's.
-        fn header(
-            dictionary: bool,
-            plain: usize,
-            packed: usize,
-            values: usize,
-            encoding: u8,
-        ) -> Vec<u8> {
-            let mut bytes = Vec::new();
-            let number = |bytes: &mut Vec<u8>, value: usize| {
-                let mut value = (value as u64) << 1;
-                bytes.push(0x15);
-                while 0x80 <= value {
-                    bytes.push(value.to_le_bytes()[0] | 0x80);
-                    value >>= 7;
-                }
-                bytes.push(value.to_le_bytes()[0]);
-            };
-            number(&mut bytes, if dictionary { 2 } else { 0 });
-            number(&mut bytes, plain);
-            number(&mut bytes, packed);
-            bytes.push(if dictionary { 0x4c } else { 0x2c });
-            number(&mut bytes, values);
-            number(&mut bytes, usize::from(encoding));
-            if !dictionary {
-                number(&mut bytes, 3);
-                number(&mut bytes, 3);
-            }
-            bytes.extend([0, 0]);
-            bytes
-        }
+        use super::*;
 
         fn page(
             dictionary: bool,
@@ -310,7 +280,8 @@ pub(super) mod tests {
         ) -> Vec<u8> {
             let length = plain.len();
             let packed = Packer::default().pack(codec, plain).expect("it can be packed");
-            let mut bytes = header(dictionary, length, packed.len(), values, encoding);
+            let (values, size) = (values as u64, packed.len() as u64);
+            let mut bytes = header(dictionary, length as u64, size, values, encoding);
             bytes.extend(packed);
             bytes
         }
