@@ -293,12 +293,18 @@ impl Staging {
 
 impl Target {
     /// Writes `bytes` there. Several threads may write to a file, in any order, and the same bytes again. Aligned blocks
-    /// of zeroes become holes.
+    /// of zeroes become holes, and so do bytes that are all zeroes.
     ///
     /// # Errors
     ///
     /// The disk is full, or the file system failed; the range is undefined then.
     pub fn write(&self, bytes: &[u8]) -> Result<(), PlaceError> {
+        // The blocks at their ends, too: in a long hole they would be one of each 64.
+        let is_hole =
+            bytes.chunks(HOLE_BYTES).all(|block| *block == [0; HOLE_BYTES][..block.len()]);
+        if is_hole {
+            return self.write_run(bytes, 0..bytes.len(), true);
+        }
         let offset = self.offset;
         let head = (HOLE_BYTES as u64 - offset % HOLE_BYTES as u64) % HOLE_BYTES as u64;
         let head = usize::try_from(head).map_or(bytes.len(), |head| head.min(bytes.len()));

@@ -288,6 +288,26 @@ fn holes_stay_holes_and_blocks_written_again_as_zeroes_are_zero() {
 }
 
 #[test]
+fn a_long_hole_takes_no_room_wherever_its_chunks_begin() {
+    let fixture = Fixture::new();
+    let staging = fixture.root.stage(0o640).unwrap();
+    let (chunk, count) = (256 << 10, 64);
+    let size = 100 + count * chunk + 100;
+    // The end is there first, so that the chunks do not lie beyond all that was written.
+    staging.target(size - 100).write(&[1; 100]).unwrap();
+    staging.target(0).write(&[1; 100]).unwrap();
+    let zeroes = vec![0; usize::try_from(chunk).unwrap()];
+    (0..count).for_each(|n| staging.target(100 + n * chunk).write(&zeroes).unwrap());
+    let staged = staging.finish(size, 0o640, MTIME).unwrap();
+    assert!(staged.meta().blocks * 512 <= 16 << 10, "{:?}", staged.meta());
+    fixture.root.place_file(staged, "f", Expected::Absent).unwrap();
+    let bytes = fs::read(fixture.at("f")).unwrap();
+    let ones: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+    let last = usize::try_from(size - 100).unwrap();
+    assert_eq!(ones, (0..100).chain(last..last + 100).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_failed_place_leaves_no_directories_behind() {
     let fixture = Fixture::new();
     let key = format!("a/b/{}", "x".repeat(256));
