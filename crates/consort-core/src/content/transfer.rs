@@ -8,7 +8,7 @@
 //! - Chunks are asked for in batches, of all providers at once, and each chunk of one provider at a time: in the order
 //!   in which they were wanted or, where several could have them, by chance among neighbours; what is urgent first.
 //! - A provider has as many bytes under way as its window allows: what it sends in about half a second (`provider.rs`).
-//!   Who is new or was not asked for a while is asked for one chunk first.
+//!   Of several, one that is new or was not asked for a while is asked for one chunk first.
 //! - Nodes that fetch the same share the work: each chunk is fetched from where it is complete by one of them, and by
 //!   the others from that one (`rank.rs`), so that the source sends it once.
 //! - A provider that keeps no promise while one of them expires is not waited for again before it has kept one.
@@ -38,7 +38,9 @@ pub use self::provider::{
     ANSWER_TIMEOUT, FAST_ANSWER, FIRST_REST, FIRST_WINDOW_BYTES, KNOWN_FOR, LAST_REST,
     LEAST_WINDOW_BYTES, MAX_REQUESTS, MAX_WINDOW_BYTES, QUIET_AFTER, REST_AFTER_WRONG, SLOW_ANSWER,
 };
-pub use self::rank::{COMING_AT_MOST, PASSED_OVER_FOR, QUIET_AT_MOST};
+pub use self::rank::{
+    COMING_AT_MOST, FETCHES_FOR, PASSED_OVER_AT_MOST, PASSED_OVER_FOR, QUIET_AT_MOST,
+};
 
 /// Chunks that may be wanted at a time: a gigabyte of them at their average length, which is far more than all windows
 /// hold. Each takes about 200 bytes, and 32 for each provider that lacks it.
@@ -289,7 +291,7 @@ impl Transfer {
         self.cancel(chunk);
         let Some(provider) = self.providers.get_mut(&peer) else { return };
         let was = provider.standing();
-        provider.gives(now);
+        provider.keeps_promise(now);
         if provider.standing() != was {
             self.assign_anew(now);
         }
@@ -433,8 +435,9 @@ impl Transfer {
     }
 
     fn ask(&mut self, now: Instant, peer: NodeId) -> Option<Effect> {
+        let is_alone = self.providers.len() == 1;
         let provider = self.providers.get_mut(&peer)?;
-        provider.is_asked_again(now);
+        provider.is_asked_again(now, is_alone);
         let of = provider.is_partial().then_some(peer);
         let (mut chunks, mut bytes) = (Vec::new(), 0);
         'parts: for (first, last) in Order::PARTS {
@@ -449,7 +452,9 @@ impl Transfer {
                 if !fits || chunks.len() == MAX_REQUEST_CHUNKS {
                     break 'parts;
                 }
-                if first.passed_over && of.is_none() && !provider.has_spare(bytes) {
+                // Or those who are ahead of the others would take the provider's time from them.
+                let is_spare = first.passed_over && first.urgency == Urgency::Later;
+                if is_spare && of.is_none() && provider.is_in_use(bytes) {
                     continue 'parts;
                 }
                 bytes += length;
@@ -479,8 +484,9 @@ impl Transfer {
         promise: Option<Promise>,
     ) {
         let Some(want) = self.wants.get_mut(&chunk) else { return };
+        let times = want.lack_of(peer).map_or(0, |before| before.times.saturating_add(1));
         want.lacking.retain(|lack| lack.peer != peer);
-        want.lacking.push(Lack { peer, at: now, coming: promise });
+        want.lacking.push(Lack { peer, at: now, coming: promise, times });
         match want.state {
             // It is under way from somebody else.
             State::Asked(other) if other != peer => {}

@@ -5,11 +5,12 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::Outcome;
+use super::rank::FETCHES_FOR;
 use crate::content::ChunkRef;
 use crate::limits::{MAX_CHUNK_BYTES, MAX_CONTENT_MESSAGE_BYTES};
 use crate::time::Instant;
 
-/// Bytes of chunks that a provider is asked for at first before it has answered: enough for 1 Gbit/s at 30 ms.
+/// The window of a provider of which nothing is known: enough for 1 Gbit/s at 30 ms.
 pub const FIRST_WINDOW_BYTES: usize = 4 << 20;
 /// The window of a provider that did not answer in time: one chunk.
 pub const LEAST_WINDOW_BYTES: usize = MAX_CHUNK_BYTES;
@@ -22,7 +23,7 @@ pub const MAX_REQUESTS: usize = 16;
 /// An answer that comes within this time lets the window grow.
 pub const FAST_ANSWER: Duration = Duration::from_millis(500);
 /// An answer that takes longer than this lets the window shrink to what comes in this time, so that what becomes urgent
-/// never waits long behind what is not. Long round trips alone shrink nothing.
+/// never waits long behind what is not.
 pub const SLOW_ANSWER: Duration = Duration::from_millis(600);
 /// What a provider is asked for is asked of others, too, when it has sent nothing for this long.
 pub const QUIET_AFTER: Duration = Duration::from_secs(2);
@@ -38,8 +39,8 @@ pub const REST_AFTER_WRONG: Duration = Duration::from_secs(60);
 
 /// Who was not asked for anything for so long may have other chunks by now.
 pub const KNOWN_FOR: Duration = Duration::from_secs(1);
-/// The part of a window that may be filled with what other nodes were to fetch and pass on.
-const SPARE: usize = 4;
+/// A window is in use when this part of it is under way: a quarter.
+const IN_USE: usize = 4;
 
 /// A provider that lacked something seems to have everything again when it had so many chunks one after another.
 const COMPLETE_AFTER: usize = 512;
@@ -166,18 +167,19 @@ impl Provider {
         !self.rests() && self.requests.len() < most && fits
     }
 
-    /// Whether a request for so many bytes may go on with what other nodes were to fetch and pass on. Without a bound,
-    /// those who are ahead of the others would take the provider's time from them.
-    pub(super) fn has_spare(&self, bytes: usize) -> bool {
-        self.pending + bytes < self.window / SPARE
+    /// Whether its window is in use, with so many bytes more.
+    pub(super) fn is_in_use(&self, more: usize) -> bool {
+        self.window / IN_USE <= self.pending + more
     }
 
-    /// It is about to be asked for something. What it was known for may be long ago.
-    pub(super) fn is_asked_again(&mut self, now: Instant) {
+    /// It is about to be asked for something. What it was known for may be long ago; where nobody else can be asked, that
+    /// does not matter.
+    pub(super) fn is_asked_again(&mut self, now: Instant, is_alone: bool) {
         if self.requests.is_empty() && KNOWN_FOR <= now.since(self.answered) {
             self.is_known = false;
             self.window = self.window.min(FIRST_WINDOW_BYTES);
         }
+        self.is_known |= is_alone;
     }
 
     /// It is asked for these.
@@ -198,7 +200,7 @@ impl Provider {
         outcomes: &[Outcome],
     ) -> Option<Vec<ChunkRef>> {
         let sent = self.requests.remove(&id)?;
-        let was_used = self.window <= 2 * self.pending;
+        let was_in_use = self.is_in_use(0);
         debug_assert_eq!(sent.chunks.len(), outcomes.len(), "an answer does not fit its request");
         for chunk in &sent.chunks {
             self.asked.remove(chunk);
@@ -207,7 +209,7 @@ impl Provider {
         let came = |outcome: &Outcome| matches!(outcome, Outcome::Arrived | Outcome::Wrong);
         let arrived = sent.chunks.iter().zip(outcomes).filter(|(_, outcome)| came(outcome));
         let bytes: usize = arrived.map(|(chunk, _)| chunk.length as usize).sum();
-        self.measure(now, sent.at, bytes, was_used);
+        self.measure(now, sent.at, bytes, was_in_use);
         self.is_known = true;
         self.failures = 0;
         self.quiet = false;
@@ -222,10 +224,10 @@ impl Provider {
     }
 
     /// An answer with so many bytes of chunks came: the window becomes what such answers fill in time. It grows by what
-    /// came in time, so that it doubles when all of it did, and not if it was not used.
-    fn measure(&mut self, now: Instant, asked_at: Instant, bytes: usize, was_used: bool) {
+    /// came in time, so that it doubles when all of it did; but not if it was not in use.
+    fn measure(&mut self, now: Instant, asked_at: Instant, bytes: usize, was_in_use: bool) {
         let took = now.since(asked_at);
-        if took <= FAST_ANSWER && was_used {
+        if took <= FAST_ANSWER && was_in_use {
             self.window = (self.window + bytes).min(MAX_WINDOW_BYTES);
         } else if SLOW_ANSWER < took && bytes != 0 {
             // Before the answer before it was there, nothing of it came.
@@ -236,8 +238,13 @@ impl Provider {
         }
     }
 
+    /// Whether it may be one that fetches the same: it gave something lately, or has not been asked for a while.
+    pub(super) fn may_fetch(&self, now: Instant) -> bool {
+        now.since(self.gave) < FETCHES_FOR || FETCHES_FOR <= now.since(self.answered)
+    }
+
     /// It gave a chunk that it was getting when it was asked for it.
-    pub(super) fn gives(&mut self, now: Instant) {
+    pub(super) fn keeps_promise(&mut self, now: Instant) {
         self.gave = now;
         (self.kept, self.breaks_promises) = (Some(now), false);
         self.heard(now);

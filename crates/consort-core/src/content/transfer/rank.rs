@@ -9,6 +9,7 @@
 use alloc::collections::BTreeMap;
 use core::time::Duration;
 
+use super::doubled;
 use super::provider::Provider;
 use crate::content::ChunkRef;
 use crate::content::exchange::Promise;
@@ -21,9 +22,16 @@ pub const COMING_AT_MOST: Duration = Duration::from_secs(10);
 /// And if it gives nothing at all, for so long.
 pub const QUIET_AT_MOST: Duration = Duration::from_secs(2);
 
-/// How long a provider that does not have a chunk and is not getting it, or did not keep a promise, is passed over: it may be
-/// behind this node.
+/// How long a provider that does not have a chunk and is not getting it, or did not keep a promise, is passed over first: it may
+/// be behind this node. Doubled each time: where several are asked one after another, over a long way, the first of them would
+/// be asked again before the last has answered, and whoever has everything would never be.
 pub const PASSED_OVER_FOR: Duration = Duration::from_millis(500);
+/// The longest time that it is passed over for.
+pub const PASSED_OVER_AT_MOST: Duration = Duration::from_secs(30);
+
+/// Who is asked and gives nothing for so long does not fetch the same. While others have everything, it is asked again after the
+/// same time, and not with each chunk.
+pub const FETCHES_FOR: Duration = Duration::from_secs(5);
 
 /// That a provider did not have a chunk when it was asked.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +40,8 @@ pub(super) struct Lack {
     pub(super) at: Instant,
     /// It was just getting it.
     pub(super) coming: Option<Promise>,
+    /// How often before.
+    pub(super) times: u32,
 }
 
 /// Whom to ask for a chunk, as things stand.
@@ -41,7 +51,7 @@ pub(super) struct Turn {
     pub(super) of: Option<NodeId>,
     /// That one is just getting it.
     pub(super) waits: bool,
-    /// Others would come first, but do not have it.
+    /// Others that fetch the same would come first, but do not have it.
     pub(super) passed_over: bool,
     /// When that may be otherwise.
     pub(super) until: Option<Instant>,
@@ -75,7 +85,7 @@ impl Lack {
             }
             since = until;
         }
-        let until = since + PASSED_OVER_FOR;
+        let until = since + doubled(PASSED_OVER_FOR, self.times, PASSED_OVER_AT_MOST);
         if now < until { Word::PassedOver(until) } else { Word::Over }
     }
 }
@@ -99,7 +109,8 @@ impl Fetchers {
         let own = weight(chunk, self.node);
         let mut turn = Turn { of: None, waits: false, passed_over: false, until: None };
         let mut heaviest = is_somewhere.then_some(own);
-        let is_asked = |p: &Provider| !p.rests() && p.is_partial() && (shares || !is_somewhere);
+        let may_have = |p: &Provider| !is_somewhere || (shares && p.may_fetch(now));
+        let is_asked = |p: &Provider| !p.rests() && p.is_partial() && may_have(p);
         for (peer, provider) in providers.iter().filter(|(_, p)| is_asked(p)) {
             let weight = Some(weight(chunk, *peer));
             if weight < heaviest {

@@ -9,6 +9,7 @@ use crate::content::exchange::Promise;
 
 /// What passes a node's link in a microsecond, in each direction: 200 Mbit/s.
 const BYTES_PER_US: u64 = 25;
+/// How long a message takes, if nothing else is said.
 const LATENCY_US: u64 = 1_000;
 const CHUNK_BYTES: u32 = 64 << 10;
 const CHUNKS: usize = 4096;
@@ -68,6 +69,8 @@ struct Swarm {
     nodes: Vec<Node>,
     /// Chunks that a node wants at a time.
     wants: usize,
+    /// How long a message takes.
+    latency: u64,
     numbers: BTreeMap<ChunkRef, usize>,
 }
 
@@ -99,7 +102,8 @@ impl Swarm {
         let numbers = (0..CHUNKS).map(|number| (chunk(number), number)).collect();
         let (now, serial, events) = (0, 0, BTreeMap::new());
         let wants = WANTS_BYTES / CHUNK_BYTES as usize;
-        Self { now, serial, events, nodes: (0..nodes).map(node).collect(), wants, numbers }
+        let (nodes, latency) = ((0..nodes).map(node).collect(), LATENCY_US);
+        Self { now, serial, events, nodes, wants, latency, numbers }
     }
 
     fn after(&mut self, delay_us: u64, event: Event) {
@@ -119,7 +123,7 @@ impl Swarm {
             if let Effect::Request { peer, id, chunks } = effect {
                 let chunks = chunks.iter().map(|chunk| self.numbers[chunk]).collect();
                 let to = usize::from(peer.0[0]);
-                self.after(LATENCY_US, Event::Asked { at: to, by: at, id, chunks });
+                self.after(self.latency, Event::Asked { at: to, by: at, id, chunks });
             }
         }
         if let Some(due) = self.nodes[at].transfer.deadline() {
@@ -157,7 +161,7 @@ impl Swarm {
         node.is_sending = true;
         let takes = bytes / BYTES_PER_US;
         let receiver = &mut self.nodes[to];
-        let arrives = (self.now + takes + LATENCY_US).max(receiver.receives_until + takes);
+        let arrives = (self.now + takes + self.latency).max(receiver.receives_until + takes);
         receiver.receives_until = arrives;
         self.after(takes, Event::Sent { by });
         let answered = Event::Answered { at: to, by, id: number, chunks: outcomes };
@@ -275,6 +279,17 @@ fn nodes_that_begin_one_after_the_other_get_from_those_before_them_what_these_ha
     let swarm = swarm.run();
     let (time, copies) = (swarm.time(), swarm.copies());
     assert!(time < 1.6 && copies < 1.3, "time {time}, copies {copies}");
+}
+
+#[test]
+fn nodes_far_away_that_want_nothing_keep_nobody_from_the_source() {
+    let mut swarm = Swarm::new(6, |_, _| true);
+    swarm.latency = 150_000;
+    for node in &mut swarm.nodes[2..] {
+        (node.next, node.missing) = (CHUNKS, 0);
+    }
+    let time = swarm.run().time();
+    assert!(time < 1.5, "it takes {time}");
 }
 
 #[test]
