@@ -56,9 +56,8 @@ pub(crate) fn is_private(key: &str) -> bool {
     key.split('/').any(|name| name == PRIVATE_DIR)
 }
 
-/// Removes our own directory from a directory that is linked no more; where something was rescued into it, that stays, and of
-/// what is ours only the mark. If it is
-/// known which directory that was, another one that is there by now stays as it is.
+/// Removes our own directory from a directory that is linked no more; where something was rescued into it, it stays, without
+/// what was not complete. If it is known which directory that was, another one that is there by now stays as it is.
 pub fn remove_private_area(dir: &Path, id: Option<RootId>) {
     let private = dir.join(PRIVATE_DIR);
     if id.is_some_and(|id| root::id_of(dir).is_none_or(|found| found != id)) {

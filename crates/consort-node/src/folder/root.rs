@@ -498,6 +498,8 @@ fn open_or_make(dir: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
 pub(super) fn clear_unlinked(dir: &Path) -> io::Result<()> {
     let dir = rustix::fs::openat(CWD, dir, LIST_DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let private = open_beneath(&dir, PRIVATE_DIR, LIST_DIRECTORY)?;
+    // Another node may have linked it by now.
+    flock(&private, FlockOperation::NonBlockingLockExclusive)?;
     let temp = open_beneath(&private, TEMP_DIR, LIST_DIRECTORY)?;
     clear(&private, &temp, |_| Ok(false))
 }

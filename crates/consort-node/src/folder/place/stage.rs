@@ -152,25 +152,34 @@ pub struct Peek {
 }
 
 impl Peek {
-    /// Fills `to` with what stands at `offset`. Whether it is what was written there is for the caller to verify: at the
-    /// key may be another file.
+    /// Fills `to` with what stands at `offset`, and with zeroes beyond the end: those may not be written yet. Whether it is
+    /// what was written there is for the caller to verify: at the key may be another file.
     ///
     /// # Errors
     ///
-    /// The file is gone or shorter, or the file system failed.
+    /// The file is gone, or the file system failed.
     pub fn read_at(&self, to: &mut [u8], offset: u64) -> io::Result<()> {
         if let Some(file) = self.file.upgrade() {
-            return file.read_exact_at(to, offset);
+            return read_with_hole(&file, to, offset);
         }
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
         if let Some(name) = &self.temp
             && let Ok(file) = open_beneath(self.root.temp(), name, flags)
         {
-            return File::from(file).read_exact_at(to, offset);
+            return read_with_hole(&File::from(file), to, offset);
         }
         let (file, _) = self.root.open_file(&self.key)?;
-        file.read_exact_at(to, offset)
+        read_with_hole(&file, to, offset)
     }
+}
+
+/// What lies beyond the end of a file that is being written is a hole.
+fn read_with_hole(file: &File, to: &mut [u8], offset: u64) -> io::Result<()> {
+    let end = file.metadata()?.len().saturating_sub(offset);
+    let (there, hole) =
+        to.split_at_mut(usize::try_from(end).map_or(to.len(), |end| end.min(to.len())));
+    hole.fill(0);
+    file.read_exact_at(there, offset)
 }
 
 impl Root {

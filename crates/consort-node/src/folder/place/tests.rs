@@ -75,6 +75,11 @@ fn what_is_staged_can_be_read_on_its_whole_way_to_its_key() {
             assert_eq!(read.is_ok() && bytes == *b"tent", expected, "{key}");
         };
         reads(true);
+        // Zeroes beyond the end are not written.
+        staging.target(9).write(&[0; 4]).unwrap();
+        let mut bytes = [1; 4];
+        peek.read_at(&mut bytes, 9).unwrap();
+        assert_eq!(bytes, [0; 4]);
         let staged = staging.finish(7, 0o640, MTIME).unwrap();
         reads(true);
         root.place_file(staged, key, Expected::Absent).unwrap();
