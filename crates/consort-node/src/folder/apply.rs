@@ -204,7 +204,6 @@ impl Stager {
             left: false,
             retry_at: None,
             retry_after: RETRY_AFTER,
-            is_clear: false,
             room: 0,
             full: None,
             unmoved: BTreeSet::new(),
@@ -362,8 +361,6 @@ struct Thread {
     left: bool,
     retry_at: Option<Instant>,
     retry_after: Duration,
-    /// Nothing is left of what processes before this one did not complete.
-    is_clear: bool,
     /// How much room there was when a pass last began with nothing staged.
     room: u64,
     /// The disk was full, and nothing is tried.
@@ -598,6 +595,7 @@ impl Thread {
         // What has become pending since does not wait for what is large.
         if !idle && !pass.everything && !self.everything && mem::take(&mut self.again) {
             (pass.listed, pass.after) = (false, None);
+            self.files.look_again();
             self.extra = self.unlisted.iter().cloned().collect();
             return Ok(true);
         }
@@ -612,13 +610,8 @@ impl Thread {
 
     fn end_pass(&mut self) {
         let Some(pass) = self.pass.take() else { return };
-        if pass.idle
-            && !self.left
-            && self.active.is_empty()
-            && !mem::replace(&mut self.is_clear, true)
-        {
-            // Nothing of it is wanted any more.
-            self.root.forget_all_arrived();
+        if pass.idle && !self.left && self.active.is_empty() {
+            self.files.forget_all_left();
         }
         if pass.everything {
             if pass.idle && !self.left && self.active.is_empty() {
@@ -667,7 +660,7 @@ impl Thread {
                     self.finish_if_complete(file.job);
                 }
                 Err(full) => {
-                    self.abandon(file.job);
+                    self.abandon(file.job, !full);
                     if full {
                         self.on_full();
                     }
@@ -682,9 +675,9 @@ impl Thread {
     fn on_full(&mut self) {
         let with_files = |(&id, job): (&u64, &Job)| (job.open_files != 0).then_some(id);
         let waiting: Vec<u64> = self.jobs.iter().filter_map(with_files).collect();
-        self.root.forget_all_arrived();
+        self.files.forget_all_left();
         for job in waiting {
-            self.abandon(job);
+            self.abandon(job, false);
         }
         let since = Instant::now();
         self.full = Some(Full { since, look_at: since + FULL_LOOK_AFTER, room: self.room });
@@ -708,8 +701,8 @@ impl Thread {
         self.ready.push(Work { key, sequence, newest, ops, complete, written, fresh });
     }
 
-    /// Gives a key up for this pass.
-    fn abandon(&mut self, id: u64) {
+    /// Gives a key up for this pass. What arrived for it is left on the disk if the same is begun again.
+    fn abandon(&mut self, id: u64, again: bool) {
         let Some(job) = self.jobs.remove(&id) else { return };
         self.active.remove(&job.key);
         for op in job.ops.into_iter().flatten() {
@@ -718,7 +711,7 @@ impl Thread {
             }
         }
         if job.open_files != 0 {
-            self.files.cancel(id);
+            self.files.cancel(id, again);
         }
     }
 
@@ -738,7 +731,7 @@ impl Thread {
     fn on_store_error(&mut self, error: &StoreError) {
         self.progress.fail(error.to_string());
         for job in self.jobs.keys().copied().collect::<Vec<_>>() {
-            self.abandon(job);
+            self.abandon(job, true);
         }
         self.extra.clear();
         self.left = true;

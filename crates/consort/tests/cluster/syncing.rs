@@ -100,6 +100,30 @@ fn what_arrived_of_a_large_file_is_not_fetched_again_after_a_kill_nor_after_a_st
 }
 
 #[test]
+fn what_arrived_of_a_large_file_is_not_fetched_again_when_its_only_source_goes_and_comes_back() {
+    let mut cluster = Cluster::linked(2);
+    let [a, b] = &mut cluster.nodes[..] else { unreachable!("two nodes") };
+    fs::write(a.home.join("config.toml"), "[limits]\nup = \"400Mbit/s\"\n").expect("a new file");
+    a.stop();
+    a.start();
+    // So much of it is wanted at a time that it leaves no room to others.
+    let size = 144 << 20;
+    fs::write(a.path("large"), Random::new(12).bytes(size)).expect("a new file");
+    for round in 1..=2 {
+        until("more of it to be there", || b.traffic() > round * (40 << 20));
+        a.kill();
+        b.until_state("waiting");
+        a.start();
+    }
+    cluster.settle();
+    let b = &cluster.nodes[1];
+    let again = b.traffic() - size as u64;
+    assert!(again < 24 << 20, "{again} bytes came again");
+    let left = fs::read_dir(b.path(".consort/tmp")).expect("it is there").count();
+    assert_eq!(left, 0, "something is left of what was under way");
+}
+
+#[test]
 fn directories_that_both_hold_something_are_merged() {
     let cluster = Cluster::new(2);
     let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };

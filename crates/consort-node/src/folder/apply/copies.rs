@@ -38,6 +38,8 @@ pub(super) struct Copied {
     pub(super) file: u64,
     pub(super) offset: u64,
     pub(super) chunk: ChunkRef,
+    /// It was in what had arrived.
+    pub(super) had_arrived: bool,
     /// Whether it could be written. None: it is not here.
     pub(super) written: Result<Option<Result<(), PlaceError>>, StoreError>,
 }
@@ -102,9 +104,9 @@ fn copy_all(local: &LocalContent, queue: &Receiver<Copy>, done: &Sender<Copied>)
         for copy in std::iter::once(first).chain(queue.try_iter()) {
             let Copy { file, offset, chunk, into, arrived } = copy;
             let bytes = &mut buffer[..chunk.length as usize];
-            let has_arrived = arrived
+            let had_arrived = arrived
                 .is_some_and(|file| file.read_exact_at(bytes, offset).is_ok() && chunk.is(bytes));
-            let found = match has_arrived {
+            let found = match had_arrived {
                 true => Ok(true),
                 false => reader
                     .read(&chunk, bytes)
@@ -113,7 +115,7 @@ fn copy_all(local: &LocalContent, queue: &Receiver<Copy>, done: &Sender<Copied>)
             let written = found.map(|is_here| is_here.then(|| into.write(bytes)));
             // Before it is told: with the last of these the file is complete.
             drop(into);
-            if done.send(Copied { file, offset, chunk, written }).is_err() {
+            if done.send(Copied { file, offset, chunk, had_arrived, written }).is_err() {
                 return;
             }
         }

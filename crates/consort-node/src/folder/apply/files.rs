@@ -40,6 +40,8 @@ const MAX_NODES: usize = 1024;
 const MAX_LARGE: usize = 1024;
 /// Large files that wait for a manifest node at a time. Those after them are not looked into yet.
 const MAX_WAITING_FOR_NODES: usize = 64;
+/// Files of which something is left that they may be begun with again. Of more of them nothing is left.
+const MAX_LEFT: usize = MAX_LARGE;
 /// When so much was written of a file, it is written out.
 const WRITE_OUT_BYTES: u64 = 64 << 20;
 /// A content of at most so many bytes is small: it is fetched before what is larger.
@@ -90,6 +92,11 @@ pub(super) struct Files {
     /// Files that are complete, and that somebody else could still write to.
     held: BTreeSet<u64>,
     ended: Vec<Ended>,
+    /// The contents of which what had arrived was left, by the path that they are for.
+    left: HashMap<Key, [u8; 16]>,
+    /// Something may be left, of these or by processes before this one.
+    is_any_left: bool,
+    /// A file was given up since the last pass began, as something could not be had.
     missing: bool,
     rebuilder: Rebuilder,
     copier: Copier,
@@ -121,7 +128,7 @@ struct File {
     is_large: bool,
     staging: Option<Staging>,
     written: Underway,
-    /// Its chunks that came from peers: others may want them before it is recorded.
+    /// Its chunks that came from peers, now or before: others may want them before it is recorded.
     fresh: Option<StagedFile>,
     /// The chunks that were not looked for yet.
     chunks: Option<Walk>,
@@ -129,7 +136,7 @@ struct File {
     needs: Option<ChunkRef>,
     /// The version that it replaces, as long as chunks may be made from that.
     base: Option<std::fs::File>,
-    /// What had arrived of it before this process began.
+    /// What had arrived of it when it was given up, or when the process before this one ended.
     arrived: Option<Arc<std::fs::File>>,
     /// Chunks that are not here and not wanted yet, in order: with a base, those that may be made from it.
     lacking: VecDeque<(u64, ChunkRef)>,
@@ -137,6 +144,8 @@ struct File {
     rebuilding: Option<Arc<()>>,
     /// Chunks that are looked for or made, or are wanted and have not arrived.
     outstanding: usize,
+    /// The places of those that are wanted and have not arrived.
+    wanted: usize,
     /// Bytes that were written and not written out.
     written_since: u64,
     /// A chunk cannot be had now: no more are looked for before one comes.
@@ -175,6 +184,8 @@ impl Files {
             searching: BTreeSet::new(),
             held: BTreeSet::new(),
             ended: Vec::new(),
+            left: HashMap::new(),
+            is_any_left: true,
             missing: false,
             rebuilder,
             copier,
@@ -186,12 +197,29 @@ impl Files {
     /// Whatever could not be had may be there now.
     pub(super) fn begin_pass(&mut self) {
         self.max_open = MAX_OPEN_FILES.min(share_of_open_files());
-        self.missing = self.files.values().any(|file| file.stalled);
+        self.missing = false;
+        self.look_again();
     }
 
-    /// Whether something could not be had since [`begin_pass`](Self::begin_pass).
+    /// Something has changed. A file that waits for what nobody has is given up if that is here now.
+    pub(super) fn look_again(&mut self) {
+        let mut waiting = BTreeMap::new();
+        for (chunk, takers) in &self.wanted {
+            let stalled =
+                takers.iter().filter(|(id, _)| self.files.get(id).is_some_and(|file| file.stalled));
+            waiting.extend(stalled.map(|(id, _)| (*id, *chunk)));
+        }
+        for (id, chunk) in waiting {
+            // It came another way, and more of the file may have: that is looked for when it is begun again.
+            if self.contents.local().may_have(&chunk) {
+                self.fail(id);
+            }
+        }
+    }
+
+    /// Whether something cannot be had, or could not be since [`begin_pass`](Self::begin_pass).
     pub(super) fn are_missing(&self) -> bool {
-        self.missing
+        self.missing || self.files.values().any(|file| file.stalled)
     }
 
     /// Whether no more files should be begun now. As long as that can be, further ones are begun before the chunks of large
@@ -212,6 +240,10 @@ impl Files {
 
     /// Begins with a file. It will be among the [ended](Self::take_ended), unless it is canceled.
     pub(super) fn begin(&mut self, job: u64, slot: usize, path: Key, version: Arc<Version>) {
+        if self.left.get(&path).is_some_and(|left| *left != version.content.id()) {
+            // A newer version comes instead.
+            self.forget_left(&path);
+        }
         let chunks = Some(Walk::new(&version.content));
         let (needs, staging, fresh, outstanding, stalled) = (None, None, None, 0, false);
         let is_large = is_large(&version);
@@ -233,6 +265,7 @@ impl Files {
             lacking: VecDeque::new(),
             rebuilding: None,
             outstanding,
+            wanted: 0,
             written_since: 0,
             stalled,
         };
@@ -249,11 +282,23 @@ impl Files {
         std::mem::take(&mut self.ended)
     }
 
-    /// Forgets the files of a job.
-    pub(super) fn cancel(&mut self, job: u64) {
+    /// Forgets the files of a job. If they will be begun again, what arrived of large ones is left for that.
+    pub(super) fn cancel(&mut self, job: u64, again: bool) {
         let files = self.files.iter().filter(|(_, file)| file.job == job);
-        for file in files.map(|(&id, _)| id).collect::<Vec<_>>() {
-            self.remove(file);
+        for id in files.map(|(&id, _)| id).collect::<Vec<_>>() {
+            if let Some(mut file) = self.remove(id)
+                && again
+            {
+                self.leave(&mut file);
+            }
+        }
+    }
+
+    /// Nothing that was left of files is needed any more, or there is no room for it.
+    pub(super) fn forget_all_left(&mut self) {
+        if std::mem::take(&mut self.is_any_left) {
+            self.left.clear();
+            self.root.forget_all_arrived();
         }
     }
 
@@ -307,7 +352,7 @@ impl Files {
             Step::Needs(node) => {
                 if let Err(error) = self.enter(id, node) {
                     tracing::warn!(%error, "a manifest cannot be read");
-                    self.fail(id, false);
+                    self.fail(id);
                 }
             }
             Step::Chunk(offset, chunk) if self.wanted.contains_key(&chunk) => {
@@ -319,7 +364,7 @@ impl Files {
                 Ok(None) => self.want(id, chunk, offset),
                 Err(error) => {
                     tracing::warn!(%error, "chunks cannot be read");
-                    self.fail(id, false);
+                    self.fail(id);
                 }
             },
         }
@@ -375,7 +420,7 @@ impl Files {
         let wants: Vec<Want> = unknown.into_iter().map(Want::from).collect();
         if self.contents.fetcher().want(&wants, Urgency::Now, &self.sink).is_err() {
             // Others fetch so much that there is no room.
-            self.fail(id, false);
+            self.fail(id);
         }
         Ok(())
     }
@@ -417,7 +462,7 @@ impl Files {
 
     /// Takes what became of a chunk that was looked for. If it is not here, it is wanted from peers.
     pub(super) fn on_copied(&mut self, copied: Copied) {
-        let Copied { file: id, offset, chunk, written } = copied;
+        let Copied { file: id, offset, chunk, had_arrived, written } = copied;
         self.looked_for -= 1;
         let Some(file) = self.files.get_mut(&id) else { return };
         file.outstanding -= 1;
@@ -432,11 +477,14 @@ impl Files {
             Ok(None) => self.want(id, chunk, offset),
             Ok(Some(written)) => {
                 self.on_written(id, chunk.length as usize, written);
+                if had_arrived {
+                    self.keep_in_mind(id, chunk.hash, offset);
+                }
                 self.end_if_complete(id);
             }
             Err(error) => {
                 tracing::warn!(%error, "chunks cannot be read");
-                self.fail(id, false);
+                self.fail(id);
             }
         }
     }
@@ -514,11 +562,9 @@ impl Files {
                 self.progress.came(bytes.len());
                 for (id, offset) in takers {
                     let Some(file) = self.files.get_mut(&id) else { continue };
-                    file.outstanding -= 1;
-                    let is_left = file.chunks.is_some() || !file.lacking.is_empty();
-                    if std::mem::take(&mut file.stalled) && is_left {
-                        self.searching.insert((file.is_large, id));
-                    }
+                    (file.outstanding, file.wanted) = (file.outstanding - 1, file.wanted - 1);
+                    self.go_on(id);
+                    let Some(file) = self.files.get_mut(&id) else { continue };
                     let is_there = |written: &mut Written| {
                         file.staging.as_ref().is_some_and(|file| file.is_at(offset, &written.into))
                     };
@@ -533,21 +579,85 @@ impl Files {
             }
             Err(reason) => {
                 tracing::debug!(chunk = %chunk.hash, %reason, "a chunk cannot be had");
-                self.missing = true;
-                let room = self.may_wait();
+                self.progress.set_waiting(true);
                 let takers = self.wanted.get(&chunk).into_iter().flatten().map(|(id, _)| *id);
                 let enter = self.nodes.get(&chunk).into_iter().flat_map(|node| &node.by).copied();
                 let needs = |id: &u64| self.files.get(id).and_then(|file| file.needs);
                 let enter = enter.filter(|id| needs(id) == Some(chunk));
-                for id in takers.chain(enter).collect::<Vec<_>>() {
-                    match self.files.get_mut(&id) {
-                        // What it has from peers would have to be fetched again.
-                        Some(file) if file.fresh.is_some() && room => file.stalled = true,
-                        _ => self.fail(id, false),
+                for id in takers.chain(enter).collect::<BTreeSet<_>>() {
+                    if !self.waits_for(id, &chunk) {
+                        self.missing = true;
+                        self.fail(id);
                     }
                 }
             }
         }
+    }
+
+    /// Something came that a file waited for: the rest may be had now, too.
+    fn go_on(&mut self, id: u64) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        if !std::mem::take(&mut file.stalled) {
+            return;
+        }
+        if file.chunks.is_some() || !file.lacking.is_empty() {
+            self.searching.insert((file.is_large, id));
+        }
+        if !self.are_missing() {
+            self.progress.set_waiting(false);
+        }
+    }
+
+    /// Whether a file waits for a chunk that nobody has: what it has from peers would have to be fetched again. It stays
+    /// open, as long as that leaves room to others. So does what it wants; where it does not, it wants less, and all of it
+    /// again when something comes.
+    fn waits_for(&mut self, id: u64, chunk: &ChunkRef) -> bool {
+        let is_room =
+            leaves_room(self.nodes.len(), MAX_NODES) && leaves_room(self.open, self.max_open);
+        let waits = self.files.get(&id).is_some_and(|file| file.fresh.is_some())
+            && is_room
+            && (self.wants_leave_room() || self.put_off(id, chunk) || !self.wants_enough(true));
+        if let Some(file) = self.files.get_mut(&id).filter(|_| waits) {
+            file.stalled = true;
+        }
+        waits
+    }
+
+    /// Wants a chunk no longer for a file, before something else has come for it. False if it is all that the file wants.
+    fn put_off(&mut self, id: u64, chunk: &ChunkRef) -> bool {
+        let Some(takers) = self.wanted.get_mut(chunk) else { return false };
+        let Some(file) = self.files.get_mut(&id) else { return false };
+        let places: Vec<u64> =
+            takers.iter().filter(|(taker, _)| *taker == id).map(|(_, offset)| *offset).collect();
+        if places.is_empty() || file.wanted == places.len() {
+            return false;
+        }
+        takers.retain(|(taker, _)| *taker != id);
+        let is_unwanted = takers.is_empty();
+        self.takers -= places.len();
+        file.wanted -= places.len();
+        file.outstanding -= places.len();
+        file.lacking.extend(places.into_iter().map(|offset| (offset, *chunk)));
+        let too_many = file.base.is_some() && delta::MAX_LACKING < file.lacking.len();
+        if is_unwanted {
+            self.wanted.remove(chunk);
+            self.wanted_bytes -= u64::from(chunk.length);
+            self.give_up(vec![*chunk]);
+        }
+        if too_many {
+            self.fetch_lacking(id);
+        }
+        true
+    }
+
+    /// No file wants these any more.
+    fn give_up(&mut self, mut unwanted: Vec<ChunkRef>) {
+        for wants in self.gathered.values_mut() {
+            wants.retain(|want| self.wanted.contains_key(&want.chunk));
+        }
+        unwanted.retain(|chunk| self.nodes.get(chunk).is_none_or(|node| node.bytes.is_some()));
+        self.contents.fetcher().cancel(&unwanted, &self.sink);
+        unwanted.iter().for_each(|chunk| self.contents.local().parked().give_up(chunk));
     }
 
     /// Whether a chunk was written for one of these.
@@ -572,25 +682,21 @@ impl Files {
         let Some(awaited) = self.nodes.get_mut(node) else { return };
         // It came in a message with others, and is not to keep these in memory.
         awaited.bytes = Some(bytes.to_vec().into());
-        for &id in &awaited.by {
+        for id in awaited.by.clone() {
             if let Some(file) = self.files.get_mut(&id).filter(|file| file.needs == Some(*node)) {
-                (file.needs, file.stalled) = (None, false);
+                file.needs = None;
                 self.searching.insert((file.is_large, id));
+                self.go_on(id);
             }
         }
     }
 
-    /// Whether a file may wait for a chunk that nobody has: what is wanted stays wanted, and what is open stays open, as
-    /// long as that leaves room to others.
-    fn may_wait(&self) -> bool {
+    /// Whether others have room for what they want, if all that is wanted now stays so.
+    fn wants_leave_room(&self) -> bool {
+        let bytes = usize::try_from(self.wanted_bytes).unwrap_or(usize::MAX);
         leaves_room(self.wanted.len(), MAX_WANTED_CHUNKS)
-            && leaves_room(
-                usize::try_from(self.wanted_bytes).unwrap_or(usize::MAX),
-                MAX_WANTED_BYTES,
-            )
+            && leaves_room(bytes, MAX_WANTED_BYTES)
             && leaves_room(self.takers, MAX_TAKERS)
-            && leaves_room(self.nodes.len(), MAX_NODES)
-            && leaves_room(self.open, self.max_open)
     }
 
     /// Whether no more is wanted. For large files, some room is left to small ones.
@@ -604,7 +710,7 @@ impl Files {
     /// Wants a chunk from peers.
     fn want(&mut self, id: u64, chunk: ChunkRef, offset: u64) {
         let Some(file) = self.files.get_mut(&id) else { return };
-        file.outstanding += 1;
+        (file.outstanding, file.wanted) = (file.outstanding + 1, file.wanted + 1);
         let urgency = if file.is_large { Urgency::Later } else { Urgency::Soon };
         self.takers += 1;
         match self.wanted.entry(chunk) {
@@ -633,7 +739,7 @@ impl Files {
             }
         }
         for (id, _) in takers {
-            self.fail(id, false);
+            self.fail(id);
         }
     }
 
@@ -700,7 +806,14 @@ impl Files {
             None => self.root.stage(mode),
         };
         match staging.and_then(|staging| staging.finish(size, mode, attributes.modified_ns)) {
-            Ok(staged) => self.end(id, Ok(staged)),
+            Ok(staged) => {
+                let Some(file) = self.remove(id) else { return };
+                self.left.remove(&file.path);
+                if file.arrived.is_some() {
+                    self.root.forget_arrived(file.version.content.id());
+                }
+                self.end(file, Ok(staged));
+            }
             Err(error) => self.on_error(id, &error),
         }
     }
@@ -713,22 +826,41 @@ impl Files {
                 self.progress.set_problem(&file.path, Some(error.to_string()));
             }
         }
-        self.fail(id, matches!(error, PlaceError::DiskFull));
+        if let Some(file) = self.remove(id) {
+            self.end(file, Err(matches!(error, PlaceError::DiskFull)));
+        }
     }
 
-    /// Gives a file up.
-    fn fail(&mut self, id: u64, full: bool) {
-        self.end(id, Err(full));
+    /// Gives a file up for now. What arrived of it is left.
+    fn fail(&mut self, id: u64) {
+        let Some(mut file) = self.remove(id) else { return };
+        self.leave(&mut file);
+        self.end(file, Err(false));
     }
 
-    fn end(&mut self, id: u64, staged: Result<Staged, bool>) {
-        if let Some(File { job, slot, path, version, written, fresh, arrived, .. }) =
-            self.remove(id)
+    fn end(&mut self, file: File, staged: Result<Staged, bool>) {
+        let File { job, slot, path, version, written, fresh, .. } = file;
+        self.ended.push(Ended { job, slot, path, version, staged, written, fresh });
+    }
+
+    /// What arrived of a large file that was taken out is left on the disk: the next attempt looks for it there first. What
+    /// is on this machine anyway is not left a second time.
+    fn leave(&mut self, file: &mut File) {
+        let is_known = self.left.contains_key(&file.path);
+        if file.fresh.is_some()
+            && (is_known || self.left.len() < MAX_LEFT)
+            && let Some(staging) = file.staging.take()
+            && (self.root.keep_arrived(staging) || file.arrived.is_some())
         {
-            if staged.is_ok() && arrived.is_some() {
-                self.root.forget_arrived(version.content.id());
-            }
-            self.ended.push(Ended { job, slot, path, version, staged, written, fresh });
+            self.is_any_left = true;
+            self.left.insert(file.path.clone(), file.version.content.id());
+        }
+    }
+
+    /// What was left of a file is not needed any more.
+    fn forget_left(&mut self, path: &Key) {
+        if let Some(content) = self.left.remove(path) {
+            self.root.forget_arrived(content);
         }
     }
 
@@ -757,12 +889,7 @@ impl Files {
             });
             self.wanted_bytes -= bytes;
             self.takers -= gone;
-            for wants in self.gathered.values_mut() {
-                wants.retain(|want| self.wanted.contains_key(&want.chunk));
-            }
-            unwanted.retain(|chunk| self.nodes.get(chunk).is_none_or(|node| node.bytes.is_some()));
-            self.contents.fetcher().cancel(&unwanted, &self.sink);
-            unwanted.iter().for_each(|chunk| self.contents.local().parked().give_up(chunk));
+            self.give_up(unwanted);
         }
         Some(file)
     }

@@ -64,7 +64,7 @@ impl Thread {
             None => {}
             // Something newer came while its content was on its way: begin again.
             Some(&(older, Some(job))) if Some(older) < sequence && half == Half::Showing => {
-                self.abandon(job);
+                self.abandon(job, false);
             }
             Some(&(older, at)) => {
                 self.missed |= at.is_none() && Some(older) < sequence;
@@ -119,7 +119,7 @@ impl Thread {
         self.active.insert(job.key.clone(), (sequence, Some(id)));
         self.jobs.insert(id, job);
         if put_off {
-            self.abandon(id);
+            self.abandon(id, true);
         } else {
             self.finish_if_complete(id);
         }

@@ -1,4 +1,4 @@
-//! Large files that are not complete when their node stops or crashes: what has arrived of them is kept under the name of their
+//! Large files that are not complete when their node stops or crashes, or when they cannot be had at the moment: what has arrived of them is kept under the name of their
 //! content, and is where bytes are looked for first when the same content is staged again. Nothing of it is believed: each chunk is
 //! verified as if it had come from a peer, and goes into a new file.
 
@@ -19,7 +19,7 @@ use crate::folder::{PlaceError, Root, Staging};
 /// A file that is being staged.
 const PARTIAL_PREFIX: &str = "partial-";
 
-/// What a process before this one left of it.
+/// What is left of it when it is not staged any more.
 const ARRIVED_PREFIX: &str = "arrived-";
 
 impl Root {
@@ -40,6 +40,12 @@ impl Root {
             Err(Errno::EXIST) => self.stage(mode),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// What was written of a file that is given up for now is what has arrived of its content, unless there is more of that
+    /// already. Whether it is.
+    pub fn keep_arrived(&self, staging: Staging) -> bool {
+        staging.leave_if(|name| keep(self.temp(), name.as_ref()).unwrap_or(false))
     }
 
     /// What whoever staged before did not complete is what has arrived from now on.
@@ -124,7 +130,19 @@ mod tests {
         assert_eq!(read(), Some(50_000));
         stage(&[1; 90_000]);
         assert_eq!((read(), again()), (Some(90_000), Some(90_000)));
+        // As when it is given up for now, with less and with more of it.
+        let give_up = |bytes: &[u8]| {
+            let root = Root::open(dir.path()).unwrap();
+            let staging = root.stage_large([7; 16], 0o644).unwrap();
+            staging.target(0).write(bytes).unwrap();
+            let is_kept = root.keep_arrived(staging);
+            drop(root);
+            (is_kept, read())
+        };
+        assert_eq!(give_up(&[1; 10_000]), (false, Some(90_000)));
+        assert_eq!(give_up(&[1; 120_000]), (true, Some(120_000)));
         let root = Root::open(dir.path()).unwrap();
+        assert!(!root.keep_arrived(root.stage(0o644).unwrap()), "it had no name");
         drop(root.stage_large([8; 16], 0o644).unwrap());
         root.forget_arrived([7; 16]);
         assert_eq!(std::fs::read_dir(dir.path().join(".consort/tmp")).unwrap().count(), 0);

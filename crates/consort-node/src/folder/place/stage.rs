@@ -267,9 +267,14 @@ impl Staging {
 
     /// Gives it up, but if it has a name, what was written stays there when this process ends.
     pub fn leave(self) {
-        if let Kept::Named(mut temp) = self.kept {
-            temp.owned = false;
-        }
+        self.leave_if(|_| true);
+    }
+
+    /// The same if that says so of its name. Otherwise, and if it has none, nothing stays.
+    pub(super) fn leave_if(self, is_left: impl FnOnce(&str) -> bool) -> bool {
+        let Kept::Named(mut temp) = self.kept else { return false };
+        temp.owned = !is_left(&temp.name);
+        !temp.owned
     }
 
     /// Gives the file its length, permissions and modification time. Nothing is durable yet.

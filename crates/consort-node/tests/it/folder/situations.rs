@@ -1,12 +1,13 @@
 //! Single situations of a linked directory, each with the end it has to come to.
 
-use std::fs;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use consort_core::limits::MAX_VECTOR_AUTHORS;
+use consort_core::content::chunker::Chunker;
+use consort_core::limits::{MAX_TOP_REFS, MAX_VECTOR_AUTHORS};
 use consort_core::{
     Attributes, AuthorId, ChunkHash, ChunkRef, Content, Dot, Kind, OnConflict, Timestamp, Version,
     VersionVector,
@@ -199,6 +200,40 @@ fn what_nobody_has_now_is_asked_for_again_without_being_told() {
     site.keep(&bytes);
     site.settle();
     site.check();
+}
+
+#[test]
+fn what_had_arrived_of_a_large_file_is_gone_on_with_once_and_the_rest_is_taken_from_wherever_it_comes()
+ {
+    let mut site = Site::new();
+    site.flush();
+    site.stop();
+    let bytes = noise(3 << 20, 5);
+    let chunks = Chunker::default().chunks(&bytes).take(MAX_TOP_REFS).map(ChunkRef::to);
+    let content = Content::Chunks(chunks.collect());
+    let hex: String = content.id().iter().map(|byte| format!("{byte:02x}")).collect();
+    let temp = site.at(".consort/tmp");
+    fs::write(temp.join(format!("arrived-{hex}")), &bytes[..2 << 20]).unwrap();
+    site.remote_version("late", Stands::After, content, file_attributes());
+    site.start();
+    site.until("something is missing", |site| site.folder().progress().is_waiting());
+    let partial = || fs::metadata(temp.join(format!("partial-{hex}"))).ok();
+    let is_copied = |meta: Metadata| (1_800 << 10..=2 << 20).contains(&meta.len());
+    site.until("what had arrived is found", |_| partial().is_some_and(is_copied));
+    // Who holds it keeps its number from being given to another one.
+    let held = fs::File::open(temp.join(format!("partial-{hex}"))).unwrap();
+    let before = held.metadata().unwrap().ino();
+    for number in 0..3 {
+        let name = format!("small-{number}");
+        site.remote(&name, Stands::After, b"small");
+        site.until("it is there", |site| site.at(&name).exists());
+    }
+    assert_eq!(partial().map(|meta| meta.ino()), Some(before), "it was begun again");
+    site.keep(&bytes);
+    site.folder().wake();
+    site.settle();
+    site.check();
+    site.until("nothing is left", |_| fs::read_dir(&temp).unwrap().count() == 0);
 }
 
 #[test]
