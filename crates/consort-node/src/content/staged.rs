@@ -1,6 +1,7 @@
 //! Chunks in files that are staged and not recorded yet. From the arrival of a chunk to the record of its file the
 //! store does not know where it is; whoever wants it in that time, another file or a peer, has it from here instead of
-//! having it sent again. Known in memory only: after a crash what was staged is gone, and so is this.
+//! having it sent again. Known in memory only: what is left of a file when its process ends is looked through again
+//! (`folder/place/partial.rs`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

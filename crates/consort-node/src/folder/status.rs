@@ -184,6 +184,11 @@ impl Progress {
         self.texts().rate.add(bytes as u64, Instant::now());
     }
 
+    /// Something is to come after nothing was: the silence before is none of its time.
+    pub fn begins(&self) {
+        self.texts().rate = Rate::default();
+    }
+
     /// Content that comes from peers, in bytes per second lately; zero if nothing does, or it is not known yet.
     pub fn rate(&self) -> u64 {
         self.texts().rate.bytes_per_second(Instant::now())

@@ -167,8 +167,9 @@ impl Node {
             },
         };
         // What came before it paused, or before the last peer went, says nothing of what comes.
-        let comes =
-            !links.is_empty() && !matches!(state, DatasetState::Paused | DatasetState::Waiting);
+        let is_still =
+            matches!(state, DatasetState::Paused | DatasetState::Waiting | DatasetState::InSync);
+        let comes = !links.is_empty() && !is_still;
         let rate_bytes = progress.filter(|_| comes).map_or(0, |progress| progress.rate());
         Ok(DatasetStatus {
             name: fact.name.clone(),

@@ -244,6 +244,9 @@ impl Files {
             // A newer version comes instead.
             self.forget_left(&path);
         }
+        if self.files.is_empty() {
+            self.progress.begins();
+        }
         let chunks = Some(Walk::new(&version.content));
         let (needs, staging, fresh, outstanding, stalled) = (None, None, None, 0, false);
         let is_large = is_large(&version);

@@ -1,4 +1,5 @@
-//! Large files that are not complete when their node stops or crashes, or when they cannot be had at the moment: what has arrived of them is kept under the name of their
+//! Large files that are not complete when their node stops or crashes, or when they cannot be had at the moment: what has
+//! arrived of them is kept under the name of their
 //! content, and is where bytes are looked for first when the same content is staged again. Nothing of it is believed: each chunk is
 //! verified as if it had come from a peer, and goes into a new file.
 
