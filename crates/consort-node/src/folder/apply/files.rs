@@ -42,6 +42,9 @@ const MAX_LARGE: usize = 1024;
 const MAX_WAITING_FOR_NODES: usize = 64;
 /// Files of which something is left that they may be begun with again. Of more of them nothing is left.
 const MAX_LEFT: usize = MAX_LARGE;
+/// Files that wait for something that nobody has, and stay open whatever others want: each wants one chunk, which is half of
+/// [`MAX_WANTED_BYTES`] if all are of the greatest length.
+const MAX_STALLED: usize = 128;
 /// When so much was written of a file, it is written out.
 const WRITE_OUT_BYTES: u64 = 64 << 20;
 /// A content of at most so many bytes is small: it is fetched before what is larger.
@@ -201,7 +204,7 @@ impl Files {
         self.look_again();
     }
 
-    /// Something has changed. A file that waits for what nobody has is given up if that is here now.
+    /// Something has changed. What a file waits for and nobody has may be here now.
     pub(super) fn look_again(&mut self) {
         let mut waiting = BTreeMap::new();
         for (chunk, takers) in &self.wanted {
@@ -209,12 +212,17 @@ impl Files {
                 takers.iter().filter(|(id, _)| self.files.get(id).is_some_and(|file| file.stalled));
             waiting.extend(stalled.map(|(id, _)| (*id, *chunk)));
         }
-        for (id, chunk) in waiting {
-            // It came another way, and more of the file may have: that is looked for when it is begun again.
-            if self.contents.local().may_have(&chunk) {
-                self.fail(id);
-            }
+        for chunk in waiting.into_values() {
+            self.take_if_here(chunk);
         }
+    }
+
+    /// Takes a chunk that is wanted and came here another way. The file goes on then, and finds what else came.
+    fn take_if_here(&mut self, chunk: ChunkRef) -> bool {
+        let Ok(Some(bytes)) = self.contents.local().read_early(&chunk) else { return false };
+        self.take(chunk, &bytes.into(), None);
+        self.give_up(vec![chunk]);
+        true
     }
 
     /// Whether something cannot be had, or could not be since [`begin_pass`](Self::begin_pass).
@@ -552,37 +560,17 @@ impl Files {
     pub(super) fn on_fetched(&mut self, fetched: Fetched) {
         let chunk = fetched.chunk;
         // Until this is dropped, peers are told that the chunk is about to be here.
-        let Fetched { bytes, mut written, .. } = fetched;
+        let Fetched { bytes, written, .. } = fetched;
         match &bytes {
             Ok(bytes) => {
-                self.take_node(&chunk, bytes);
-                let Some(takers) = self.wanted.remove(&chunk) else { return };
-                self.wanted_bytes -= u64::from(chunk.length);
-                self.takers -= takers.len();
-                if !written.as_ref().is_some_and(|written| self.is_for(written, &takers)) {
-                    self.want_no_more(&chunk);
+                if self.wanted.contains_key(&chunk) {
+                    self.progress.came(bytes.len());
                 }
-                self.progress.came(bytes.len());
-                for (id, offset) in takers {
-                    let Some(file) = self.files.get_mut(&id) else { continue };
-                    (file.outstanding, file.wanted) = (file.outstanding - 1, file.wanted - 1);
-                    self.go_on(id);
-                    let Some(file) = self.files.get_mut(&id) else { continue };
-                    let is_there = |written: &mut Written| {
-                        file.staging.as_ref().is_some_and(|file| file.is_at(offset, &written.into))
-                    };
-                    match written.take_if(is_there) {
-                        Some(Written { result, .. }) => self.on_written(id, bytes.len(), result),
-                        None => self.write(id, offset, bytes),
-                    }
-                    self.keep_in_mind(id, chunk.hash, offset);
-                    self.contents.local().parked().arrived(&chunk);
-                    self.end_if_complete(id);
-                }
+                self.take(chunk, bytes, written);
             }
+            Err(_) if self.take_if_here(chunk) => {}
             Err(reason) => {
                 tracing::debug!(chunk = %chunk.hash, %reason, "a chunk cannot be had");
-                self.progress.set_waiting(true);
                 let takers = self.wanted.get(&chunk).into_iter().flatten().map(|(id, _)| *id);
                 let enter = self.nodes.get(&chunk).into_iter().flat_map(|node| &node.by).copied();
                 let needs = |id: &u64| self.files.get(id).and_then(|file| file.needs);
@@ -593,7 +581,37 @@ impl Files {
                         self.fail(id);
                     }
                 }
+                if self.are_missing() {
+                    self.progress.set_waiting(true);
+                }
             }
+        }
+    }
+
+    /// Takes a chunk that is wanted, or has just been written where it was wanted.
+    fn take(&mut self, chunk: ChunkRef, bytes: &ChunkBytes, mut written: Option<Written>) {
+        self.take_node(&chunk, bytes);
+        let Some(takers) = self.wanted.remove(&chunk) else { return };
+        self.wanted_bytes -= u64::from(chunk.length);
+        self.takers -= takers.len();
+        if !written.as_ref().is_some_and(|written| self.is_for(written, &takers)) {
+            self.want_no_more(&chunk);
+        }
+        for (id, offset) in takers {
+            let Some(file) = self.files.get_mut(&id) else { continue };
+            (file.outstanding, file.wanted) = (file.outstanding - 1, file.wanted - 1);
+            self.go_on(id);
+            let Some(file) = self.files.get_mut(&id) else { continue };
+            let is_there = |written: &mut Written| {
+                file.staging.as_ref().is_some_and(|file| file.is_at(offset, &written.into))
+            };
+            match written.take_if(is_there) {
+                Some(Written { result, .. }) => self.on_written(id, bytes.len(), result),
+                None => self.write(id, offset, bytes),
+            }
+            self.keep_in_mind(id, chunk.hash, offset);
+            self.contents.local().parked().arrived(&chunk);
+            self.end_if_complete(id);
         }
     }
 
@@ -619,7 +637,9 @@ impl Files {
             leaves_room(self.nodes.len(), MAX_NODES) && leaves_room(self.open, self.max_open);
         let waits = self.files.get(&id).is_some_and(|file| file.fresh.is_some())
             && is_room
-            && (self.wants_leave_room() || self.put_off(id, chunk) || !self.wants_enough(true));
+            && (self.wants_leave_room()
+                || self.put_off(id, chunk)
+                || self.files.values().filter(|file| file.stalled).count() < MAX_STALLED);
         if let Some(file) = self.files.get_mut(&id).filter(|_| waits) {
             file.stalled = true;
         }
@@ -861,8 +881,10 @@ impl Files {
     }
 
     /// What was left of a file is not needed any more.
-    fn forget_left(&mut self, path: &Key) {
-        if let Some(content) = self.left.remove(path) {
+    pub(super) fn forget_left(&mut self, path: &Key) {
+        if let Some(content) = self.left.remove(path)
+            && self.left.values().all(|other| *other != content)
+        {
             self.root.forget_arrived(content);
         }
     }

@@ -64,7 +64,7 @@ impl Thread {
             None => {}
             // Something newer came while its content was on its way: begin again.
             Some(&(older, Some(job))) if Some(older) < sequence && half == Half::Showing => {
-                self.abandon(job, false);
+                self.abandon(job, true);
             }
             Some(&(older, at)) => {
                 self.missed |= at.is_none() && Some(older) < sequence;
@@ -75,6 +75,7 @@ impl Thread {
         if half == Half::Showing
             && view.siblings(&key)?.iter().all(|stored| stored.version.is_deleted())
         {
+            self.files.forget_left(&key);
             return Ok(());
         }
         let plan = Plan::of(view, &key, self.policy, &self.ignores)?;
