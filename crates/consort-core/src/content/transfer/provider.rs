@@ -39,8 +39,8 @@ pub const REST_AFTER_WRONG: Duration = Duration::from_secs(60);
 
 /// Who was not asked for anything for so long may have other chunks by now.
 pub const KNOWN_FOR: Duration = Duration::from_secs(1);
-/// A window is in use when this part of it is under way: a quarter.
-const IN_USE: usize = 4;
+/// A window is in use when this part of it is under way: half.
+const IN_USE: usize = 2;
 
 /// A provider that lacked something seems to have everything again when it had so many chunks one after another.
 const COMPLETE_AFTER: usize = 512;

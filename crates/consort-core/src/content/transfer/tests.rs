@@ -315,7 +315,7 @@ fn what_others_were_to_fetch_is_asked_of_who_has_everything_when_little_else_is_
         }
     };
     let window = transfer.providers[&source].window();
-    assert!(spare < window / 4 + MAX_CHUNK_BYTES, "{spare} of {window}");
+    assert!(spare < window / 2 + MAX_CHUNK_BYTES, "{spare} of {window}");
     let left: Vec<ChunkRef> = transfer.wants.keys().copied().collect();
     assert!(window < bytes(&left), "all that is left is asked for");
 }
