@@ -88,7 +88,7 @@ pub struct TooManyWants;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
     /// Nobody gave this one.
-    #[error("{chunk:?} could not be fetched: {reason}; connect a node that has it")]
+    #[error("chunk {} could not be fetched: {reason}; connect a node that has it", chunk.hash)]
     Unavailable {
         /// One of the chunks that are missing.
         chunk: ChunkRef,
