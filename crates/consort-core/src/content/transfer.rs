@@ -142,7 +142,7 @@ pub struct Transfer {
 }
 
 /// A place in the queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Order {
     urgency: Urgency,
     /// Others were to be asked first, and did not have it.
