@@ -1,7 +1,7 @@
 //! The directory engine: keeps a linked directory and a dataset's replica identical, both ways.
 //!
 //! [`Folder`] is the whole of it, from outside. `engine.rs` decides, on one thread: what a change in the directory
-//! means, and what may be put in place (`put.rs`). `index.rs` reads files for it, `apply.rs` gets the content of
+//! means, and what may be put in place (`put.rs`). `index.rs` (with `earlier.rs`) reads files for it, `apply.rs` gets the content of
 //! what others changed, `project.rs` says which path shows which version.
 //!
 //! Beneath are the files that touch the file system and decide nothing:
@@ -22,6 +22,7 @@ use std::path::Path;
 use rustix::fs::{FileType, Statx, makedev};
 
 mod apply;
+mod earlier;
 mod engine;
 mod ignores;
 mod index;

@@ -24,7 +24,7 @@ use crate::transaction::Record;
 pub(crate) use chunks::*;
 
 /// The format that this program writes.
-pub(crate) const FORMAT: u32 = 4;
+pub(crate) const FORMAT: u32 = 5;
 
 /// A table of rows: a keyspace of the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -385,6 +385,7 @@ pub(crate) fn decode_number(bytes: &[u8]) -> Result<Number, DecodeError> {
 const IMPLICIT: u8 = 1 << 2;
 const RACY: u8 = 1 << 3;
 const OTHER_KEY: u8 = 1 << 4;
+const PLAIN: u8 = 1 << 5;
 
 /// The value of a row in `Records`.
 pub(crate) fn encode_record(record: &Record) -> Vec<u8> {
@@ -400,6 +401,7 @@ pub(crate) fn encode_record(record: &Record) -> Vec<u8> {
     to.u8(kind
         | flag(record.implicit, IMPLICIT)
         | flag(record.racy, RACY)
+        | flag(record.plain, PLAIN)
         | flag(record.key.is_some(), OTHER_KEY));
     to.varint(record.size);
     to.varint(u64::from(record.mode));
@@ -424,7 +426,7 @@ pub(crate) fn decode_record(bytes: &[u8]) -> Result<Record, DecodeError> {
         2 => Kind::Symlink,
         _ => return Err(DecodeError::Invalid { what: "kind" }),
     };
-    if flags & !(3 | IMPLICIT | RACY | OTHER_KEY) != 0 {
+    if flags & !(3 | IMPLICIT | RACY | OTHER_KEY | PLAIN) != 0 {
         return Err(DecodeError::Invalid { what: "flags" });
     }
     let mut record = Record {
@@ -439,6 +441,7 @@ pub(crate) fn decode_record(bytes: &[u8]) -> Result<Record, DecodeError> {
         content: from.array("content")?,
         implicit: flags & IMPLICIT != 0,
         racy: flags & RACY != 0,
+        plain: flags & PLAIN != 0,
     };
     if flags & OTHER_KEY != 0 {
         record.key = Some(rest_as_key(from)?);

@@ -111,6 +111,9 @@ pub struct Record {
     pub implicit: bool,
     /// It changed so shortly before it was read that its times would not show another change.
     pub racy: bool,
+    /// This node has cut its content itself, and found no format in it: what it becomes can be cut
+    /// [by following](consort_core::content::chunker::Follower) that.
+    pub plain: bool,
 }
 
 /// Where the bytes of a chunk are. A hint: whoever reads there verifies the hash.

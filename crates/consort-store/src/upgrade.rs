@@ -52,7 +52,7 @@ pub(crate) fn upgrade(directory: &Path, found: u32, tables: &Arc<Tables>) -> Res
         return Ok(());
     }
     // Rows of format 1 are read as they are: the bytes that it did not count are none. Live indexes, since format 3, are
-    // made when a dataset has none.
+    // made when a dataset has none. No record of a format before 5 says that its content is plain.
     let steps = [(3, count_losers as fn(&Arc<Tables>) -> _), (4, index_tombstones)];
     for (_, step) in steps.into_iter().filter(|(since, _)| found < *since) {
         step(tables).map_err(|error| OpenError::Damaged(error.to_string()))?;

@@ -8,14 +8,17 @@
 //! boundaries of chunks is decided here, by one rule for all.
 //!
 //! Everything in here is part of the format: the same bytes must give the same chunks on every node. The rules are
-//! stated in `docs/protocol.md`, "Chunks".
+//! stated in `docs/protocol.md`, "Chunks". `follow.rs` finds the same boundaries with the help of those that are known.
 
+mod follow;
 mod parquet;
 mod safetensors;
 mod tar;
 #[cfg(test)]
 mod tests;
 mod zip;
+
+pub use self::follow::Follower;
 
 use fastcdc::v2020::{self, Normalization};
 
@@ -45,8 +48,8 @@ const MAX_BODY_BYTES: u64 = 1 << 60;
 #[derive(Debug)]
 pub struct Chunker {
     fast: FastCdc,
-    /// Whether the first bytes have been seen.
-    started: bool,
+    /// Whether the first bytes show a format; nothing before they have been seen.
+    has_format: Option<bool>,
     /// What says where stretches end; nothing if that is unknown, or is not known any more.
     format: Option<Format>,
     /// The length of the current stretch, as far as it is known.
@@ -60,7 +63,7 @@ impl Default for Chunker {
         // Without a format, everything is one stretch.
         Self {
             fast: FastCdc::default(),
-            started: false,
+            has_format: None,
             format: None,
             length: u64::MAX,
             left: u64::MAX,
@@ -74,15 +77,16 @@ impl Chunker {
     pub fn next(&mut self, bytes: &[u8]) -> usize {
         // Nothing beyond this is looked at, so it does not matter how much more there is.
         let window = &bytes[..bytes.len().min(MAX_CHUNK_BYTES)];
-        if !self.started {
-            self.started = true;
+        if self.has_format.is_none() {
             // What may be inline in a version is one chunk, or the two would not be recognised as the same.
-            if window.len() <= MIN_CHUNK_BYTES {
-                return window.len();
+            if MIN_CHUNK_BYTES < window.len() {
+                self.format = Format::recognise(window);
             }
-            self.format = Format::recognise(window);
+            self.has_format = Some(self.format.is_some());
             if self.format.is_some() {
                 (self.length, self.left) = (0, 0);
+            } else if window.len() <= MIN_CHUNK_BYTES {
+                return window.len();
             }
         }
         let mut at = 0;
@@ -110,6 +114,17 @@ impl Chunker {
             }
         }
         at
+    }
+
+    /// Whether the first bytes have been seen and show no format: each boundary follows from the bytes since the one before
+    /// it, and from nothing else.
+    pub fn is_plain(&self) -> bool {
+        self.has_format == Some(false)
+    }
+
+    /// Goes on behind a chunk of a plain content whose end was found another way.
+    fn pass(&mut self, length: usize) {
+        self.left -= length as u64;
     }
 
     /// Begins the stretch with which `rest` begins, after `at` bytes in the same chunk; true if it is better in a new one.

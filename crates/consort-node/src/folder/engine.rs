@@ -505,5 +505,6 @@ pub(super) fn record_of(meta: &Meta, content: &Content, racy: bool) -> Record {
         content: content.id(),
         implicit: false,
         racy,
+        plain: false,
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use consort_core::content::chunker::Chunker;
+use consort_core::content::chunker::Follower;
 use consort_core::content::manifest::ManifestBuilder;
 use consort_core::limits::{MAX_CHUNK_BYTES, MAX_SYMLINK_BYTES};
 use consort_core::store::StoreError;
@@ -16,6 +16,7 @@ use consort_core::{ChunkHash, ChunkRef, Content, DatasetId, Key};
 use consort_store::{Body, DiskStore, Place, Transaction};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::earlier::{Earlier, earlier};
 use super::root::meta_of;
 use super::{EntryKind, Meta, Root};
 
@@ -50,6 +51,8 @@ pub(super) struct Indexed {
     pub(super) meta: Meta,
     /// What its bytes are.
     pub(super) outcome: Result<Content, IndexError>,
+    /// They show no format: see [`Record::plain`](consort_store::Record::plain).
+    pub(super) plain: bool,
     /// The places of the chunks that were not written to the store yet.
     pub(super) places: Vec<(ChunkHash, Place)>,
     /// Its times would not show another change before so much time has passed.
@@ -159,15 +162,22 @@ pub(super) struct Reading<'r> {
 
 /// Reads one entry.
 pub(super) fn index(reading: &Reading<'_>, path: Key, meta: Meta, buffer: &mut Cut) -> Indexed {
-    let racy = racy_for(&meta);
-    let mut places = Vec::new();
+    let mut racy = racy_for(&meta);
+    if !is_coarse(&meta) && LARGE_BYTES <= meta.size {
+        // It is better read a little later than twice.
+        racy.take().into_iter().for_each(std::thread::sleep);
+    }
+    let (mut places, mut plain) = (Vec::new(), false);
     let outcome = match meta.kind {
-        EntryKind::File => read_file(reading, &path, &meta, buffer, &mut places),
+        EntryKind::File => read_file(reading, &path, &meta, buffer, &mut places).map(|read| {
+            plain = read.1;
+            read.0
+        }),
         EntryKind::Symlink => read_symlink(reading.root, &path, &meta),
         EntryKind::Directory => Ok(Content::Inline([].into())),
         EntryKind::Other => Err(IndexError::Unstable),
     };
-    Indexed { path, meta, outcome, places, racy }
+    Indexed { path, meta, outcome, plain, places, racy }
 }
 
 /// Whether another change of what was just put in place might not show, since its file system counts time in seconds.
@@ -194,13 +204,14 @@ fn racy_at(meta: &Meta, now_ns: i64) -> Option<Duration> {
     is_near.then(|| Duration::from_nanos(over.abs_diff(now_ns)))
 }
 
+/// What the bytes of a file are, and whether they are plain.
 fn read_file(
     reading: &Reading<'_>,
     path: &Key,
     meta: &Meta,
     buffer: &mut Cut,
     places: &mut Vec<(ChunkHash, Place)>,
-) -> Result<Content, IndexError> {
+) -> Result<(Content, bool), IndexError> {
     let (file, before) = reading.root.open_file(path).map_err(unreadable)?;
     if !before.same_file_state(meta) {
         return Err(IndexError::Unstable);
@@ -213,22 +224,24 @@ fn read_file(
         places,
         offset: 0,
     };
-    let cutter = Cutter { file: &file, stopped: reading.stopped };
+    let follower = Follower::new(earlier(reading, path, &before)?);
+    let mut cutter = Cutter { file: &file, stopped: reading.stopped, follower };
     if reading.is_alone && LARGE_BYTES <= before.size {
-        cut_and_hash(cutter, &mut taking)?;
+        cut_and_hash(&mut cutter, &mut taking)?;
     } else {
         *buffer = cutter.cut(std::mem::take(buffer), |cut| taking.take(&cut).map(|()| cut))?;
     }
+    let plain = cutter.follower.is_plain();
     let (content, size) = taking.finish()?;
     // Whether the path still leads to this file, the engine asks.
     match meta_of(&file) {
-        Ok(after) if after.same_file_state(&before) && after.size == size => Ok(content),
+        Ok(after) if after.same_file_state(&before) && after.size == size => Ok((content, plain)),
         _ => Err(IndexError::Unstable),
     }
 }
 
-/// Hashes on another thread what this one has cut.
-fn cut_and_hash(cutter: Cutter<'_>, taking: &mut Taking<'_>) -> Result<(), IndexError> {
+/// Hashes on another thread what this one has cut, and not hashed to find the boundaries.
+fn cut_and_hash(cutter: &mut Cutter<'_>, taking: &mut Taking<'_>) -> Result<(), IndexError> {
     let (to_hash, cuts) = bounded::<Cut>(MAX_CUTS);
     let (hashed, spare) = bounded::<Cut>(MAX_CUTS);
     std::thread::scope(|scope| {
@@ -259,24 +272,24 @@ fn cut_and_hash(cutter: Cutter<'_>, taking: &mut Taking<'_>) -> Result<(), Index
 pub(super) struct Cut {
     /// More than what was cut.
     bytes: Vec<u8>,
-    /// Where in it each chunk ends.
-    ends: Vec<usize>,
+    /// Where in it each chunk ends, and its hash, if that is known.
+    ends: Vec<(usize, Option<ChunkHash>)>,
 }
 
 /// Reads a file and cuts it.
 struct Cutter<'f> {
     file: &'f File,
     stopped: &'f AtomicBool,
+    follower: Follower<Earlier<'f>>,
 }
 
 impl Cutter<'_> {
     /// Gives what was cut to `take`, which gives back something to go on with. Returns the last of that.
     fn cut(
-        mut self,
+        &mut self,
         mut cut: Cut,
         mut take: impl FnMut(Cut) -> Result<Cut, IndexError>,
     ) -> Result<Cut, IndexError> {
-        let mut chunker = Chunker::default();
         let mut at_end = false;
         // What was read and not cut yet.
         let mut rest = Vec::new();
@@ -299,8 +312,9 @@ impl Cutter<'_> {
             ends.clear();
             let mut used = 0;
             while used < held && (at_end || MAX_CHUNK_BYTES <= held - used) {
-                used += chunker.next(&bytes[used..held]);
-                ends.push(used);
+                let (length, hash) = self.follower.next(&bytes[used..held]);
+                used += length;
+                ends.push((used, hash));
             }
             rest.clear();
             rest.extend_from_slice(&bytes[used..held]);
@@ -326,11 +340,14 @@ impl Taking<'_> {
         let (store, dataset) = (self.store, self.dataset);
         let mut packing = Ok(());
         let mut start = 0;
-        for &end in &cut.ends {
-            let chunk = ChunkRef::to(&cut.bytes[start..end]);
+        for &(end, hash) in &cut.ends {
+            let bytes = &cut.bytes[start..end];
+            let hash = hash.unwrap_or_else(|| ChunkHash::of(bytes));
+            let length = u32::try_from(bytes.len()).expect("a chunk is shorter than 4 GiB");
+            let chunk = ChunkRef { hash, length };
             self.manifest.push(chunk, &mut emit_to(store, &mut packing));
-            let (length, offset, path) = (chunk.length, self.offset, self.path.clone());
-            self.places.push((chunk.hash, Place::InFile { dataset, path, offset, length }));
+            let (offset, path) = (self.offset, self.path.clone());
+            self.places.push((hash, Place::InFile { dataset, path, offset, length }));
             self.offset += u64::from(length);
             start = end;
         }
@@ -390,7 +407,9 @@ fn unreadable(error: io::Error) -> IndexError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use consort_core::store::DatasetParameters;
+
     use super::*;
 
     const SECOND: i64 = 1_000_000_000;
@@ -410,24 +429,40 @@ mod tests {
         assert_eq!(racy(modified, modified + 21 * MS), None);
     }
 
+    pub(in crate::folder) const DATASET: DatasetId = DatasetId([1; 16]);
+
+    /// An empty directory `root`, and the store of a node in which it is linked.
+    pub(in crate::folder) fn linked() -> (tempfile::TempDir, Root, DiskStore) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("root")).unwrap();
+        let root = Root::open(&dir.path().join("root")).unwrap();
+        let store = DiskStore::open(&dir.path().join("store")).unwrap();
+        let fingerprint_key = consort_core::FingerprintKey([2; 32]);
+        store.open_dataset(DatasetParameters { id: DATASET, fingerprint_key }).unwrap();
+        store.set_linked(DATASET, true).unwrap();
+        (dir, root, store)
+    }
+
+    pub(in crate::folder) fn noise(bytes: u64, seed: u64) -> Vec<u8> {
+        let mut random = consort_core::random::Random::new(seed);
+        (0..bytes / 8).flat_map(|_| random.next_u64().to_le_bytes()).collect()
+    }
+
     #[test]
     fn a_large_file_is_the_same_content_whoever_hashes_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("root");
-        std::fs::create_dir(&root).unwrap();
-        let mut random = consort_core::random::Random::new(7);
-        let bytes: Vec<u8> =
-            (0..LARGE_BYTES / 8 + 1000).flat_map(|_| random.next_u64().to_le_bytes()).collect();
-        std::fs::write(root.join("f"), bytes).unwrap();
-        let root = Root::open(&root).unwrap();
-        let store = DiskStore::open(&dir.path().join("store")).unwrap();
+        let (dir, root, store) = linked();
+        std::fs::write(dir.path().join("root/f"), noise(LARGE_BYTES + 8000, 7)).unwrap();
         let key = Key::new("f").unwrap();
         let meta = root.stat("f").unwrap().unwrap();
         let stopped = AtomicBool::new(false);
         let read = |is_alone| {
-            let dataset = DatasetId([1; 16]);
-            let reading =
-                Reading { root: &root, store: &store, dataset, stopped: &stopped, is_alone };
+            let reading = Reading {
+                root: &root,
+                store: &store,
+                dataset: DATASET,
+                stopped: &stopped,
+                is_alone,
+            };
             let indexed = index(&reading, key.clone(), meta, &mut Cut::default());
             (indexed.outcome.unwrap(), indexed.places)
         };
@@ -438,7 +473,7 @@ mod tests {
         let reading = Reading {
             root: &root,
             store: &store,
-            dataset: DatasetId([1; 16]),
+            dataset: DATASET,
             stopped: &stopped,
             is_alone: true,
         };

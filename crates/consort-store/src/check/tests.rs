@@ -52,6 +52,7 @@ fn damaged(damage: impl FnOnce(&DiskView, &mut Rows)) -> Vec<Finding> {
             inode: 1,
             content,
             implicit: false,
+            plain: false,
             racy: false,
         },
     });

@@ -105,7 +105,7 @@ fn the_losers_of_an_older_store_are_counted_when_it_is_opened() {
         let report = store.check(|_| {});
         assert!(report.is_clean(), "{report}");
         let format = fs::read_to_string(directory.path().join("FORMAT")).expect("reads");
-        assert_eq!(format, "consort store 4\n");
+        assert_eq!(format, "consort store 5\n");
     }
 }
 

@@ -8,7 +8,7 @@ use consort_core::model::conflict::Losers;
 use consort_core::model::merge::Saw;
 use consort_core::store::{Cursor, Epoch, LocalWrite, Sequence, View};
 use consort_core::{ChunkHash, Content, Key};
-use consort_store::{Basis, Body, DiskStore, Place, RecordChange};
+use consort_store::{Basis, Body, DiskStore, Place, Record, RecordChange};
 
 use crate::open::copy;
 use crate::support::{DATASET, PEER, assert_clean, key, local, parameters, record, write};
@@ -21,7 +21,7 @@ fn fixture(format: u32) -> PathBuf {
 #[test]
 #[ignore = "writes into the source tree; run by hand for a new format"]
 fn make_the_fixture() {
-    let directory = fixture(4);
+    let directory = fixture(5);
     fs::create_dir_all(directory.parent().expect("has one")).expect("a directory");
     let store = DiskStore::open(&directory).expect("opens");
     store.open_dataset(parameters(DATASET)).expect("opens");
@@ -31,7 +31,7 @@ fn make_the_fixture() {
     let mut transaction = local(vec![write("a/b", b"one"), write("a/c", b"two")]);
     transaction.records.push(RecordChange::Put {
         path: key("a/b"),
-        record: record(3),
+        record: Record { plain: true, ..record(3) },
         version: Basis::Write(0),
     });
     transaction.places.push((ChunkHash::of(b"a chunk"), place));
@@ -96,6 +96,14 @@ fn a_store_of_format_4_is_read() {
     assert_eq!((view.tombstones().count, keys), (1, vec![key("a/d")]));
 }
 
+#[test]
+fn a_store_of_format_5_is_read() {
+    let (_directory, store) = opened(5);
+    assert_clean(&store);
+    let shown = |path: &str| store.view(DATASET).expect("views").record(&key(path)).expect("reads");
+    assert!(shown("a/b").is_some_and(|record| record.plain));
+}
+
 fn opened(format: u32) -> (tempfile::TempDir, DiskStore) {
     let directory = tempfile::tempdir().expect("a directory");
     copy(&fixture(format), directory.path());
@@ -126,7 +134,7 @@ fn is_read(format: u32, pending_bytes: u64) {
     assert_eq!(view.cursor(PEER), Ok(None));
     let held = view.record(&key("a/b")).expect("reads").expect("is there");
     let dot = rows[0].entry.version.dot;
-    assert_eq!(held, consort_store::Record { dot, ..record(3) });
+    assert_eq!(held, Record { dot, ..record(3) });
     assert_eq!(view.record_count(), 1);
     assert_eq!(view.pending(None, 9), Ok(vec![(key("a/c"), Sequence(2))]));
     assert_eq!(view.pending_bytes(), pending_bytes);

@@ -51,6 +51,7 @@ pub(crate) fn record(size: u64) -> Record {
         changed_ns: 1_700_000_000_000_000_000,
         inode: 77,
         implicit: false,
+        plain: false,
         content: [7; 16],
         racy: true,
     }

@@ -7,7 +7,7 @@ use super::*;
 use crate::content::ChunkHash;
 
 /// Bytes without a pattern, always the same for a seed.
-fn noise(length: usize, seed: u32) -> Vec<u8> {
+pub(super) fn noise(length: usize, seed: u32) -> Vec<u8> {
     let mut bytes = alloc::vec![0; length];
     let mut hasher = blake3::Hasher::new();
     if seed != 0 {
@@ -49,7 +49,7 @@ fn bodies(sizes: &[usize]) -> Vec<Vec<u8>> {
 }
 
 /// A file of each format with these bodies.
-fn files(bodies: &[Vec<u8>]) -> [Vec<u8>; 4] {
+pub(super) fn files(bodies: &[Vec<u8>]) -> [Vec<u8>; 4] {
     let name = |n: usize| alloc::format!("member-{n}");
     let numbered = || bodies.iter().enumerate();
     let mut tar: Vec<u8> =

@@ -221,7 +221,8 @@ impl Engine<'_> {
             }
             EntryKind::Directory => {
                 let content = Content::Inline([].into());
-                self.take_in(path, meta, content, Vec::new(), false)
+                let found = record_of(&meta, &content, false);
+                self.take_in(path, found, content, Vec::new())
             }
             EntryKind::File if record.is_none() && self.take_in_moved(&path, &meta)? => Ok(()),
             EntryKind::File | EntryKind::Symlink if alone && meta.size <= READ_AT_ONCE => {
@@ -277,7 +278,7 @@ impl Engine<'_> {
     }
 
     fn on_read(&mut self, indexed: Indexed, tries: u32, round: u64) -> Result<(), StoreError> {
-        let Indexed { path, meta, outcome, places, racy } = indexed;
+        let Indexed { path, meta, outcome, plain, places, racy } = indexed;
         match outcome {
             Ok(content) => {
                 self.progress.set_problem(&path, None);
@@ -295,7 +296,8 @@ impl Engine<'_> {
                     let again = Dirty { due, since, tries: 0, round, again: true };
                     self.dirty.entry(path.clone()).or_insert(again);
                 }
-                return self.take_in(path, meta, content, places, racy.is_some());
+                let found = Record { plain, ..record_of(&meta, &content, racy.is_some()) };
+                return self.take_in(path, found, content, places);
             }
             Err(IndexError::Unstable) => self.try_again(path, tries, round),
             Err(IndexError::Unfit(reason)) => self.progress.set_problem(&path, Some(reason)),
@@ -323,15 +325,13 @@ impl Engine<'_> {
     fn take_in(
         &mut self,
         path: Key,
-        meta: Meta,
+        mut found: Record,
         content: Content,
         places: Vec<(ChunkHash, Place)>,
-        racy: bool,
     ) -> Result<(), StoreError> {
         self.gather_for(&path)?;
         let view = self.view()?;
         let before = view.record(&path)?;
-        let mut found = record_of(&meta, &content, racy);
         if let Some(before) = &before
             && before.content == found.content
             && before.kind == found.kind
@@ -433,7 +433,7 @@ impl Engine<'_> {
                 return Ok(false);
             }
         }
-        let found = record_of(meta, &version.content, false);
+        let found = Record { plain: before.plain, ..record_of(meta, &version.content, false) };
         let (kind, mode, modified_ns) = (found.kind, found.mode, found.modified_ns);
         let attributes = Attributes { kind, mode, modified_ns, ..Attributes::default() };
         let content = version.content.clone();
