@@ -31,6 +31,11 @@ impl Drop for Message {
 }
 
 impl ChunkBytes {
+    /// Where they are in what they are a part of.
+    pub(super) fn range(&self) -> &Range<usize> {
+        &self.range
+    }
+
     /// The part of `whole` in `range`, which lies in it.
     pub(super) fn part(whole: &Arc<Message>, range: Range<usize>) -> Self {
         Self { whole: Arc::clone(whole), range }

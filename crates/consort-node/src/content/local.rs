@@ -159,11 +159,23 @@ impl LocalContent {
     }
 }
 
+/// The file that was read from last.
+#[derive(Debug)]
+struct Open {
+    dataset: DatasetId,
+    path: Key,
+    file: File,
+    /// Where the last chunk in it ended.
+    end: u64,
+    /// The next one is expected there. As long as that is right, its place need not be looked up.
+    in_order: bool,
+}
+
 /// Reads chunks, those of one file with one opening of it.
 #[derive(Debug)]
 pub struct Reader<'a> {
     local: &'a LocalContent,
-    open: Option<(DatasetId, Key, File)>,
+    open: Option<Open>,
     gone: Vec<(DatasetId, ChunkHash, Place)>,
 }
 
@@ -175,6 +187,9 @@ impl Reader<'_> {
     /// If `to` does not have the chunk's length.
     pub fn read(&mut self, chunk: &ChunkRef, to: &mut [u8]) -> Result<bool, StoreError> {
         assert_eq!(to.len(), chunk.length as usize, "the buffer is not as long as the chunk");
+        if self.read_next(chunk, to) {
+            return Ok(true);
+        }
         let places = self.local.store.locate(chunk.hash)?;
         let there_may_be_more = !places.is_empty();
         if self.read_from(places, chunk, to) {
@@ -182,6 +197,16 @@ impl Reader<'_> {
         }
         Ok(there_may_be_more
             && self.read_from(self.local.store.locate_further(chunk.hash)?, chunk, to))
+    }
+
+    /// Reads a chunk if it is the one that is expected.
+    fn read_next(&mut self, chunk: &ChunkRef, to: &mut [u8]) -> bool {
+        let Some(open) = self.open.as_mut().filter(|open| open.in_order) else { return false };
+        open.in_order = open.file.read_exact_at(to, open.end).is_ok() && chunk.is(to);
+        if open.in_order {
+            open.end += u64::from(chunk.length);
+        }
+        open.in_order
     }
 
     fn read_from(&mut self, places: Vec<Place>, chunk: &ChunkRef, to: &mut [u8]) -> bool {
@@ -213,15 +238,21 @@ impl Reader<'_> {
             return false;
         }
         let Some(root) = self.local.roots.get(*dataset) else { return false };
-        let is_open = matches!(&self.open, Some((open, at, _)) if (open, at) == (dataset, path));
-        let read = if is_open {
-            Ok(())
-        } else {
-            root.open_file(path).map(|(file, _)| self.open = Some((*dataset, path.clone(), file)))
+        let is_open =
+            self.open.as_ref().is_some_and(|open| (&open.dataset, &open.path) == (dataset, path));
+        let opened = match is_open {
+            true => Ok(()),
+            false => root.open_file(path).map(|(file, _)| {
+                let (dataset, path) = (*dataset, path.clone());
+                self.open = Some(Open { dataset, path, file, end: *offset, in_order: true });
+            }),
         };
-        let read = read.and_then(|()| {
-            let (_, _, file) = self.open.as_ref().expect("it was opened above");
-            file.read_exact_at(to, *offset)
+        let read = opened.and_then(|()| {
+            let open = self.open.as_mut().expect("it was opened above");
+            open.in_order = open.end == *offset;
+            open.file.read_exact_at(to, *offset)?;
+            open.end = offset + u64::from(*length);
+            Ok(())
         });
         match read {
             Ok(()) if chunk.is(to) => return true,

@@ -26,7 +26,7 @@ use consort_core::{DatasetId, Key, OnConflict, Version};
 use consort_store::{DiskStore, DiskView};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 
-use self::copies::Copied;
+use self::copies::{Copied, Found};
 use self::files::{Files, News};
 use self::open::Half;
 use self::turns::{Next, Turns};
@@ -466,7 +466,8 @@ impl Thread {
     }
 
     fn on_copied(&mut self, copied: Copied) {
-        let is_here = matches!(copied.written, Ok(Some(_)));
+        let is_here =
+            copied.chunks.iter().any(|(.., found)| matches!(found, Found::Written { .. }));
         if let Some(since) = self.pass.as_mut().and_then(|pass| pass.begun_since.as_mut())
             && is_here
         {

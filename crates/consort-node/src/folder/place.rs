@@ -6,8 +6,8 @@
 //! it is what was expected. Otherwise it is swapped back.
 //!
 //! Content before it has a key is in `place/stage.rs`, and what is left of it after a stop in `place/partial.rs`; directories
-//! are in `place/directories.rs`, moving a file from key to key in `place/moving.rs`, taking away in `place/removing.rs`, and
-//! what makes all that durable in `place/durable.rs`. The two looks, before and after, are here.
+//! are in `place/directories.rs`, moving a file from key to key in `place/moving.rs`, taking away in `place/removing.rs`, giving
+//! back its room in `place/freeing.rs`, and what makes all that durable in `place/durable.rs`. The two looks, before and after, are here.
 //!
 //! Two gaps no file system closes. A program that still holds the old file open writes to a file
 //! that has lost its name: do not place over a file of which the watcher says that it is being
@@ -39,6 +39,7 @@ use crate::folder::{EntryKind, Meta, Root};
 
 mod directories;
 mod durable;
+mod freeing;
 mod moving;
 pub(super) mod partial;
 mod removing;
@@ -253,7 +254,7 @@ impl Root {
         }
         temp.owned = false;
         if self.came_from(&out, old, parent, key)? {
-            return Ok(unlinkat(self.temp(), &out, AtFlags::empty())?);
+            return Ok(self.drop_out(&out, old.size)?);
         }
         self.put_back(&out, parent, name, &staged.meta)?;
         Err(PlaceError::Changed)

@@ -322,6 +322,32 @@ fn a_file_that_changed_is_never_served_and_its_places_are_forgotten() {
 }
 
 #[test]
+fn chunks_that_follow_each_other_are_read_without_looking_for_each_and_others_are_found() {
+    let mut world = World::new();
+    let a = world.peer();
+    let bytes = noise(1_000_000, 9);
+    let here = a.write("file", &bytes);
+    let moved = a.write("moved", &noise(10_000, 10))[0];
+    // Nobody knows any more where these are.
+    let mut transaction = Transaction::new(DATASET, Body::Nothing);
+    for chunk in &here[3..] {
+        let places = a.local.store().locate(chunk.hash).unwrap();
+        transaction.gone.extend(places.into_iter().map(|place| (chunk.hash, place)));
+    }
+    a.local.store().commit(transaction).unwrap();
+    let mut reader = a.local.reader();
+    let mut read = |chunk: &ChunkRef| {
+        let mut to = vec![0; chunk.length as usize];
+        let is_here = reader.read(chunk, &mut to).unwrap();
+        assert!(!is_here || chunk.is(&to));
+        is_here
+    };
+    assert!(here[..5].iter().all(&mut read));
+    assert!(!read(&here[6]), "one is left out, and nothing says where this one is");
+    assert!(read(&moved) && read(&here[0]) && read(&here[1]) && read(&here[2]) && read(&here[3]));
+}
+
+#[test]
 fn a_directory_that_is_away_for_a_while_keeps_its_places() {
     let mut world = World::new();
     let a = world.peer();

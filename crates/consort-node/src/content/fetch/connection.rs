@@ -241,15 +241,14 @@ fn verify<'m>(
             Answer::Coming(promise) => Outcome::Coming(promise),
             Answer::Chunk(bytes) if chunk.is(bytes) => {
                 let bytes = ChunkBytes::part(message, start..end);
-                let mut claimed = shared.lock().claim(chunk, bytes);
-                claimed.write();
-                arrived.push(claimed);
+                arrived.push(shared.lock().claim(chunk, bytes));
                 Outcome::Arrived
             }
             Answer::Chunk(_) => Outcome::Wrong,
         });
         start = end;
     }
+    Claimed::write_all(&mut arrived, &message.bytes);
     (outcomes, arrived)
 }
 

@@ -11,7 +11,7 @@ use consort_core::content::transfer::Urgency;
 use consort_core::{ChunkHash, ChunkRef, Content, Key, Version};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::copies::{Copied, Copier, Copy, MAX_LOOKED_FOR};
+use super::copies::{Copied, Copier, Copy, Found, MAX_LOOKED_FOR};
 use crate::content::delta::{self, Rebuild, Rebuilder, Rebuilt};
 use crate::content::staged::StagedFile;
 use crate::content::{ChunkBytes, ContentError, Contents, Fetched, Want, Written};
@@ -103,8 +103,10 @@ pub(super) struct Files {
     missing: bool,
     rebuilder: Rebuilder,
     copier: Copier,
-    /// Chunks that the copier is looking for.
+    /// Chunks that are looked for.
     looked_for: usize,
+    /// Those of them of which the copier was not told yet.
+    to_copy: Option<Copy>,
 }
 
 /// Where it is told what became of chunks.
@@ -193,6 +195,7 @@ impl Files {
             rebuilder,
             copier,
             looked_for: 0,
+            to_copy: None,
         };
         Ok((files, News { fetched, copied, rebuilt }))
     }
@@ -467,33 +470,52 @@ impl Files {
         let Some(staging) = &file.staging else { return };
         file.outstanding += 1;
         self.looked_for += 1;
-        let (into, arrived) = (staging.target(offset), file.arrived.clone());
-        self.copier.copy(Copy { file: id, offset, chunk, into, arrived });
+        let new = || Copy::new(id, offset, staging.target(offset), file.arrived.clone());
+        let mut copy = match self.to_copy.take() {
+            Some(copy) if copy.is_before(id, offset) => copy,
+            Some(copy) => {
+                self.copier.copy(copy);
+                new()
+            }
+            None => new(),
+        };
+        copy.add(chunk);
+        if copy.is_full() {
+            self.copier.copy(copy);
+        } else {
+            self.to_copy = Some(copy);
+        }
     }
 
-    /// Takes what became of a chunk that was looked for. If it is not here, it is wanted from peers.
+    /// Takes what became of chunks that were looked for. Those that are not here are wanted from peers.
     pub(super) fn on_copied(&mut self, copied: Copied) {
-        let Copied { file: id, offset, chunk, had_arrived, written } = copied;
-        self.looked_for -= 1;
+        for (offset, chunk, found) in copied.chunks {
+            self.looked_for -= 1;
+            self.on_looked_for(copied.file, offset, chunk, found);
+        }
+    }
+
+    fn on_looked_for(&mut self, id: u64, offset: u64, chunk: ChunkRef, found: Found) {
         let Some(file) = self.files.get_mut(&id) else { return };
         file.outstanding -= 1;
-        match written {
-            Ok(None) if file.base.is_some() => {
+        match found {
+            Found::Absent if file.base.is_some() => {
                 file.lacking.push_back((offset, chunk));
                 if delta::MAX_LACKING < file.lacking.len() {
                     self.fetch_lacking(id);
                 }
                 self.end_if_complete(id);
             }
-            Ok(None) => self.want(id, chunk, offset),
-            Ok(Some(written)) => {
-                self.on_written(id, chunk.length as usize, written);
+            Found::Absent => self.want(id, chunk, offset),
+            Found::Written { had_arrived } => {
+                self.on_written(id, chunk.length as usize, Ok(()));
                 if had_arrived {
                     self.keep_in_mind(id, chunk.hash, offset);
                 }
                 self.end_if_complete(id);
             }
-            Err(error) => {
+            Found::Unwritten(error) => self.on_error(id, &error),
+            Found::Unknown(error) => {
                 tracing::warn!(%error, "chunks cannot be read");
                 self.fail(id);
             }
@@ -751,8 +773,11 @@ impl Files {
         }
     }
 
-    /// Asks for what was gathered. To be called before anything is waited for.
+    /// Asks, and has looked for, what was gathered. To be called before anything is waited for.
     pub(super) fn ask(&mut self) {
+        if let Some(copy) = self.to_copy.take() {
+            self.copier.copy(copy);
+        }
         let mut takers = Vec::new();
         for (urgency, wants) in std::mem::take(&mut self.gathered) {
             if self.contents.fetcher().want(&wants, urgency, &self.sink).is_err() {

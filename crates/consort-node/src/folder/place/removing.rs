@@ -45,7 +45,7 @@ impl Root {
         let out = self.temp_name(OUT_PREFIX);
         rename_new(parent, name, self.temp(), &out).map_err(absent_is_changed)?;
         if self.came_from(&out, expected, parent, key)? {
-            return Ok(unlinkat(self.temp(), &out, AtFlags::empty())?);
+            return Ok(self.drop_out(&out, expected.size)?);
         }
         if rename_new(self.temp(), &out, parent, name).is_err() {
             // The user made a new entry in its place meanwhile, or took the directory away.

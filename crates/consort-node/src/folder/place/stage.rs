@@ -306,6 +306,19 @@ impl Staging {
 }
 
 impl Target {
+    /// The place so many bytes behind this one.
+    #[must_use]
+    pub fn after(&self, bytes: usize) -> Self {
+        Self { offset: self.offset + bytes as u64, ..self.clone() }
+    }
+
+    /// Whether what is written there ends where `next` begins, if it is so many bytes: both can be written at once.
+    #[must_use]
+    pub fn is_before(&self, bytes: usize, next: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &next.file)
+            && self.offset.checked_add(bytes as u64) == Some(next.offset)
+    }
+
     /// Writes `bytes` there. Several threads may write to a file, in any order, and the same bytes again. Aligned blocks
     /// of zeroes become holes, and so do bytes that are all zeroes.
     ///

@@ -367,3 +367,29 @@ fn large_batches_are_synced_too() {
     fixture.root.sync_entries(keys.iter().map(String::as_str)).unwrap();
     assert_eq!(fixture.root.list("").unwrap().len(), 20);
 }
+
+/// Whether this process still has something open that it took out of this directory and removed.
+fn is_taking_room(fixture: &Fixture) -> bool {
+    let removed = format!("{}/", fixture.at(".consort/tmp").display());
+    let open = fs::read_dir("/proc/self/fd").unwrap();
+    open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .any(|target| target.to_string_lossy().starts_with(&removed))
+}
+
+#[test]
+fn the_room_of_a_large_file_that_was_replaced_or_removed_is_given_back() {
+    let fixture = Fixture::new();
+    let large = "x".repeat(5 << 20);
+    fixture.place(&large, "a", Expected::Absent).unwrap();
+    fixture.place(&large, "b", Expected::Absent).unwrap();
+    fixture.place("new", "a", Expected::Present(fixture.stat("a"))).unwrap();
+    fixture.root.remove_file("b", &fixture.stat("b")).unwrap();
+    assert_eq!(read(fixture.at("a")), "new");
+    assert!(!fixture.at("b").exists());
+    assert!(fixture.temp_is_empty());
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while is_taking_room(&fixture) {
+        assert!(std::time::Instant::now() < deadline, "a file without a name stays open");
+        std::thread::yield_now();
+    }
+}
