@@ -29,7 +29,10 @@ use super::{Node, REVOKED, blocking};
 const STATUS_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Why a dataset waits, when there is nobody to hear from.
-const NOBODY: &str = "no other node can be reached";
+pub(super) const NOBODY: &str = "no other node can be reached";
+
+/// Why a dataset waits, when those that are there do not have what its directory lacks.
+const LACKING: &str = "content is missing that no reachable node has";
 
 /// Datagrams that were sent in vain before something is wrong.
 const SENT_ENOUGH: u64 = 100;
@@ -77,6 +80,7 @@ impl Node {
                 Liveness::Gone => Presence::Gone,
                 Liveness::Unheard => Presence::Unheard,
             };
+            let is_there = matches!(presence, Presence::Alive | Presence::Suspected);
             let learned = learned.get(&member.node).map_or(&[][..], Vec::as_slice);
             let listens = whereabouts(member, state.connected, learned, told).first().copied();
             PeerStatus {
@@ -91,11 +95,9 @@ impl Node {
                 neighbour: view.is_some_and(|view| view.neighbour),
                 told_seconds_ago: news.map(|(ago, _)| ago.as_secs()),
                 neighbours: news.map_or(0, |(_, news)| news.links.into()),
-                rate_bytes: news.map_or(0, |(_, news)| news.rate),
-                datasets: news.map_or_else(Vec::new, |(_, news)| {
-                    let is_there = matches!(presence, Presence::Alive | Presence::Suspected);
-                    compare(&facts, here, news, is_there)
-                }),
+                rate_bytes: news.filter(|_| is_there).map_or(0, |(_, news)| news.rate),
+                datasets: news
+                    .map_or_else(Vec::new, |(_, news)| compare(&facts, here, news, is_there)),
             }
         };
         Ok(others.map(describe).collect())
@@ -134,19 +136,15 @@ impl Node {
         let trouble = trouble.or_else(|| self.shared.broken_link(dataset).map(Trouble::Paused));
         let trouble = trouble.or_else(|| self.shared.failure().map(Trouble::Paused));
         let trouble = trouble.or_else(|| progress.and_then(|progress| progress.trouble()));
-        let has_others = 1 < self.shared.facts().members.iter().filter(|m| !m.revoked).count();
         let held_back = progress.is_some_and(|progress| progress.is_waiting()) && 0 < pending;
         let (state, reason) = match trouble {
             Some(Trouble::Paused(reason)) => (DatasetState::Paused, Some(reason)),
             Some(Trouble::Degraded(reason)) => (DatasetState::Degraded, Some(reason)),
             None if scan.is_some() => (DatasetState::Scanning, None),
-            None if links.is_empty() && has_others => {
+            None if links.is_empty() && self.has_others() => {
                 (DatasetState::Waiting, Some(format!("{NOBODY}; `consort doctor` says more")))
             }
-            None if held_back => {
-                let reason = "content is missing that no reachable node has";
-                (DatasetState::Waiting, Some(reason.to_owned()))
-            }
+            None if held_back => (DatasetState::Waiting, Some(LACKING.to_owned())),
             None if links.iter().any(|link| link.phase == Phase::Waiting) => {
                 let names: Vec<String> = links
                     .iter()
@@ -210,6 +208,11 @@ impl Node {
             method: link.method.map(|method| method.name().to_owned()),
             behind: link.behind,
         }
+    }
+
+    /// Whether this node is not the only member.
+    pub(super) fn has_others(&self) -> bool {
+        1 < self.shared.facts().members.iter().filter(|member| !member.revoked).count()
     }
 
     /// A peer's name, or what is known instead.
@@ -277,6 +280,12 @@ impl Node {
             };
             let (why, todo) = match dataset.reason.clone() {
                 Some(reason) if reason.starts_with(NOBODY) => (format!(": {NOBODY}"), None),
+                Some(reason) if reason == LACKING => {
+                    let todo = format!(
+                        "start a node that has it, or link a directory that has the files on any node: `consort link {name} DIR`"
+                    );
+                    (format!(": {LACKING}"), Some(todo))
+                }
                 // What is wrong with single entries follows.
                 reason => {
                     let is_of_entry = |reason: &str| {
