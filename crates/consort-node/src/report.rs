@@ -144,6 +144,26 @@ pub struct Linked {
     pub created: bool,
 }
 
+/// What ending a link came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unlinked {
+    /// The directory. It stays, with all that is in it.
+    pub dir: PathBuf,
+    /// Changes that were known here and had not arrived in it.
+    pub pending: u64,
+    /// That others may not be able to get what was in it, if that is so.
+    pub lacking: Option<Lacking>,
+}
+
+/// Contents that this node has no more, since a directory is linked no more, and that perhaps nobody else has either.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lacking {
+    /// A key with such a content. There may be more.
+    pub key: String,
+    /// What is known of the others.
+    pub why: String,
+}
+
 /// How a directory is to be linked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkOptions {

@@ -171,6 +171,28 @@ pub(crate) struct Linked {
     pub(crate) created: bool,
 }
 
+/// `unlink`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Unlinked {
+    /// It is so, whatever the rest says.
+    pub(crate) done: bool,
+    /// The directory, which stays as it is.
+    pub(crate) dir: String,
+    /// Changes that were known here and had not arrived in it.
+    pub(crate) pending: u64,
+    /// That perhaps nobody gives others what is in it.
+    pub(crate) lacking: Option<Lacking>,
+}
+
+/// Contents that this node gives to nobody any more.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Lacking {
+    /// A key with such a content.
+    pub(crate) key: String,
+    /// What is known of the other members.
+    pub(crate) why: String,
+}
+
 /// `put`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Put {
@@ -566,6 +588,14 @@ impl From<node::Link> for Link {
 impl From<node::Linked> for Linked {
     fn from(linked: node::Linked) -> Self {
         Self { link: linked.link.into(), created: linked.created }
+    }
+}
+
+impl From<node::Unlinked> for Unlinked {
+    fn from(unlinked: node::Unlinked) -> Self {
+        let node::Unlinked { dir, pending, lacking } = unlinked;
+        let lacking = lacking.map(|node::Lacking { key, why }| Lacking { key, why });
+        Self { done: true, dir: dir.display().to_string(), pending, lacking }
     }
 }
 
