@@ -22,6 +22,7 @@ use crate::report::{
 use crate::runtime::{Cause, MemberView, short_digest, short_id};
 use crate::words::counted;
 
+use super::keepers::linked_peers;
 use super::members::whereabouts;
 use super::{Node, REVOKED, blocking};
 
@@ -54,6 +55,9 @@ impl Node {
             }
         }
         let peers = self.peer_status(&datasets).await?;
+        for dataset in &mut datasets {
+            dataset.linked_peers = linked_peers(&dataset.name, &peers);
+        }
         let (node, listen, traffic) = (self.identity(), self.listen_addr(), self.traffic());
         let network = &self.shared.network;
         let (datagrams, limits) = (network.datagrams(), network.limits());
@@ -101,6 +105,12 @@ impl Node {
             }
         };
         Ok(others.map(describe).collect())
+    }
+
+    /// How many of those that are there told that a directory of theirs is linked to the dataset, if that is known.
+    pub(super) async fn linked_peers(&self, fact: &DatasetFact) -> Result<Option<u64>, NodeError> {
+        let here = [self.dataset_status(fact).await?];
+        Ok(linked_peers(&fact.name, &self.peer_status(&here).await?))
     }
 
     async fn dataset_status(&self, fact: &DatasetFact) -> Result<DatasetStatus, NodeError> {
@@ -177,6 +187,8 @@ impl Node {
             digest: format!("{:032x}", summary.digest.sum),
             dir: link.as_ref().map(|link| link.dir.clone()),
             metadata_only: link.is_none(),
+            // Who is there is looked at once for all datasets.
+            linked_peers: None,
             read_only: link.is_some_and(|link| link.read_only),
             state,
             reason,
@@ -286,6 +298,10 @@ impl Node {
                     );
                     (format!(": {LACKING}"), Some(todo))
                 }
+                // Whether contents can be had, a finding of its own says.
+                None if dataset.metadata_only && dataset.state == DatasetState::InSync => {
+                    (" as far as metadata goes: it has no directory here".to_owned(), None)
+                }
                 // What is wrong with single entries follows.
                 reason => {
                     let is_of_entry = |reason: &str| {
@@ -329,6 +345,13 @@ impl Node {
                 todo: Some("update consort on this node".to_owned()),
             });
         }
+        findings.extend(match self.contents_that_nobody_gives(&status).await {
+            Ok(findings) => findings,
+            // A store that cannot be read through is a finding, too.
+            Err(NodeError { message: what, hint: todo, .. }) => {
+                vec![Finding { severity: Severity::Problem, what, todo }]
+            }
+        });
         findings.extend(self.rescued().await?);
         if let Some(failure) = failure {
             let todo = Some("mend the cause, and start the node again".to_owned());

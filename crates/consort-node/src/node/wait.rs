@@ -65,11 +65,12 @@ impl Node {
 
         let reached = self.await_changes(dataset, missing).await?;
         // A dataset that was dropped meanwhile has nothing to show.
-        self.fact(name).await?;
+        let fact = self.fact(name).await?;
         self.await_directory(name, dataset, missing).await?;
         let versions = self.shared.store.view(dataset)?.summary().digest.count;
         let metadata_only = self.shared.link_of(dataset).is_none();
-        Ok(Waited { versions, peers: reached, metadata_only })
+        let linked_peers = if metadata_only { self.linked_peers(&fact).await? } else { None };
+        Ok(Waited { versions, peers: reached, metadata_only, linked_peers })
     }
 
     /// Returns when everything that reachable peers hold of a dataset by now is here, and how many peers that were; or
