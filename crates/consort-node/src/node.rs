@@ -3,6 +3,7 @@
 mod conflicts;
 mod datasets;
 mod entries;
+mod keepers;
 mod leave;
 mod members;
 mod status;

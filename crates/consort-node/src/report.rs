@@ -144,6 +144,26 @@ pub struct Linked {
     pub created: bool,
 }
 
+/// What ending a link came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unlinked {
+    /// The directory. It stays, with all that is in it.
+    pub dir: PathBuf,
+    /// Changes that were known here and had not arrived in it.
+    pub pending: u64,
+    /// That others may not be able to get what was in it, if that is so.
+    pub lacking: Option<Lacking>,
+}
+
+/// Contents that this node has no more, since a directory is linked no more, and that perhaps nobody else has either.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lacking {
+    /// A key with such a content. There may be more.
+    pub key: String,
+    /// What is known of the others.
+    pub why: String,
+}
+
 /// How a directory is to be linked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkOptions {
@@ -290,6 +310,9 @@ pub struct Waited {
     pub peers: usize,
     /// No directory is linked here, so that contents may have to be fetched when they are read.
     pub metadata_only: bool,
+    /// If so: members that are there and told that a directory of theirs is linked to it; none if somebody has not told
+    /// yet. With 0, it is not known whether contents can be had.
+    pub linked_peers: Option<u64>,
 }
 
 /// What leaving the cluster came to.
@@ -414,6 +437,9 @@ pub struct DatasetStatus {
     pub read_only: bool,
     /// There is no directory, so that contents may have to be fetched when they are read.
     pub metadata_only: bool,
+    /// Members that are there and told that a directory of theirs is linked to it; none if nobody did and somebody has not
+    /// told yet. With 0 and no directory here, it is not known whether contents can be had.
+    pub linked_peers: Option<u64>,
     /// How it stands as a whole.
     pub state: DatasetState,
     /// Why it is paused or degraded, and what to do.

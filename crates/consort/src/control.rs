@@ -300,7 +300,7 @@ mod tests {
         assert!(answer.contains("a line of more than"), "{answer}");
 
         let name = "x".repeat(wire::MAX_REQUEST_BYTES);
-        let refused = up.client().tell(Request::Unlink { name }).await;
+        let refused = up.client().one::<json::Unlinked>(Request::Unlink { name }).await;
         assert!(message(refused.expect_err("not sent")).contains("too long"));
         up.stop().await;
     }

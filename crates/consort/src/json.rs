@@ -171,6 +171,28 @@ pub(crate) struct Linked {
     pub(crate) created: bool,
 }
 
+/// `unlink`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Unlinked {
+    /// It is so, whatever the rest says.
+    pub(crate) done: bool,
+    /// The directory, which stays as it is.
+    pub(crate) dir: String,
+    /// Changes that were known here and had not arrived in it.
+    pub(crate) pending: u64,
+    /// That perhaps nobody gives others what is in it.
+    pub(crate) lacking: Option<Lacking>,
+}
+
+/// Contents that this node gives to nobody any more.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Lacking {
+    /// A key with such a content.
+    pub(crate) key: String,
+    /// What is known of the other members.
+    pub(crate) why: String,
+}
+
 /// `put`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Put {
@@ -254,6 +276,9 @@ pub(crate) struct Waited {
     pub(crate) peers: usize,
     /// No directory is linked here: contents may have to be fetched when they are read.
     pub(crate) metadata_only: bool,
+    /// If so: members that are there and told that a directory of theirs is linked to it; none if somebody has not told
+    /// yet. With 0, it is not known whether contents can be had.
+    pub(crate) linked_peers: Option<u64>,
 }
 
 /// `leave`.
@@ -347,6 +372,9 @@ pub(crate) struct DatasetStatus {
     pub(crate) read_only: bool,
     /// No directory is linked here: contents may have to be fetched when they are read.
     pub(crate) metadata_only: bool,
+    /// Members that are there and told that a directory of theirs is linked to it; none if nobody did and somebody has not
+    /// told yet.
+    pub(crate) linked_peers: Option<u64>,
     pub(crate) state: DatasetState,
     /// Why it is paused or degraded, and what to do.
     pub(crate) reason: Option<String>,
@@ -569,6 +597,14 @@ impl From<node::Linked> for Linked {
     }
 }
 
+impl From<node::Unlinked> for Unlinked {
+    fn from(unlinked: node::Unlinked) -> Self {
+        let node::Unlinked { dir, pending, lacking } = unlinked;
+        let lacking = lacking.map(|node::Lacking { key, why }| Lacking { key, why });
+        Self { done: true, dir: dir.display().to_string(), pending, lacking }
+    }
+}
+
 impl From<node::Put> for Put {
     fn from(put: node::Put) -> Self {
         Self { version: put.dot.to_string(), size: put.size }
@@ -639,8 +675,8 @@ impl From<node::Change> for Change {
 
 impl From<node::Waited> for Waited {
     fn from(waited: node::Waited) -> Self {
-        let node::Waited { versions, peers, metadata_only } = waited;
-        Self { versions, peers, metadata_only }
+        let node::Waited { versions, peers, metadata_only, linked_peers } = waited;
+        Self { versions, peers, metadata_only, linked_peers }
     }
 }
 
@@ -725,6 +761,7 @@ impl From<node::DatasetStatus> for DatasetStatus {
             dir: dataset.dir.map(|dir| dir.display().to_string()),
             read_only: dataset.read_only,
             metadata_only: dataset.metadata_only,
+            linked_peers: dataset.linked_peers,
             state: dataset.state.into(),
             reason: dataset.reason,
             pending: dataset.pending,

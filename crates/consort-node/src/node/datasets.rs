@@ -13,10 +13,14 @@ use crate::error::{ErrorKind, NodeError};
 use crate::folder::PRIVATE_DIR;
 use crate::net::{self, Role};
 use crate::release::when_released;
-use crate::report::{Dataset, DatasetOptions, FeedCursor, Link, LinkOptions, Linked, Mode};
+use crate::report::{
+    Dataset, DatasetOptions, FeedCursor, Lacking, Link, LinkOptions, Linked, Mode, PeerStatus,
+    Unlinked,
+};
 use crate::runtime::wall_time;
 use crate::shared::LinkSetting;
 
+use super::keepers::{ANYBODY, Lack, first_content_only_in_directory, lacks_contents};
 use super::{Node, blocking, removal};
 
 /// How long a node is given to hear of a dataset that it does not know: from its cluster at all, if it has not yet, and
@@ -188,9 +192,12 @@ impl Node {
         Ok(Link { dir: link.dir, read_only: link.read_only })
     }
 
-    /// Ends a link. The directory stays as it is, without our private area.
-    pub async fn unlink(&self, name: &str) -> Result<(), NodeError> {
+    /// Ends a link. The directory stays as it is, without our private area; what it was the only one to show is told.
+    pub async fn unlink(&self, name: &str) -> Result<Unlinked, NodeError> {
         let fact = self.fact(name).await?;
+        let status = self.status().await?;
+        let peers: Vec<&PeerStatus> = status.peers.iter().collect();
+        let lack = lacks_contents(name, ANYBODY, &peers);
         let shared = Arc::clone(&self.shared);
         blocking(move || {
             let _linking = shared.linking();
@@ -200,12 +207,21 @@ impl Node {
                 let hint = "`consort dataset list` shows which datasets are";
                 return Err(NodeError::failed(message).hint(hint));
             };
+            // Afterwards nobody knows what was in the directory.
+            let lacking = match lack {
+                None => None,
+                Some(Lack::ForNow(why) | Lack::ForGood { what: why, .. }) => {
+                    let key = first_content_only_in_directory(shared.contents.local(), dataset)?;
+                    key.map(|key| Lacking { key, why })
+                }
+            };
             shared.stop_folder(dataset);
+            let pending = shared.store.view(dataset)?.pending_count();
             shared.save_links()?;
             shared.store.set_linked(dataset, false)?;
             crate::folder::remove_private_area(&link.dir, link.root);
             shared.notify();
-            Ok(())
+            Ok(Unlinked { dir: link.dir, pending, lacking })
         })
         .await
     }

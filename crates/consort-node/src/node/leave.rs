@@ -12,24 +12,23 @@ use std::time::Duration;
 use consort_core::protocol::link::Phase;
 use consort_core::protocol::membership::Liveness;
 use consort_core::protocol::replica::LinkReport;
-use consort_core::store::View;
-use consort_core::{Content, DatasetId, NodeId, OnConflict};
-use consort_store::DiskStore;
+use consort_core::{DatasetId, NodeId, OnConflict};
 use tokio::time::{Instant, timeout_at};
 
 use crate::cluster::{Facts, MemberFact};
 use crate::error::{ErrorKind, NodeError};
 use crate::net::{LeaveRefusal, Role};
-use crate::report::{Left, PeerStatus, Presence};
+use crate::report::{Left, PeerStatus};
 use crate::runtime::{Cause, MemberView};
 use crate::shared::Shared;
 use crate::words::counted;
 
+use super::keepers::{Lack, first_content_here, lacks_contents};
 use super::wait::{Stuck, pause};
 use super::{Node, REVOKED, blocking, revocation};
 
-/// Keys whose contents are looked for at once.
-const PAGE: usize = 256;
+/// Who takes over what this node has.
+const WHOEVER: &str = "that writes and is there";
 
 impl Node {
     /// Ends this node's membership, with the help of an admin. Before that, the linked directories are taken in, and
@@ -243,7 +242,7 @@ impl Node {
                     return Ok(Some(lack));
                 }
             }
-            let Some(mut lack) = lacks_contents(name, &keepers) else { continue };
+            let Some(mut lack) = lacks_contents(name, WHOEVER, &keepers) else { continue };
             let key = match here.entry(id) {
                 Entry::Occupied(known) => known.into_mut(),
                 Entry::Vacant(unknown) => {
@@ -263,15 +262,6 @@ impl Node {
     async fn links(&self, dataset: DatasetId) -> Result<Vec<LinkReport>, NodeError> {
         self.ask(|reply| Cause::Links { dataset, reply }).await
     }
-}
-
-/// What no other member has.
-#[derive(Debug, PartialEq, Eq)]
-enum Lack {
-    /// Somebody will, or may.
-    ForNow(String),
-    /// Nobody will before somebody does something.
-    ForGood { what: String, hint: String },
 }
 
 /// The two have compared what they hold, and each reads the other's feed.
@@ -305,65 +295,6 @@ fn lacks_versions(name: &str, links: &[LinkReport]) -> Option<Lack> {
     })
 }
 
-/// What is missing before the contents of a dataset are in the directory of one of those.
-fn lacks_contents(name: &str, keepers: &[&PeerStatus]) -> Option<Lack> {
-    let mut lack = Lack::ForGood {
-        what: format!(
-            "no other member that writes and is there has the contents of {name} in a directory"
-        ),
-        hint: format!("`consort link {name} DIR` on another node"),
-    };
-    for peer in keepers.iter().filter(|peer| peer.presence == Presence::Alive) {
-        let keeper = &peer.name;
-        match peer.datasets.iter().find(|dataset| dataset.name == name) {
-            None => {
-                lack = Lack::ForNow(format!("{keeper} has not told yet how it stands with {name}"));
-            }
-            Some(told) if told.linked && told.in_sync => return None,
-            Some(told) if told.linked && 0 < told.pending => {
-                let pending = counted(told.pending, "entry is", "entries are");
-                lack = Lack::ForNow(format!(
-                    "{pending} not in the directory of {name} on {keeper} yet"
-                ));
-            }
-            Some(told) if told.linked => {
-                lack = Lack::ForNow(format!(
-                    "{keeper} has not told yet that it holds the same of {name}"
-                ));
-            }
-            Some(_) => {}
-        }
-    }
-    Some(lack)
-}
-
-/// A key of the dataset of whose content something is on this node. What is inline is in the version.
-fn first_content_here(store: &DiskStore, dataset: DatasetId) -> Result<Option<String>, NodeError> {
-    let view = store.view(dataset)?;
-    let mut after = None;
-    loop {
-        let page = view.scan("", after.as_ref(), PAGE)?;
-        let Some((last, _)) = page.last() else { return Ok(None) };
-        after = Some(last.clone());
-        for (key, held) in page {
-            for stored in held {
-                let hashes = match &stored.version.content {
-                    Content::Deleted | Content::Inline(_) => Vec::new(),
-                    Content::Chunks(chunks) => chunks.iter().map(|chunk| chunk.hash).collect(),
-                    Content::Tree { nodes, .. } => {
-                        nodes.iter().map(|node| node.chunk.hash).collect()
-                    }
-                };
-                for hash in hashes {
-                    if !store.locate(hash)?.is_empty() {
-                        return Ok(Some(key.to_string()));
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// As long as this is there, the node is about to leave.
 struct Leaving(Arc<Shared>);
 
@@ -388,7 +319,6 @@ mod tests {
     use consort_core::store::Sequence;
 
     use super::*;
-    use crate::report::PeerDataset;
 
     fn link(phase: Phase, behind: u64) -> LinkReport {
         let (peer, method, lacks, applied) = (NodeId([1; 16]), None, 0, Sequence(0));
@@ -408,46 +338,5 @@ mod tests {
         assert_eq!(lacks_versions("photos", &[link(Phase::CatchingUp, 0)]), None);
         let links = [link(Phase::CatchingUp, 1), link(Phase::Live, 0)];
         assert_eq!(lacks_versions("photos", &links), None);
-    }
-
-    fn peer(presence: Presence, dataset: Option<PeerDataset>) -> PeerStatus {
-        PeerStatus {
-            node: NodeId([1; 16]),
-            name: "b".to_owned(),
-            role: Role::Writer,
-            addr: None,
-            connected: true,
-            reason: None,
-            presence,
-            for_seconds: 0,
-            neighbour: true,
-            told_seconds_ago: None,
-            neighbours: 0,
-            rate_bytes: 0,
-            datasets: dataset.into_iter().collect(),
-        }
-    }
-
-    #[test]
-    fn contents_are_kept_when_the_directory_of_somebody_who_is_there_shows_the_same() {
-        let name = "photos".to_owned();
-        let shows =
-            PeerDataset { name, in_sync: true, versions: 1, behind: 0, pending: 0, linked: true };
-        let lack =
-            |peers: &[PeerStatus]| lacks_contents("photos", &peers.iter().collect::<Vec<_>>());
-        let alive = |dataset: &PeerDataset| peer(Presence::Alive, Some(dataset.clone()));
-        assert_eq!(lack(&[alive(&shows)]), None);
-        let names_only = PeerDataset { linked: false, ..shows.clone() };
-        for nobody in
-            [vec![], vec![peer(Presence::Gone, Some(shows.clone()))], vec![alive(&names_only)]]
-        {
-            assert!(matches!(lack(&nobody), Some(Lack::ForGood { .. })), "{nobody:?}");
-        }
-        let pending = PeerDataset { in_sync: false, pending: 1, ..shows.clone() };
-        let differs = PeerDataset { in_sync: false, ..shows.clone() };
-        for soon in [alive(&pending), alive(&differs), peer(Presence::Alive, None)] {
-            assert!(matches!(lack(&[alive(&names_only), soon]), Some(Lack::ForNow(_))));
-        }
-        assert_eq!(lack(&[alive(&pending), alive(&shows)]), None);
     }
 }

@@ -22,6 +22,7 @@ use crate::report::{
 use crate::runtime::{Cause, MemberView, short_digest, short_id};
 use crate::words::counted;
 
+use super::keepers::linked_peers;
 use super::members::whereabouts;
 use super::{Node, REVOKED, blocking};
 
@@ -29,7 +30,10 @@ use super::{Node, REVOKED, blocking};
 const STATUS_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Why a dataset waits, when there is nobody to hear from.
-const NOBODY: &str = "no other node can be reached";
+pub(super) const NOBODY: &str = "no other node can be reached";
+
+/// Why a dataset waits, when those that are there do not have what its directory lacks.
+const LACKING: &str = "content is missing that no reachable node has";
 
 /// Datagrams that were sent in vain before something is wrong.
 const SENT_ENOUGH: u64 = 100;
@@ -51,6 +55,9 @@ impl Node {
             }
         }
         let peers = self.peer_status(&datasets).await?;
+        for dataset in &mut datasets {
+            dataset.linked_peers = linked_peers(&dataset.name, &peers);
+        }
         let (node, listen, traffic) = (self.identity(), self.listen_addr(), self.traffic());
         let network = &self.shared.network;
         let (datagrams, limits) = (network.datagrams(), network.limits());
@@ -77,6 +84,7 @@ impl Node {
                 Liveness::Gone => Presence::Gone,
                 Liveness::Unheard => Presence::Unheard,
             };
+            let is_there = matches!(presence, Presence::Alive | Presence::Suspected);
             let learned = learned.get(&member.node).map_or(&[][..], Vec::as_slice);
             let listens = whereabouts(member, state.connected, learned, told).first().copied();
             PeerStatus {
@@ -91,14 +99,18 @@ impl Node {
                 neighbour: view.is_some_and(|view| view.neighbour),
                 told_seconds_ago: news.map(|(ago, _)| ago.as_secs()),
                 neighbours: news.map_or(0, |(_, news)| news.links.into()),
-                rate_bytes: news.map_or(0, |(_, news)| news.rate),
-                datasets: news.map_or_else(Vec::new, |(_, news)| {
-                    let is_there = matches!(presence, Presence::Alive | Presence::Suspected);
-                    compare(&facts, here, news, is_there)
-                }),
+                rate_bytes: news.filter(|_| is_there).map_or(0, |(_, news)| news.rate),
+                datasets: news
+                    .map_or_else(Vec::new, |(_, news)| compare(&facts, here, news, is_there)),
             }
         };
         Ok(others.map(describe).collect())
+    }
+
+    /// How many of those that are there told that a directory of theirs is linked to the dataset, if that is known.
+    pub(super) async fn linked_peers(&self, fact: &DatasetFact) -> Result<Option<u64>, NodeError> {
+        let here = [self.dataset_status(fact).await?];
+        Ok(linked_peers(&fact.name, &self.peer_status(&here).await?))
     }
 
     async fn dataset_status(&self, fact: &DatasetFact) -> Result<DatasetStatus, NodeError> {
@@ -134,19 +146,15 @@ impl Node {
         let trouble = trouble.or_else(|| self.shared.broken_link(dataset).map(Trouble::Paused));
         let trouble = trouble.or_else(|| self.shared.failure().map(Trouble::Paused));
         let trouble = trouble.or_else(|| progress.and_then(|progress| progress.trouble()));
-        let has_others = 1 < self.shared.facts().members.iter().filter(|m| !m.revoked).count();
         let held_back = progress.is_some_and(|progress| progress.is_waiting()) && 0 < pending;
         let (state, reason) = match trouble {
             Some(Trouble::Paused(reason)) => (DatasetState::Paused, Some(reason)),
             Some(Trouble::Degraded(reason)) => (DatasetState::Degraded, Some(reason)),
             None if scan.is_some() => (DatasetState::Scanning, None),
-            None if links.is_empty() && has_others => {
+            None if links.is_empty() && self.has_others() => {
                 (DatasetState::Waiting, Some(format!("{NOBODY}; `consort doctor` says more")))
             }
-            None if held_back => {
-                let reason = "content is missing that no reachable node has";
-                (DatasetState::Waiting, Some(reason.to_owned()))
-            }
+            None if held_back => (DatasetState::Waiting, Some(LACKING.to_owned())),
             None if links.iter().any(|link| link.phase == Phase::Waiting) => {
                 let names: Vec<String> = links
                     .iter()
@@ -179,6 +187,8 @@ impl Node {
             digest: format!("{:032x}", summary.digest.sum),
             dir: link.as_ref().map(|link| link.dir.clone()),
             metadata_only: link.is_none(),
+            // Who is there is looked at once for all datasets.
+            linked_peers: None,
             read_only: link.is_some_and(|link| link.read_only),
             state,
             reason,
@@ -210,6 +220,11 @@ impl Node {
             method: link.method.map(|method| method.name().to_owned()),
             behind: link.behind,
         }
+    }
+
+    /// Whether this node is not the only member.
+    pub(super) fn has_others(&self) -> bool {
+        1 < self.shared.facts().members.iter().filter(|member| !member.revoked).count()
     }
 
     /// A peer's name, or what is known instead.
@@ -277,6 +292,16 @@ impl Node {
             };
             let (why, todo) = match dataset.reason.clone() {
                 Some(reason) if reason.starts_with(NOBODY) => (format!(": {NOBODY}"), None),
+                Some(reason) if reason == LACKING => {
+                    let todo = format!(
+                        "start a node that has it, or link a directory that has the files on any node: `consort link {name} DIR`"
+                    );
+                    (format!(": {LACKING}"), Some(todo))
+                }
+                // Whether contents can be had, a finding of its own says.
+                None if dataset.metadata_only && dataset.state == DatasetState::InSync => {
+                    (" as far as metadata goes: it has no directory here".to_owned(), None)
+                }
                 // What is wrong with single entries follows.
                 reason => {
                     let is_of_entry = |reason: &str| {
@@ -320,6 +345,13 @@ impl Node {
                 todo: Some("update consort on this node".to_owned()),
             });
         }
+        findings.extend(match self.contents_that_nobody_gives(&status).await {
+            Ok(findings) => findings,
+            // A store that cannot be read through is a finding, too.
+            Err(NodeError { message: what, hint: todo, .. }) => {
+                vec![Finding { severity: Severity::Problem, what, todo }]
+            }
+        });
         findings.extend(self.rescued().await?);
         if let Some(failure) = failure {
             let todo = Some("mend the cause, and start the node again".to_owned());

@@ -16,6 +16,7 @@ use crate::report::Waited;
 use crate::runtime::{Answer, Cause};
 use crate::words::counted;
 
+use super::status::NOBODY;
 use super::{Node, blocking};
 
 /// After a start, peers that are known get so long to connect before they count as not reachable.
@@ -40,11 +41,15 @@ impl Node {
         let mut missing = format!("the directory of {name} on this node is still being looked at");
         let waited = timeout_at(deadline, self.wait_for_all(name, &mut missing)).await;
         waited.unwrap_or_else(|_| {
-            Err(NodeError::new(
-                ErrorKind::TimedOut,
-                format!("not in sync within {timeout:?}: {missing}"),
-            )
-            .hint("`consort status` shows what is going on; a longer --timeout waits longer"))
+            let mut message = format!("not in sync within {timeout:?}: {missing}");
+            let mut hint =
+                "`consort status` shows what is going on; a longer --timeout waits longer";
+            let is_alone = !self.shared.peers().values().any(|peer| peer.connected);
+            if is_alone && self.has_others() {
+                message.push_str(&format!("; {NOBODY}"));
+                hint = "`consort doctor` says why, and what to do";
+            }
+            Err(NodeError::new(ErrorKind::TimedOut, message).hint(hint))
         })
     }
 
@@ -60,11 +65,12 @@ impl Node {
 
         let reached = self.await_changes(dataset, missing).await?;
         // A dataset that was dropped meanwhile has nothing to show.
-        self.fact(name).await?;
+        let fact = self.fact(name).await?;
         self.await_directory(name, dataset, missing).await?;
         let versions = self.shared.store.view(dataset)?.summary().digest.count;
         let metadata_only = self.shared.link_of(dataset).is_none();
-        Ok(Waited { versions, peers: reached, metadata_only })
+        let linked_peers = if metadata_only { self.linked_peers(&fact).await? } else { None };
+        Ok(Waited { versions, peers: reached, metadata_only, linked_peers })
     }
 
     /// Returns when everything that reachable peers hold of a dataset by now is here, and how many peers that were; or

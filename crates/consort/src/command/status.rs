@@ -257,11 +257,22 @@ fn state(dataset: &json::DatasetStatus, peers: &[json::PeerStatus]) -> String {
         if away != 0 {
             let _ = write!(state, " with those that are there; {away} of {} are not", peers.len());
         }
-        if dataset.metadata_only {
-            state.push_str(" (not linked here: contents are fetched when read)");
-        }
+        state.push_str(contents(dataset));
     }
     state
+}
+
+/// What is known of the contents, where they are not all here.
+fn contents(dataset: &json::DatasetStatus) -> &'static str {
+    match (dataset.metadata_only, dataset.linked_peers) {
+        (false, _) => "",
+        // What is in no directory is where it was put, or nowhere.
+        (true, Some(0)) if dataset.versions != 0 => {
+            " (metadata only: linked neither here nor on another node that is there; whether contents can be had, `consort doctor` finds out)"
+        }
+        (true, None) => " (metadata only: not linked here)",
+        (true, Some(_)) => " (not linked here: contents are fetched when read)",
+    }
 }
 
 /// How many versions wait for somebody to choose, where they are, and how to choose.

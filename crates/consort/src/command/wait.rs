@@ -51,13 +51,22 @@ impl Wait {
             peers => format!(", all that {peers} reachable peers hold"),
         };
         let versions = counted(waited.versions, "version", "versions");
-        let contents = if waited.metadata_only {
-            " It has no directory here: contents are fetched when they are read."
-        } else {
-            ""
-        };
+        let contents = contents(&waited);
         let message = format!("{name}: this node holds {versions}{peers}.{contents}");
         context.ui.outcome(&waited, message)
+    }
+}
+
+/// What is known of the contents, where that is less than of the versions.
+fn contents(waited: &json::Waited) -> &'static str {
+    match waited.linked_peers {
+        _ if !waited.metadata_only => "",
+        Some(0) if waited.versions != 0 => {
+            " It has no directory here, nor on any other node that is there: whether contents can be had, \
+             `consort doctor` finds out."
+        }
+        Some(_) => " It has no directory here: contents are fetched when they are read.",
+        None => " It has no directory here: that is metadata, without contents.",
     }
 }
 
@@ -84,4 +93,27 @@ async fn watch(context: &Context, name: String, progress: &mut Progress) -> Resu
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contents_are_promised_only_if_somebody_has_a_directory() {
+        let told = |versions, linked_peers| {
+            let waited = json::Waited { versions, peers: 1, metadata_only: true, linked_peers };
+            contents(&waited)
+        };
+        for fetched in [told(1, Some(1)), told(0, Some(0))] {
+            assert!(fetched.contains("fetched when they are read"), "{fetched}");
+        }
+        for in_doubt in [told(1, Some(0)), told(1, None)] {
+            assert!(!in_doubt.contains("are fetched"), "{in_doubt}");
+        }
+        assert!(told(1, Some(0)).contains("consort doctor"));
+        let linked =
+            json::Waited { versions: 1, peers: 1, metadata_only: false, linked_peers: None };
+        assert_eq!(contents(&linked), "");
+    }
 }

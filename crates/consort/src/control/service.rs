@@ -80,7 +80,9 @@ impl Service for NodeService {
                 let linked = node.link(&name, Path::new(&dir), options).await?;
                 reply.item(&json::Linked::from(linked)).await
             }
-            Request::Unlink { name } => Ok(node.unlink(&name).await?),
+            Request::Unlink { name } => {
+                reply.item(&json::Unlinked::from(node.unlink(&name).await?)).await
+            }
             Request::Put { name, key, media_type, origin, metadata, mode } => {
                 let Some(body) = body else {
                     return Err(Error::usage("a put needs a body").hint("put with `consort put`"));

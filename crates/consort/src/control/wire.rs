@@ -79,7 +79,7 @@ pub(crate) enum Request {
     DropDataset { name: String },
     /// One [`json::Linked`]. The directory is absolute.
     Link { name: String, dir: String, read_only: bool, allow_mass_delete: bool },
-    /// Nothing.
+    /// One [`json::Unlinked`].
     Unlink { name: String },
     /// A body follows; one [`json::Put`].
     Put {

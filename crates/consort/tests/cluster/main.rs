@@ -17,6 +17,7 @@
 //! - [`apart`]: nodes that are down, a chain of availability, concurrent writes.
 //! - [`forgetting`]: deletions that are not remembered any more, and a node that was away too long.
 //! - [`leaving`]: a node that ends its own membership, and what it must not take with it.
+//! - [`keeping`]: contents that are in one directory only, or in none, and what nodes say of that.
 //! - [`conflicts`]: concurrent writes under each policy, and choosing.
 //! - [`dev`]: a cluster on one machine, on a directory that somebody named.
 //! - [`directories`]: what can happen to a linked directory: mass deletion, ignored and impossible names, a full disk.
@@ -31,6 +32,7 @@ mod conflicts;
 mod dev;
 mod directories;
 mod forgetting;
+mod keeping;
 mod leaving;
 mod ledger;
 mod neighbours;

@@ -197,8 +197,9 @@ impl Cluster {
         if let Some(first) = self.nodes.first().filter(|_| self.keeps_dir) {
             // What the link left in the user's directory goes with it. If the node does not answer any more, the
             // directory keeps that, and the next link takes it over.
-            let unlink = first.client.tell(Request::Unlink { name: self.dataset.clone() });
-            if !matches!(tokio::time::timeout(STOP_TIMEOUT, unlink).await, Ok(Ok(()))) {
+            let request = Request::Unlink { name: self.dataset.clone() };
+            let unlink = first.client.one::<json::Unlinked>(request);
+            if !matches!(tokio::time::timeout(STOP_TIMEOUT, unlink).await, Ok(Ok(_))) {
                 tracing::warn!("the directory is still marked as linked");
             }
         }
