@@ -11,6 +11,7 @@
 
 mod copies;
 mod files;
+mod leftovers;
 mod open;
 mod plan;
 mod turns;
@@ -435,7 +436,8 @@ impl Thread {
         let full = self.full.as_ref().filter(|_| self.again).map(|full| full.look_at);
         let removals = removals.map(|since| since + REMOVALS_WAIT);
         let held = self.files.are_held().then(|| Instant::now() + HELD_AGAIN_AFTER);
-        let wake_at = [self.retry_at, full, removals, held].into_iter().flatten().min();
+        let left = self.files.forget_unwanted_left();
+        let wake_at = [self.retry_at, full, removals, held, left].into_iter().flatten().min();
         let timeout = wake_at
             .map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
         select! {
@@ -611,7 +613,7 @@ impl Thread {
     fn end_pass(&mut self) {
         let Some(pass) = self.pass.take() else { return };
         if pass.idle && !self.left && self.active.is_empty() {
-            self.files.forget_all_left();
+            self.files.release_all_left();
         }
         if pass.everything {
             if pass.idle && !self.left && self.active.is_empty() {

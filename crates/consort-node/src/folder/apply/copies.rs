@@ -38,8 +38,8 @@ pub(super) struct Copied {
     pub(super) file: u64,
     pub(super) offset: u64,
     pub(super) chunk: ChunkRef,
-    /// It was in what had arrived.
-    pub(super) had_arrived: bool,
+    /// It was in what had arrived of this content or of another one, and is recorded nowhere.
+    pub(super) was_staged: bool,
     /// Whether it could be written. None: it is not here.
     pub(super) written: Result<Option<Result<(), PlaceError>>, StoreError>,
 }
@@ -106,16 +106,14 @@ fn copy_all(local: &LocalContent, queue: &Receiver<Copy>, done: &Sender<Copied>)
             let bytes = &mut buffer[..chunk.length as usize];
             let had_arrived = arrived
                 .is_some_and(|file| file.read_exact_at(bytes, offset).is_ok() && chunk.is(bytes));
-            let found = match had_arrived {
-                true => Ok(true),
-                false => reader
-                    .read(&chunk, bytes)
-                    .map(|is_here| is_here || local.staged().read(&chunk, bytes)),
-            };
+            let is_recorded = if had_arrived { Ok(false) } else { reader.read(&chunk, bytes) };
+            let was_staged = had_arrived
+                || (matches!(is_recorded, Ok(false)) && local.staged().read(&chunk, bytes));
+            let found = is_recorded.map(|is_recorded| is_recorded || was_staged);
             let written = found.map(|is_here| is_here.then(|| into.write(bytes)));
             // Before it is told: with the last of these the file is complete.
             drop(into);
-            if done.send(Copied { file, offset, chunk, had_arrived, written }).is_err() {
+            if done.send(Copied { file, offset, chunk, was_staged, written }).is_err() {
                 return;
             }
         }

@@ -5,6 +5,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 use consort_core::content::manifest::{Step, Walk};
 use consort_core::content::transfer::Urgency;
@@ -12,6 +13,7 @@ use consort_core::{ChunkHash, ChunkRef, Content, Key, Version};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::copies::{Copied, Copier, Copy, MAX_LOOKED_FOR};
+use super::leftovers::Leftovers;
 use crate::content::delta::{self, Rebuild, Rebuilder, Rebuilt};
 use crate::content::staged::StagedFile;
 use crate::content::{ChunkBytes, ContentError, Contents, Fetched, Want, Written};
@@ -37,11 +39,9 @@ const NODES_AHEAD: usize = 64;
 /// wanted, and no file is begun.
 const MAX_NODES: usize = 1024;
 /// Large files that are begun at a time. Further ones have to wait where they cost nothing, so that small ones pass them.
-const MAX_LARGE: usize = 1024;
+pub(super) const MAX_LARGE: usize = 1024;
 /// Large files that wait for a manifest node at a time. Those after them are not looked into yet.
 const MAX_WAITING_FOR_NODES: usize = 64;
-/// Files of which something is left that they may be begun with again. Of more of them nothing is left.
-const MAX_LEFT: usize = MAX_LARGE;
 /// Files that wait for something that nobody has, and stay open whatever others want: each wants one chunk, which is half of
 /// [`MAX_WANTED_BYTES`] if all are of the greatest length.
 const MAX_STALLED: usize = 128;
@@ -62,7 +62,7 @@ pub(super) struct Ended {
     pub(super) staged: Result<Staged, bool>,
     /// Its bytes.
     pub(super) written: Underway,
-    /// Its chunks that came from peers.
+    /// Its chunks that were recorded nowhere before.
     pub(super) fresh: Option<StagedFile>,
 }
 
@@ -95,10 +95,7 @@ pub(super) struct Files {
     /// Files that are complete, and that somebody else could still write to.
     held: BTreeSet<u64>,
     ended: Vec<Ended>,
-    /// The contents of which what had arrived was left, by the path that they are for.
-    left: HashMap<Key, [u8; 16]>,
-    /// Something may be left, of these or by processes before this one.
-    is_any_left: bool,
+    leftovers: Leftovers,
     /// A file was given up since the last pass began, as something could not be had.
     missing: bool,
     rebuilder: Rebuilder,
@@ -131,7 +128,8 @@ struct File {
     is_large: bool,
     staging: Option<Staging>,
     written: Underway,
-    /// Its chunks that came from peers, now or before: others may want them before it is recorded.
+    /// Its chunks that are recorded nowhere: they came from peers, for this file or another one, now or before. Others may
+    /// want them before it is recorded.
     fresh: Option<StagedFile>,
     /// The chunks that were not looked for yet.
     chunks: Option<Walk>,
@@ -165,7 +163,7 @@ impl Files {
     ) -> std::io::Result<(Self, News)> {
         let (copier, copied) = Copier::start(contents.local())?;
         let (rebuilder, rebuilt) = Rebuilder::start(contents.fetcher())?;
-        root.keep_partial();
+        let leftovers = Leftovers::new(Arc::clone(&root));
         // Half of it is for news of what nobody has. Each file whose manifest is not all entered waits for a node,
         // for a chunk with its staging open, or in the queue: there are few more of these than may be begun.
         let (sink, fetched) = bounded(2 * (MAX_WANTED_CHUNKS + 2 * MAX_NODES + MAX_OPEN_FILES));
@@ -187,8 +185,7 @@ impl Files {
             searching: BTreeSet::new(),
             held: BTreeSet::new(),
             ended: Vec::new(),
-            left: HashMap::new(),
-            is_any_left: true,
+            leftovers,
             missing: false,
             rebuilder,
             copier,
@@ -248,9 +245,8 @@ impl Files {
 
     /// Begins with a file. It will be among the [ended](Self::take_ended), unless it is canceled.
     pub(super) fn begin(&mut self, job: u64, slot: usize, path: Key, version: Arc<Version>) {
-        if self.left.get(&path).is_some_and(|left| *left != version.content.id()) {
-            // A newer version comes instead.
-            self.forget_left(&path);
+        if is_large(&version) {
+            self.leftovers.begin(&path, version.content.id());
         }
         if self.files.is_empty() {
             self.progress.begins();
@@ -305,12 +301,24 @@ impl Files {
         }
     }
 
-    /// Nothing that was left of files is needed any more, or there is no room for it.
+    /// Nothing of a path is to be shown. What was left for it stays for a while: it may come back under another name.
+    pub(super) fn release_left(&mut self, path: &Key) {
+        self.leftovers.release(path, Instant::now());
+    }
+
+    /// Nothing is pending that needs what was left of files.
+    pub(super) fn release_all_left(&mut self) {
+        self.leftovers.release_all(Instant::now());
+    }
+
+    /// Forgets what was left of files and was not needed for a while. When to look again, if there is more.
+    pub(super) fn forget_unwanted_left(&mut self) -> Option<Instant> {
+        self.leftovers.forget_unwanted(Instant::now())
+    }
+
+    /// There is no room for what was left of files.
     pub(super) fn forget_all_left(&mut self) {
-        if std::mem::take(&mut self.is_any_left) {
-            self.left.clear();
-            self.root.forget_all_arrived();
-        }
+        self.leftovers.forget_all();
     }
 
     /// Whether there are files of which not all chunks were looked for.
@@ -473,7 +481,7 @@ impl Files {
 
     /// Takes what became of a chunk that was looked for. If it is not here, it is wanted from peers.
     pub(super) fn on_copied(&mut self, copied: Copied) {
-        let Copied { file: id, offset, chunk, had_arrived, written } = copied;
+        let Copied { file: id, offset, chunk, was_staged, written } = copied;
         self.looked_for -= 1;
         let Some(file) = self.files.get_mut(&id) else { return };
         file.outstanding -= 1;
@@ -488,7 +496,7 @@ impl Files {
             Ok(None) => self.want(id, chunk, offset),
             Ok(Some(written)) => {
                 self.on_written(id, chunk.length as usize, written);
-                if had_arrived {
+                if was_staged {
                     self.keep_in_mind(id, chunk.hash, offset);
                 }
                 self.end_if_complete(id);
@@ -831,10 +839,9 @@ impl Files {
         match staging.and_then(|staging| staging.finish(size, mode, attributes.modified_ns)) {
             Ok(staged) => {
                 let Some(file) = self.remove(id) else { return };
-                self.left.remove(&file.path);
-                if file.arrived.is_some() {
-                    self.root.forget_arrived(file.version.content.id());
-                }
+                self.leftovers.complete(&file.path, file.version.content.id());
+                // Some of it may have been known only where it was left.
+                file.fresh.iter().for_each(StagedFile::tell_again);
                 self.end(file, Ok(staged));
             }
             Err(error) => self.on_error(id, &error),
@@ -869,23 +876,9 @@ impl Files {
     /// What arrived of a large file that was taken out is left on the disk: the next attempt looks for it there first. What
     /// is on this machine anyway is not left a second time.
     fn leave(&mut self, file: &mut File) {
-        let is_known = self.left.contains_key(&file.path);
-        if file.fresh.is_some()
-            && (is_known || self.left.len() < MAX_LEFT)
-            && let Some(staging) = file.staging.take()
-            && (self.root.keep_arrived(staging) || file.arrived.is_some())
-        {
-            self.is_any_left = true;
-            self.left.insert(file.path.clone(), file.version.content.id());
-        }
-    }
-
-    /// What was left of a file is not needed any more.
-    pub(super) fn forget_left(&mut self, path: &Key) {
-        if let Some(content) = self.left.remove(path)
-            && self.left.values().all(|other| *other != content)
-        {
-            self.root.forget_arrived(content);
+        if let (Some(fresh), Some(staging)) = (file.fresh.take(), file.staging.take()) {
+            let content = file.version.content.id();
+            self.leftovers.leave(&file.path, content, staging, fresh, Instant::now());
         }
     }
 

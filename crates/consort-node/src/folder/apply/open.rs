@@ -75,7 +75,7 @@ impl Thread {
         if half == Half::Showing
             && view.siblings(&key)?.iter().all(|stored| stored.version.is_deleted())
         {
-            self.files.forget_left(&key);
+            self.files.release_left(&key);
             return Ok(());
         }
         let plan = Plan::of(view, &key, self.policy, &self.ignores)?;
