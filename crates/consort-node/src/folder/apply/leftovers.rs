@@ -103,7 +103,7 @@ impl Leftovers {
         done.into_iter().for_each(|content| self.forget(content));
     }
 
-    /// Nothing is to be at this path any more.
+    /// Nothing is to be at this path any more. What was left for it stays for a while: it may come back under another name.
     pub(super) fn release(&mut self, path: &Key, now: Instant) {
         for left in self.left.values_mut().filter(|left| left.path.as_ref() == Some(path)) {
             left.release(now);
