@@ -10,10 +10,14 @@
 //! one follows when something has changed, or else after a while.
 
 mod copies;
+mod file;
 mod files;
+mod leftovers;
 mod open;
 mod plan;
+mod stalled;
 mod turns;
+mod wants;
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem;
@@ -435,7 +439,8 @@ impl Thread {
         let full = self.full.as_ref().filter(|_| self.again).map(|full| full.look_at);
         let removals = removals.map(|since| since + REMOVALS_WAIT);
         let held = self.files.are_held().then(|| Instant::now() + HELD_AGAIN_AFTER);
-        let wake_at = [self.retry_at, full, removals, held].into_iter().flatten().min();
+        let left = self.files.leftovers().forget_unwanted(Instant::now());
+        let wake_at = [self.retry_at, full, removals, held, left].into_iter().flatten().min();
         let timeout = wake_at
             .map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
         select! {
@@ -612,7 +617,7 @@ impl Thread {
     fn end_pass(&mut self) {
         let Some(pass) = self.pass.take() else { return };
         if pass.idle && !self.left && self.active.is_empty() {
-            self.files.forget_all_left();
+            self.files.leftovers().release_all(Instant::now());
         }
         if pass.everything {
             if pass.idle && !self.left && self.active.is_empty() {
@@ -676,7 +681,7 @@ impl Thread {
     fn on_full(&mut self) {
         let with_files = |(&id, job): (&u64, &Job)| (job.open_files != 0).then_some(id);
         let waiting: Vec<u64> = self.jobs.iter().filter_map(with_files).collect();
-        self.files.forget_all_left();
+        self.files.leftovers().forget_all();
         for job in waiting {
             self.abandon(job, false);
         }

@@ -50,8 +50,8 @@ pub(super) struct Copied {
 pub(super) enum Found {
     /// It is written.
     Written {
-        /// It was in what had arrived.
-        had_arrived: bool,
+        /// It was in what had arrived of this content or of another one, and is recorded nowhere.
+        was_staged: bool,
     },
     /// It is not here.
     Absent,
@@ -160,13 +160,14 @@ impl Copy {
             let (at, bytes) = (offset + start as u64, &mut buffer[start..end]);
             let has = |file: &File| file.read_exact_at(bytes, at).is_ok() && chunk.is(bytes);
             let found = if arrived.as_deref().is_some_and(has) {
-                Found::Written { had_arrived: true }
+                Found::Written { was_staged: true }
             } else {
                 match reader.read(&chunk, bytes) {
-                    Ok(is_here) if is_here || local.staged().read(&chunk, bytes) => {
-                        Found::Written { had_arrived: false }
+                    Ok(true) => Found::Written { was_staged: false },
+                    Ok(false) if local.staged().read(&chunk, bytes) => {
+                        Found::Written { was_staged: true }
                     }
-                    Ok(_) => Found::Absent,
+                    Ok(false) => Found::Absent,
                     Err(error) => Found::Unknown(error),
                 }
             };

@@ -1,70 +1,37 @@
 //! Getting the content of files into staging: chunk by chunk, from this machine or from peers, many files at a time. Chunks
-//! that are not here are first made from the version that is replaced, where that is possible.
-//! Which files, and what becomes of them, is decided in `apply.rs`.
+//! that are not here are first made from the version that is replaced, where that is possible. What one file is on its way is
+//! in `file.rs`, what is wanted from peers in `wants.rs`, which files wait for what nobody has in `stalled.rs`, what is left of
+//! those that are given up in `leftovers.rs`. Which files are begun, and what becomes of them, is decided in `apply.rs`.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 use consort_core::content::manifest::{Step, Walk};
 use consort_core::content::transfer::Urgency;
 use consort_core::{ChunkHash, ChunkRef, Content, Key, Version};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::Receiver;
 
 use super::copies::{Copied, Copier, Copy, Found, MAX_LOOKED_FOR};
+use super::file::{Ended, File, is_large};
+use super::leftovers::Leftovers;
+use super::stalled::Stalled;
+use super::wants::{PutOff, Taker, Wants, leaves_room};
 use crate::content::delta::{self, Rebuild, Rebuilder, Rebuilt};
 use crate::content::staged::StagedFile;
-use crate::content::{ChunkBytes, ContentError, Contents, Fetched, Want, Written};
+use crate::content::{ChunkBytes, ContentError, Contents, Fetched, Written};
 use crate::folder::place::share_of_open_files;
-use crate::folder::status::{Progress, Underway};
-use crate::folder::{PlaceError, Root, Staged, Staging};
+use crate::folder::status::Progress;
+use crate::folder::{PlaceError, Root, Staging};
 
-/// Chunks that are wanted from peers at a time, for one directory, and their bytes. This bounds the memory of a
-/// transfer; it covers 100 ms at 5 Gbit/s.
-const MAX_WANTED_CHUNKS: usize = 4096;
-const MAX_WANTED_BYTES: usize = 64 << 20;
-/// Places that wanted chunks go to: a chunk that repeats is wanted once and written often.
-const MAX_TAKERS: usize = 64 * 1024;
-/// Wants that are gathered before the fetcher is told: a request for each of many small files would cost more than their
-/// bytes.
-const WANTS_AT_ONCE: usize = 128;
 /// Files that are open for writing, if the process may open so many. More would only wait for their chunks.
-const MAX_OPEN_FILES: usize = 512;
-/// Manifest nodes that are fetched before the file needs them, for each file: with the average of their size, half a
-/// gigabyte of content.
-const NODES_AHEAD: usize = 64;
-/// Manifest nodes, each of a few kilobytes and no longer than `MAX_NODE_BYTES`, that are wanted or kept. Above this, only what a file needs at once is
-/// wanted, and no file is begun.
-const MAX_NODES: usize = 1024;
+pub(super) const MAX_OPEN_FILES: usize = 512;
 /// Large files that are begun at a time. Further ones have to wait where they cost nothing, so that small ones pass them.
-const MAX_LARGE: usize = 1024;
+pub(super) const MAX_LARGE: usize = 1024;
 /// Large files that wait for a manifest node at a time. Those after them are not looked into yet.
 const MAX_WAITING_FOR_NODES: usize = 64;
-/// Files of which something is left that they may be begun with again. Of more of them nothing is left.
-const MAX_LEFT: usize = MAX_LARGE;
-/// Files that wait for something that nobody has, and stay open whatever others want: each wants one chunk, which is half of
-/// [`MAX_WANTED_BYTES`] if all are of the greatest length.
-const MAX_STALLED: usize = 128;
 /// When so much was written of a file, it is written out.
 const WRITE_OUT_BYTES: u64 = 64 << 20;
-/// A content of at most so many bytes is small: it is fetched before what is larger.
-const SMALL_BYTES: u64 = 1 << 20;
-
-/// A file that is staged, or could not be.
-#[derive(Debug)]
-pub(super) struct Ended {
-    /// As given to [`Files::begin`].
-    pub(super) job: u64,
-    pub(super) slot: usize,
-    pub(super) path: Key,
-    pub(super) version: Arc<Version>,
-    /// The file; or that it cannot be had now, and whether that is because the disk is full.
-    pub(super) staged: Result<Staged, bool>,
-    /// Its bytes.
-    pub(super) written: Underway,
-    /// Its chunks that came from peers.
-    pub(super) fresh: Option<StagedFile>,
-}
 
 /// The files that are being staged.
 #[derive(Debug)]
@@ -72,16 +39,8 @@ pub(super) struct Files {
     root: Arc<Root>,
     contents: Arc<Contents>,
     progress: Arc<Progress>,
-    sink: Sender<Fetched>,
-    /// Which files want a chunk, and where it goes. By its length too: a version that claims a wrong one asks for
-    /// something that nobody has, and is not to keep what others need from them.
-    wanted: HashMap<ChunkRef, Vec<(u64, u64)>>,
-    wanted_bytes: u64,
-    /// Of these the fetcher was not told yet, by urgency.
-    gathered: BTreeMap<Urgency, Vec<Want>>,
-    takers: usize,
-    /// Manifest nodes that are not on this machine, and the files that will enter them.
-    nodes: HashMap<ChunkRef, Awaited>,
+    wants: Wants,
+    stalled: Stalled,
     files: HashMap<u64, File>,
     /// How many of them are large.
     large: usize,
@@ -95,12 +54,7 @@ pub(super) struct Files {
     /// Files that are complete, and that somebody else could still write to.
     held: BTreeSet<u64>,
     ended: Vec<Ended>,
-    /// The contents of which what had arrived was left, by the path that they are for.
-    left: HashMap<Key, [u8; 16]>,
-    /// Something may be left, of these or by processes before this one.
-    is_any_left: bool,
-    /// A file was given up since the last pass began, as something could not be had.
-    missing: bool,
+    leftovers: Leftovers,
     rebuilder: Rebuilder,
     copier: Copier,
     /// Chunks that are looked for.
@@ -117,46 +71,6 @@ pub(super) struct News {
     pub(super) rebuilt: Receiver<Rebuilt>,
 }
 
-/// A manifest node that is wanted from peers, or came.
-#[derive(Debug, Default)]
-struct Awaited {
-    by: Vec<u64>,
-    bytes: Option<ChunkBytes>,
-}
-
-#[derive(Debug)]
-struct File {
-    job: u64,
-    slot: usize,
-    path: Key,
-    version: Arc<Version>,
-    is_large: bool,
-    staging: Option<Staging>,
-    written: Underway,
-    /// Its chunks that came from peers, now or before: others may want them before it is recorded.
-    fresh: Option<StagedFile>,
-    /// The chunks that were not looked for yet.
-    chunks: Option<Walk>,
-    /// The manifest node without which no more can be looked for.
-    needs: Option<ChunkRef>,
-    /// The version that it replaces, as long as chunks may be made from that.
-    base: Option<std::fs::File>,
-    /// What had arrived of it when it was given up, or when the process before this one ended.
-    arrived: Option<Arc<std::fs::File>>,
-    /// Chunks that are not here and not wanted yet, in order: with a base, those that may be made from it.
-    lacking: VecDeque<(u64, ChunkRef)>,
-    /// Goes with the file, and with it whoever makes chunks for it.
-    rebuilding: Option<Arc<()>>,
-    /// Chunks that are looked for or made, or are wanted and have not arrived.
-    outstanding: usize,
-    /// The places of those that are wanted and have not arrived.
-    wanted: usize,
-    /// Bytes that were written and not written out.
-    written_since: u64,
-    /// A chunk cannot be had now: no more are looked for before one comes.
-    stalled: bool,
-}
-
 impl Files {
     /// None yet. What the fetcher, the copier and the rebuilder send arrives at the receivers, and belongs to
     /// [`on_fetched`](Self::on_fetched), [`on_copied`](Self::on_copied) and [`on_rebuilt`](Self::on_rebuilt).
@@ -167,20 +81,14 @@ impl Files {
     ) -> std::io::Result<(Self, News)> {
         let (copier, copied) = Copier::start(contents.local())?;
         let (rebuilder, rebuilt) = Rebuilder::start(contents.fetcher())?;
-        root.keep_partial();
-        // Half of it is for news of what nobody has. Each file whose manifest is not all entered waits for a node,
-        // for a chunk with its staging open, or in the queue: there are few more of these than may be begun.
-        let (sink, fetched) = bounded(2 * (MAX_WANTED_CHUNKS + 2 * MAX_NODES + MAX_OPEN_FILES));
+        let leftovers = Leftovers::new(Arc::clone(&root));
+        let (wants, fetched) = Wants::new(Arc::clone(&contents));
         let files = Self {
             root,
             contents,
             progress,
-            sink,
-            wanted: HashMap::new(),
-            wanted_bytes: 0,
-            gathered: BTreeMap::new(),
-            takers: 0,
-            nodes: HashMap::new(),
+            wants,
+            stalled: Stalled::default(),
             files: HashMap::new(),
             large: 0,
             open: 0,
@@ -189,9 +97,7 @@ impl Files {
             searching: BTreeSet::new(),
             held: BTreeSet::new(),
             ended: Vec::new(),
-            left: HashMap::new(),
-            is_any_left: true,
-            missing: false,
+            leftovers,
             rebuilder,
             copier,
             looked_for: 0,
@@ -203,18 +109,13 @@ impl Files {
     /// Whatever could not be had may be there now.
     pub(super) fn begin_pass(&mut self) {
         self.max_open = MAX_OPEN_FILES.min(share_of_open_files());
-        self.missing = false;
+        self.stalled.begin_pass();
         self.look_again();
     }
 
     /// Something has changed. What a file waits for and nobody has may be here now.
     pub(super) fn look_again(&mut self) {
-        let mut waiting = BTreeMap::new();
-        for (chunk, takers) in &self.wanted {
-            let stalled =
-                takers.iter().filter(|(id, _)| self.files.get(id).is_some_and(|file| file.stalled));
-            waiting.extend(stalled.map(|(id, _)| (*id, *chunk)));
-        }
+        let waiting = self.wants.one_for_each(self.stalled.files());
         for chunk in waiting.into_values() {
             self.take_if_here(chunk);
         }
@@ -224,19 +125,19 @@ impl Files {
     fn take_if_here(&mut self, chunk: ChunkRef) -> bool {
         let Ok(Some(bytes)) = self.contents.local().read_early(&chunk) else { return false };
         self.take(chunk, &bytes.into(), None);
-        self.give_up(vec![chunk]);
+        self.wants.give_up(vec![chunk]);
         true
     }
 
     /// Whether something cannot be had, or could not be since [`begin_pass`](Self::begin_pass).
     pub(super) fn are_missing(&self) -> bool {
-        self.missing || self.files.values().any(|file| file.stalled)
+        self.stalled.are_missing()
     }
 
     /// Whether no more files should be begun now. As long as that can be, further ones are begun before the chunks of large
     /// ones are looked for: they may be small.
     pub(super) fn is_full(&self) -> bool {
-        self.wants_enough(false) || self.max_open <= self.open || MAX_NODES <= self.nodes.len()
+        self.wants.are_enough(false) || self.max_open <= self.open || self.wants.are_nodes_enough()
     }
 
     /// Whether another large file may be begun.
@@ -251,38 +152,15 @@ impl Files {
 
     /// Begins with a file. It will be among the [ended](Self::take_ended), unless it is canceled.
     pub(super) fn begin(&mut self, job: u64, slot: usize, path: Key, version: Arc<Version>) {
-        if self.left.get(&path).is_some_and(|left| *left != version.content.id()) {
-            // A newer version comes instead.
-            self.forget_left(&path);
+        if is_large(&version) {
+            self.leftovers.begin(&path, version.content.id());
         }
         if self.files.is_empty() {
             self.progress.begins();
         }
-        let chunks = Some(Walk::new(&version.content));
-        let (needs, staging, fresh, outstanding, stalled) = (None, None, None, 0, false);
-        let is_large = is_large(&version);
+        let file = File::new(job, slot, path, version, &self.progress);
+        let is_large = file.is_large;
         self.large += usize::from(is_large);
-        let written = Underway::new(&self.progress);
-        let file = File {
-            job,
-            slot,
-            path,
-            version,
-            is_large,
-            staging,
-            written,
-            fresh,
-            chunks,
-            needs,
-            base: None,
-            arrived: None,
-            lacking: VecDeque::new(),
-            rebuilding: None,
-            outstanding,
-            wanted: 0,
-            written_since: 0,
-            stalled,
-        };
         self.files.insert(self.next_id, file);
         self.searching.insert((is_large, self.next_id));
         self.next_id += 1;
@@ -308,12 +186,9 @@ impl Files {
         }
     }
 
-    /// Nothing that was left of files is needed any more, or there is no room for it.
-    pub(super) fn forget_all_left(&mut self) {
-        if std::mem::take(&mut self.is_any_left) {
-            self.left.clear();
-            self.root.forget_all_arrived();
-        }
+    /// What is left of files that were given up.
+    pub(super) fn leftovers(&mut self) -> &mut Leftovers {
+        &mut self.leftovers
     }
 
     /// Whether there are files of which not all chunks were looked for.
@@ -335,10 +210,10 @@ impl Files {
     /// or no room for it.
     pub(super) fn advance(&mut self) -> bool {
         let Some(&(is_large, id)) = self.searching.first() else { return false };
-        if self.wants_enough(is_large) || (is_large && MAX_LOOKED_FOR <= self.looked_for) {
+        if self.wants.are_enough(is_large) || (is_large && MAX_LOOKED_FOR <= self.looked_for) {
             return false;
         }
-        let waits = |file: &File| file.stalled || file.needs.is_some();
+        let waits = |file: &File| self.stalled.has(id) || file.needs.is_some();
         let Some(file) = self.files.get_mut(&id).filter(|file| !waits(file)) else {
             self.searching.pop_first();
             return true;
@@ -369,7 +244,7 @@ impl Files {
                     self.fail(id);
                 }
             }
-            Step::Chunk(offset, chunk) if self.wanted.contains_key(&chunk) => {
+            Step::Chunk(offset, chunk) if self.wants.has(&chunk) => {
                 self.want(id, chunk, offset);
             }
             Step::Chunk(offset, chunk) if is_large => self.look_for(id, chunk, offset),
@@ -394,10 +269,9 @@ impl Files {
     /// Goes on in the manifest of a file, or wants the node that it needs from peers, and some of those after it.
     fn enter(&mut self, id: u64, node: ChunkRef) -> Result<(), ContentError> {
         let local = self.contents.local();
-        let came = self.nodes.get(&node).and_then(|awaited| awaited.bytes.clone());
-        let bytes = match came {
+        let bytes = match self.wants.node(&node) {
             Some(bytes) => Some(bytes),
-            None if self.nodes.contains_key(&node) => None,
+            None if self.wants.has_node(&node) => None,
             None => local.read(&node)?.map(ChunkBytes::from),
         };
         let Some(file) = self.files.get_mut(&id) else { return Ok(()) };
@@ -406,50 +280,19 @@ impl Files {
             walk.enter(&bytes)?;
             // The same may come again.
             let is_over = walk.nodes_ahead().all(|ahead| ahead != node);
-            if self.nodes.contains_key(&node) {
+            if self.wants.has_node(&node) {
                 local.store().pack(&bytes)?;
                 if is_over {
-                    self.leave_node(id, &node);
+                    self.wants.leave_node(id, &node);
                 }
             }
             return Ok(());
         }
         file.needs = Some(node);
-        let mut unknown = Vec::new();
-        for ahead in walk.nodes_ahead().take(NODES_AHEAD) {
-            let is_needed = ahead == node;
-            if !is_needed && MAX_NODES <= self.nodes.len() {
-                break;
-            }
-            match self.nodes.get_mut(&ahead) {
-                Some(awaited) if awaited.by.contains(&id) => {}
-                Some(awaited) => awaited.by.push(id),
-                None if is_needed || local.read(&ahead)?.is_none() => {
-                    self.nodes.insert(ahead, Awaited { by: vec![id], bytes: None });
-                    unknown.push(ahead);
-                }
-                None => {}
-            }
-        }
-        let wants: Vec<Want> = unknown.into_iter().map(Want::from).collect();
-        if self.contents.fetcher().want(&wants, Urgency::Now, &self.sink).is_err() {
-            // Others fetch so much that there is no room.
+        if self.wants.want_nodes(id, node, walk.nodes_ahead())?.is_err() {
             self.fail(id);
         }
         Ok(())
-    }
-
-    /// A file does not need a node any more. If no other does, it is forgotten.
-    fn leave_node(&mut self, id: u64, node: &ChunkRef) {
-        let Some(awaited) = self.nodes.get_mut(node) else { return };
-        awaited.by.retain(|&other| other != id);
-        if awaited.by.is_empty() {
-            let is_wanted = awaited.bytes.is_none() && !self.wanted.contains_key(node);
-            self.nodes.remove(node);
-            if is_wanted {
-                self.contents.fetcher().cancel(&[*node], &self.sink);
-            }
-        }
     }
 
     /// Has a chunk copied, if it is here.
@@ -507,9 +350,9 @@ impl Files {
                 self.end_if_complete(id);
             }
             Found::Absent => self.want(id, chunk, offset),
-            Found::Written { had_arrived } => {
+            Found::Written { was_staged } => {
                 self.on_written(id, chunk.length as usize, Ok(()));
-                if had_arrived {
+                if was_staged {
                     self.keep_in_mind(id, chunk.hash, offset);
                 }
                 self.end_if_complete(id);
@@ -554,7 +397,7 @@ impl Files {
     fn fetch_lacking(&mut self, id: u64) {
         let Some(file) = self.files.get_mut(&id) else { return };
         file.base = None;
-        if !file.stalled {
+        if !self.stalled.has(id) {
             self.searching.insert((file.is_large, id));
         }
     }
@@ -585,7 +428,7 @@ impl Files {
         let Fetched { bytes, written, .. } = fetched;
         match &bytes {
             Ok(bytes) => {
-                if self.wanted.contains_key(&chunk) {
+                if self.wants.has(&chunk) {
                     self.progress.came(bytes.len());
                 }
                 self.take(chunk, bytes, written);
@@ -593,13 +436,12 @@ impl Files {
             Err(_) if self.take_if_here(chunk) => {}
             Err(reason) => {
                 tracing::debug!(chunk = %chunk.hash, %reason, "a chunk cannot be had");
-                let takers = self.wanted.get(&chunk).into_iter().flatten().map(|(id, _)| *id);
-                let enter = self.nodes.get(&chunk).into_iter().flat_map(|node| &node.by).copied();
+                let enter = self.wants.files_for_node(&chunk);
                 let needs = |id: &u64| self.files.get(id).and_then(|file| file.needs);
                 let enter = enter.filter(|id| needs(id) == Some(chunk));
-                for id in takers.chain(enter).collect::<BTreeSet<_>>() {
+                for id in self.wants.files_for(&chunk).chain(enter).collect::<BTreeSet<_>>() {
                     if !self.waits_for(id, &chunk) {
-                        self.missing = true;
+                        self.stalled.give_up();
                         self.fail(id);
                     }
                 }
@@ -613,15 +455,13 @@ impl Files {
     /// Takes a chunk that is wanted, or has just been written where it was wanted.
     fn take(&mut self, chunk: ChunkRef, bytes: &ChunkBytes, mut written: Option<Written>) {
         self.take_node(&chunk, bytes);
-        let Some(takers) = self.wanted.remove(&chunk) else { return };
-        self.wanted_bytes -= u64::from(chunk.length);
-        self.takers -= takers.len();
+        let Some(takers) = self.wants.take(&chunk) else { return };
         if !written.as_ref().is_some_and(|written| self.is_for(written, &takers)) {
-            self.want_no_more(&chunk);
+            self.wants.want_no_more(&chunk);
         }
         for (id, offset) in takers {
             let Some(file) = self.files.get_mut(&id) else { continue };
-            (file.outstanding, file.wanted) = (file.outstanding - 1, file.wanted - 1);
+            file.outstanding -= 1;
             self.go_on(id);
             let Some(file) = self.files.get_mut(&id) else { continue };
             let is_there = |written: &mut Written| {
@@ -639,10 +479,10 @@ impl Files {
 
     /// Something came that a file waited for: the rest may be had now, too.
     fn go_on(&mut self, id: u64) {
-        let Some(file) = self.files.get_mut(&id) else { return };
-        if !std::mem::take(&mut file.stalled) {
+        if !self.stalled.go_on(id) {
             return;
         }
+        let Some(file) = self.files.get(&id) else { return };
         if file.chunks.is_some() || !file.lacking.is_empty() {
             self.searching.insert((file.is_large, id));
         }
@@ -655,39 +495,27 @@ impl Files {
     /// open, as long as that leaves room to others. So does what it wants; where it does not, it wants less, and all of it
     /// again when something comes.
     fn waits_for(&mut self, id: u64, chunk: &ChunkRef) -> bool {
-        let is_room =
-            leaves_room(self.nodes.len(), MAX_NODES) && leaves_room(self.open, self.max_open);
+        let is_room = self.wants.nodes_leave_room() && leaves_room(self.open, self.max_open);
         let waits = self.files.get(&id).is_some_and(|file| file.fresh.is_some())
             && is_room
-            && (self.wants_leave_room()
-                || self.put_off(id, chunk)
-                || self.files.values().filter(|file| file.stalled).count() < MAX_STALLED);
-        if let Some(file) = self.files.get_mut(&id).filter(|_| waits) {
-            file.stalled = true;
+            && (self.wants.leave_room() || self.put_off(id, chunk) || self.stalled.have_room());
+        if waits {
+            self.stalled.wait(id);
         }
         waits
     }
 
     /// Wants a chunk no longer for a file, before something else has come for it. False if it is all that the file wants.
     fn put_off(&mut self, id: u64, chunk: &ChunkRef) -> bool {
-        let Some(takers) = self.wanted.get_mut(chunk) else { return false };
         let Some(file) = self.files.get_mut(&id) else { return false };
-        let places: Vec<u64> =
-            takers.iter().filter(|(taker, _)| *taker == id).map(|(_, offset)| *offset).collect();
-        if places.is_empty() || file.wanted == places.len() {
+        let Some(PutOff { offsets, is_unwanted }) = self.wants.put_off(id, chunk) else {
             return false;
-        }
-        takers.retain(|(taker, _)| *taker != id);
-        let is_unwanted = takers.is_empty();
-        self.takers -= places.len();
-        file.wanted -= places.len();
-        file.outstanding -= places.len();
-        file.lacking.extend(places.into_iter().map(|offset| (offset, *chunk)));
+        };
+        file.outstanding -= offsets.len();
+        file.lacking.extend(offsets.into_iter().map(|offset| (offset, *chunk)));
         let too_many = file.base.is_some() && delta::MAX_LACKING < file.lacking.len();
         if is_unwanted {
-            self.wanted.remove(chunk);
-            self.wanted_bytes -= u64::from(chunk.length);
-            self.give_up(vec![*chunk]);
+            self.wants.give_up(vec![*chunk]);
         }
         if too_many {
             self.fetch_lacking(id);
@@ -695,39 +523,17 @@ impl Files {
         true
     }
 
-    /// No file wants these any more.
-    fn give_up(&mut self, mut unwanted: Vec<ChunkRef>) {
-        for wants in self.gathered.values_mut() {
-            wants.retain(|want| self.wanted.contains_key(&want.chunk));
-        }
-        unwanted.retain(|chunk| self.nodes.get(chunk).is_none_or(|node| node.bytes.is_some()));
-        self.contents.fetcher().cancel(&unwanted, &self.sink);
-        unwanted.iter().for_each(|chunk| self.contents.local().parked().give_up(chunk));
-    }
-
     /// Whether a chunk was written for one of these.
-    fn is_for(&self, written: &Written, takers: &[(u64, u64)]) -> bool {
+    fn is_for(&self, written: &Written, takers: &[Taker]) -> bool {
         takers.iter().any(|(id, offset)| {
             let staging = self.files.get(id).and_then(|file| file.staging.as_ref());
             staging.is_some_and(|file| file.is_at(*offset, &written.into))
         })
     }
 
-    /// A chunk came that was wanted once more meanwhile, for a file that is large: that want would keep it open.
-    fn want_no_more(&mut self, chunk: &ChunkRef) {
-        let Some(wants) = self.gathered.get_mut(&Urgency::Later) else { return };
-        wants.retain(|want| want.chunk != *chunk);
-        if self.nodes.get(chunk).is_none_or(|node| node.bytes.is_some()) {
-            self.contents.fetcher().cancel(&[*chunk], &self.sink);
-        }
-    }
-
-    /// Keeps a manifest node until it is entered. Files that need it go on.
+    /// Takes a manifest node, if it is wanted. Files that need it go on.
     fn take_node(&mut self, node: &ChunkRef, bytes: &ChunkBytes) {
-        let Some(awaited) = self.nodes.get_mut(node) else { return };
-        // It came in a message with others, and is not to keep these in memory.
-        awaited.bytes = Some(bytes.to_vec().into());
-        for id in awaited.by.clone() {
+        for id in self.wants.take_node(node, bytes) {
             if let Some(file) = self.files.get_mut(&id).filter(|file| file.needs == Some(*node)) {
                 file.needs = None;
                 self.searching.insert((file.is_large, id));
@@ -736,39 +542,14 @@ impl Files {
         }
     }
 
-    /// Whether others have room for what they want, if all that is wanted now stays so.
-    fn wants_leave_room(&self) -> bool {
-        let bytes = usize::try_from(self.wanted_bytes).unwrap_or(usize::MAX);
-        leaves_room(self.wanted.len(), MAX_WANTED_CHUNKS)
-            && leaves_room(bytes, MAX_WANTED_BYTES)
-            && leaves_room(self.takers, MAX_TAKERS)
-    }
-
-    /// Whether no more is wanted. For large files, some room is left to small ones.
-    fn wants_enough(&self, large: bool) -> bool {
-        let of = |most: usize| if large { most / 4 * 3 } else { most };
-        of(MAX_WANTED_CHUNKS) <= self.wanted.len()
-            || of(MAX_WANTED_BYTES) as u64 <= self.wanted_bytes
-            || of(MAX_TAKERS) <= self.takers
-    }
-
     /// Wants a chunk from peers.
     fn want(&mut self, id: u64, chunk: ChunkRef, offset: u64) {
         let Some(file) = self.files.get_mut(&id) else { return };
-        (file.outstanding, file.wanted) = (file.outstanding + 1, file.wanted + 1);
+        file.outstanding += 1;
         let urgency = if file.is_large { Urgency::Later } else { Urgency::Soon };
-        self.takers += 1;
-        match self.wanted.entry(chunk) {
-            Entry::Occupied(mut takers) => takers.get_mut().push((id, offset)),
-            Entry::Vacant(entry) => {
-                // A small file is not open before there is something to write to it: so many may be wanted.
-                let into = file.staging.as_ref().map(|staging| staging.target(offset));
-                entry.insert(vec![(id, offset)]);
-                self.wanted_bytes += u64::from(chunk.length);
-                self.gathered.entry(urgency).or_default().push(Want { chunk, into });
-            }
-        }
-        if self.gathered.get(&urgency).is_some_and(|chunks| WANTS_AT_ONCE <= chunks.len()) {
+        // A small file is not open before there is something to write to it: so many may be wanted.
+        let into = || file.staging.as_ref().map(|staging| staging.target(offset));
+        if self.wants.want((id, offset), chunk, urgency, into) {
             self.ask();
         }
     }
@@ -778,15 +559,7 @@ impl Files {
         if let Some(copy) = self.to_copy.take() {
             self.copier.copy(copy);
         }
-        let mut takers = Vec::new();
-        for (urgency, wants) in std::mem::take(&mut self.gathered) {
-            if self.contents.fetcher().want(&wants, urgency, &self.sink).is_err() {
-                // Others fetch so much that there is no room.
-                let wanted = wants.iter().filter_map(|want| self.wanted.get(&want.chunk));
-                takers.extend(wanted.flatten());
-            }
-        }
-        for (id, _) in takers {
+        for id in self.wants.ask() {
             self.fail(id);
         }
     }
@@ -827,15 +600,13 @@ impl Files {
 
     /// Until the file is recorded, nobody else knows that a chunk is in it.
     fn keep_in_mind(&mut self, id: u64, hash: ChunkHash, offset: u64) {
-        let Some(file) = self.files.get_mut(&id) else { return };
-        let Some(staging) = &file.staging else { return };
-        let begin = || self.contents.local().staged().begin(staging.peek(&self.root, &file.path));
-        file.fresh.get_or_insert_with(begin).add(hash, offset);
+        if let Some(file) = self.files.get_mut(&id) {
+            file.keep_in_mind(&self.root, self.contents.local(), hash, offset);
+        }
     }
 
     fn end_if_complete(&mut self, id: u64) {
-        let looked = |file: &File| file.chunks.is_none() && file.outstanding == 0;
-        let Some(file) = self.files.get(&id).filter(|file| looked(file)) else { return };
+        let Some(file) = self.files.get(&id).filter(|file| file.is_looked_for()) else { return };
         if !file.lacking.is_empty() {
             return self.rebuild_lacking(id);
         }
@@ -856,11 +627,10 @@ impl Files {
         match staging.and_then(|staging| staging.finish(size, mode, attributes.modified_ns)) {
             Ok(staged) => {
                 let Some(file) = self.remove(id) else { return };
-                self.left.remove(&file.path);
-                if file.arrived.is_some() {
-                    self.root.forget_arrived(file.version.content.id());
-                }
-                self.end(file, Ok(staged));
+                self.leftovers.complete(&file.path, file.version.content.id());
+                // Some of it may have been known only where it was left.
+                file.fresh.iter().for_each(StagedFile::tell_again);
+                self.ended.push(file.end(Ok(staged)));
             }
             Err(error) => self.on_error(id, &error),
         }
@@ -875,7 +645,7 @@ impl Files {
             }
         }
         if let Some(file) = self.remove(id) {
-            self.end(file, Err(matches!(error, PlaceError::DiskFull)));
+            self.ended.push(file.end(Err(matches!(error, PlaceError::DiskFull))));
         }
     }
 
@@ -883,34 +653,15 @@ impl Files {
     fn fail(&mut self, id: u64) {
         let Some(mut file) = self.remove(id) else { return };
         self.leave(&mut file);
-        self.end(file, Err(false));
-    }
-
-    fn end(&mut self, file: File, staged: Result<Staged, bool>) {
-        let File { job, slot, path, version, written, fresh, .. } = file;
-        self.ended.push(Ended { job, slot, path, version, staged, written, fresh });
+        self.ended.push(file.end(Err(false)));
     }
 
     /// What arrived of a large file that was taken out is left on the disk: the next attempt looks for it there first. What
     /// is on this machine anyway is not left a second time.
     fn leave(&mut self, file: &mut File) {
-        let is_known = self.left.contains_key(&file.path);
-        if file.fresh.is_some()
-            && (is_known || self.left.len() < MAX_LEFT)
-            && let Some(staging) = file.staging.take()
-            && (self.root.keep_arrived(staging) || file.arrived.is_some())
-        {
-            self.is_any_left = true;
-            self.left.insert(file.path.clone(), file.version.content.id());
-        }
-    }
-
-    /// What was left of a file is not needed any more.
-    pub(super) fn forget_left(&mut self, path: &Key) {
-        if let Some(content) = self.left.remove(path)
-            && self.left.values().all(|other| *other != content)
-        {
-            self.root.forget_arrived(content);
+        if let (Some(fresh), Some(staging)) = (file.fresh.take(), file.staging.take()) {
+            let content = file.version.content.id();
+            self.leftovers.leave(&file.path, content, staging, fresh, Instant::now());
         }
     }
 
@@ -920,58 +671,21 @@ impl Files {
         self.large -= usize::from(file.is_large);
         self.open -= usize::from(file.staging.is_some());
         self.searching.remove(&(file.is_large, id));
+        self.stalled.go_on(id);
         if file.chunks.is_some() {
-            let awaited = self.nodes.iter().filter(|(_, node)| node.by.contains(&id));
-            let awaited: Vec<ChunkRef> = awaited.map(|(node, _)| *node).collect();
-            awaited.iter().for_each(|node| self.leave_node(id, node));
+            self.wants.leave_nodes(id);
         }
         if file.outstanding != 0 {
-            let (mut unwanted, mut bytes, mut gone) = (Vec::new(), 0, 0);
-            self.wanted.retain(|chunk, takers| {
-                let before = takers.len();
-                takers.retain(|&(other, _)| other != id);
-                gone += before - takers.len();
-                if takers.is_empty() {
-                    bytes += u64::from(chunk.length);
-                    unwanted.push(*chunk);
-                }
-                !takers.is_empty()
-            });
-            self.wanted_bytes -= bytes;
-            self.takers -= gone;
-            self.give_up(unwanted);
+            self.wants.leave(id);
         }
         Some(file)
     }
 }
 
-pub(super) fn is_large(version: &Version) -> bool {
-    SMALL_BYTES < version.content.size()
-}
-
-/// Whether at least half of the room is left.
-fn leaves_room(used: usize, most: usize) -> bool {
-    used < most / 2
-}
-
 impl Drop for Files {
     fn drop(&mut self) {
-        let wanted: Vec<ChunkRef> = self.wanted.keys().chain(self.nodes.keys()).copied().collect();
-        self.contents.fetcher().cancel(&wanted, &self.sink);
+        self.wants.leave_all();
         // What arrived is worth keeping, as after a crash.
         self.files.values_mut().filter_map(|file| file.staging.take()).for_each(Staging::leave);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_that_wait_for_what_nobody_has_leave_room_for_others() {
-        for most in [MAX_OPEN_FILES, MAX_WANTED_CHUNKS, MAX_WANTED_BYTES, MAX_TAKERS, MAX_NODES] {
-            assert!(leaves_room(10, most));
-            assert!(!leaves_room(most / 2, most));
-        }
     }
 }

@@ -2,13 +2,14 @@
 //! looked at is decided in `apply.rs`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use consort_core::content::manifest::{Step, Walk};
 use consort_core::store::{Sequence, StoreError, View};
 use consort_core::{ChunkRef, Content, Key, Kind, Version};
 use consort_store::{DiskView, Place};
 
-use super::files::is_large;
+use super::file::is_large;
 use super::plan::{Plan, Show};
 use super::{Job, MAX_UNMOVED, Op, Thread};
 use crate::folder::engine::recorded_meta;
@@ -75,7 +76,7 @@ impl Thread {
         if half == Half::Showing
             && view.siblings(&key)?.iter().all(|stored| stored.version.is_deleted())
         {
-            self.files.forget_left(&key);
+            self.files.leftovers().release(&key, Instant::now());
             return Ok(());
         }
         let plan = Plan::of(view, &key, self.policy, &self.ignores)?;

@@ -1,21 +1,22 @@
 //! Large files that are not complete when their node stops or crashes, or when they cannot be had at the moment: what has
 //! arrived of them is kept under the name of their
 //! content, and is where bytes are looked for first when the same content is staged again. Nothing of it is believed: each chunk is
-//! verified as if it had come from a peer, and goes into a new file.
+//! verified as if it had come from a peer, and goes into a new file. What is kept for how long is decided in
+//! `apply/leftovers.rs`.
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use super::stage::TempName;
 use crate::folder::root::{meta_at, names, open_beneath};
-use crate::folder::{PlaceError, Root, Staging};
+use crate::folder::{Peek, PlaceError, Root, Staging};
 
 /// A file that is being staged.
 const PARTIAL_PREFIX: &str = "partial-";
@@ -66,6 +67,37 @@ impl Root {
         open_beneath(self.temp(), &name(ARRIVED_PREFIX, content), flags).ok().map(File::from)
     }
 
+    /// A look into that, whenever it is read.
+    #[must_use]
+    pub fn peek_arrived(self: &Arc<Self>, content: [u8; 16]) -> Peek {
+        let temp = Some(name(ARRIVED_PREFIX, content));
+        Peek { root: Arc::clone(self), key: None, file: Weak::new(), temp }
+    }
+
+    /// How much of the disk that takes, in blocks of 512 bytes. Zero if there is nothing of it.
+    #[must_use]
+    pub fn arrived_blocks(&self, content: [u8; 16]) -> u64 {
+        blocks(self.temp(), &name(ARRIVED_PREFIX, content))
+    }
+
+    /// The contents of which something had arrived. What has such a name and was not left by this is taken away.
+    #[must_use]
+    pub fn all_arrived(&self) -> Vec<[u8; 16]> {
+        let mut contents = Vec::new();
+        for leftover in names(self.temp()).unwrap_or_default() {
+            let Some(hex) = leftover.as_bytes().strip_prefix(ARRIVED_PREFIX.as_bytes()) else {
+                continue;
+            };
+            match content_of(hex) {
+                Some(content) => contents.push(content),
+                None => {
+                    let _ = unlinkat(self.temp(), &leftover, AtFlags::empty());
+                }
+            }
+        }
+        contents
+    }
+
     /// That is not needed any more.
     pub fn forget_arrived(&self, content: [u8; 16]) {
         // If it stays, it goes with the rest of them.
@@ -89,17 +121,27 @@ pub(in crate::folder) fn keep(temp: &OwnedFd, leftover: &OsStr) -> io::Result<bo
         return Ok(leftover.starts_with(ARRIVED_PREFIX));
     };
     let arrived = format!("{ARRIVED_PREFIX}{content}");
-    let blocks = |name: &str| meta_at(temp, name).map_or(0, |meta| meta.blocks);
-    if blocks(leftover) <= blocks(&arrived) {
+    if blocks(temp, leftover) <= blocks(temp, &arrived) {
         return Ok(false);
     }
     renameat(temp, leftover, temp, &arrived)?;
     Ok(true)
 }
 
+fn blocks(temp: &OwnedFd, name: &str) -> u64 {
+    meta_at(temp, name).map_or(0, |meta| meta.blocks)
+}
+
 fn name(prefix: &str, content: [u8; 16]) -> String {
     let hex = content.iter().map(|byte| format!("{byte:02x}"));
     std::iter::once(prefix.to_owned()).chain(hex).collect()
+}
+
+/// The content of such a name, without its prefix.
+fn content_of(hex: &[u8]) -> Option<[u8; 16]> {
+    let hex = std::str::from_utf8(hex).ok()?;
+    let content = u128::from_str_radix(hex, 16).ok()?.to_be_bytes();
+    (name("", content) == hex).then_some(content)
 }
 
 #[cfg(test)]
@@ -144,6 +186,9 @@ mod tests {
         assert_eq!(give_up(&[1; 120_000]), (true, Some(120_000)));
         let root = Root::open(dir.path()).unwrap();
         assert!(!root.keep_arrived(root.stage(0o644).unwrap()), "it had no name");
+        std::fs::write(dir.path().join(".consort/tmp/arrived-7"), "not ours").unwrap();
+        assert_eq!(root.all_arrived(), [[7; 16]]);
+        assert!(root.arrived_blocks([8; 16]) < root.arrived_blocks([7; 16]));
         drop(root.stage_large([8; 16], 0o644).unwrap());
         root.forget_arrived([7; 16]);
         assert_eq!(std::fs::read_dir(dir.path().join(".consort/tmp")).unwrap().count(), 0);

@@ -141,14 +141,15 @@ impl Drop for TempName {
     }
 }
 
-/// A look into a file that is on its way to a key: reads from it wherever it is by now, behind its handle, under its
+/// A look into a file that is on its way to a key, or was: reads from it wherever it is by now, behind its handle, under its
 /// temporary name or at the key. It keeps nothing open.
 #[derive(Debug)]
 pub struct Peek {
-    root: Arc<Root>,
-    key: String,
-    file: Weak<File>,
-    temp: Option<String>,
+    pub(super) root: Arc<Root>,
+    /// `None` if it will not get there.
+    pub(super) key: Option<String>,
+    pub(super) file: Weak<File>,
+    pub(super) temp: Option<String>,
 }
 
 impl Peek {
@@ -168,7 +169,8 @@ impl Peek {
         {
             return read_with_hole(&File::from(file), to, offset);
         }
-        let (file, _) = self.root.open_file(&self.key)?;
+        let key = self.key.as_deref().ok_or(io::ErrorKind::NotFound)?;
+        let (file, _) = self.root.open_file(key)?;
         read_with_hole(&file, to, offset)
     }
 }
@@ -221,8 +223,8 @@ impl Staging {
             Kept::Unnamed(_) => None,
             Kept::Named(temp) => Some(temp.name.clone()),
         };
-        let (root, key, file) = (Arc::clone(root), key.to_owned(), Arc::downgrade(&self.file));
-        Peek { root, key, file, temp }
+        let (root, key) = (Arc::clone(root), Some(key.to_owned()));
+        Peek { root, key, file: Arc::downgrade(&self.file), temp }
     }
 
     /// A file without a name on the file system of `dir`; `None` if that cannot be had.
