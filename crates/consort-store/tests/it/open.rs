@@ -73,10 +73,10 @@ fn what_was_written_before_a_store_was_closed_is_not_in_a_journal_that_has_to_be
 fn a_newer_format_is_refused_and_left_alone() {
     let (directory, store) = store();
     drop(store);
-    for (text, newer) in [("consort store 5\n", true), ("consort store\n", false)] {
+    for (text, newer) in [("consort store 6\n", true), ("consort store\n", false)] {
         fs::write(directory.path().join("FORMAT"), text).expect("writes");
         match DiskStore::open(directory.path()) {
-            Err(OpenError::NewerFormat { found: 5, known: 4 }) => assert!(newer),
+            Err(OpenError::NewerFormat { found: 6, known: 5 }) => assert!(newer),
             Err(OpenError::Damaged(_)) => assert!(!newer),
             other => panic!("{other:?}"),
         }
