@@ -1,7 +1,8 @@
-//! One content connection to one provider, from being made to its end: requests out, answers in. While the chunks of one
-//! answer are verified and written, each by one thread without a pause, so that it stays in the cache of one core, the
-//! next answer is received.
+//! One content connection to one provider, from being made to its end: requests out, answers in. While the chunks of a few
+//! answers are verified and written, each by one thread without a pause, so that it stays in the cache of one core, the
+//! next answer is received. What became of them is told in the order in which they came.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use consort_core::ChunkRef;
 use consort_core::content::exchange::{Answer, Reply, Request};
 use consort_core::content::transfer::{MAX_REQUESTS, QUIET_AFTER};
 use consort_core::encoding::DecodeError;
+use crossbeam_channel::{Receiver, bounded};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
@@ -30,6 +32,9 @@ const _: () = assert!(2 * HEARD_AFTER.as_millis() < QUIET_AFTER.as_millis());
 
 /// Answers above this many bytes, and those that are compressed, are taken in on a thread of their own: the disk may be slow.
 const TAKE_IN_HERE_BYTES: usize = 4 << 10;
+
+/// Answers that are taken in at a time. With one, its thread and the one that receives wait for each other.
+const MAX_TAKING: usize = 2;
 
 /// Messages whose memory is kept for the next ones, each of about a megabyte: as many as one
 /// directory takes at a time.
@@ -132,7 +137,9 @@ async fn take_answers(
     mut reader: ContentReader,
     mut owed: UnboundedReceiver<Request>,
 ) -> Result<(), ConversationError> {
-    let mut taking: Option<Taking> = None;
+    let mut taking = VecDeque::new();
+    // Closed when the last answer was delivered.
+    let mut before = never_sent();
     let (spare, mut spares) = mpsc::channel(SPARE_MESSAGES);
     let mut heard = 0;
     loop {
@@ -148,7 +155,7 @@ async fn take_answers(
         };
         let Ok(frame) = frame else {
             // As long as this node is busy with what came, the peer is not to blame.
-            if heard != reader.received() || taking.is_some() {
+            if heard != reader.received() || !taking.is_empty() {
                 heard = reader.received();
                 shared.change(|state, now| state.heard(now, peer, number));
             }
@@ -159,45 +166,58 @@ async fn take_answers(
             true => None,
             false => Some(owed.try_recv().map_err(|_| ConversationError::Unasked)?),
         };
-        while taking.is_some() {
+        let is_short = frame.len() <= TAKE_IN_HERE_BYTES && !is_compressed(&frame);
+        let room = if is_short { 0 } else { MAX_TAKING - 1 };
+        while room < taking.len() {
             match timeout(HEARD_AFTER, finished(&mut taking)).await {
                 Ok(result) => result?,
                 Err(_) => shared.change(|state, now| state.heard(now, peer, number)),
             }
         }
-        let is_short = frame.len() <= TAKE_IN_HERE_BYTES && !is_compressed(&frame);
         let spare = spare.clone();
         let owned = Arc::clone(shared);
+        let (delivered, next) = bounded::<Never>(0);
+        let before = std::mem::replace(&mut before, next);
         let take_in = move || {
+            let _delivered = delivered;
             let message = Message { bytes: unpack(frame)?, spare: Some(spare) };
-            take_in(&owned, peer, number, request, message)
+            take_in(&owned, peer, number, request, message, &before)
         };
-        if is_short { take_in()? } else { taking = Some(spawn_blocking(take_in)) }
+        if is_short { take_in()? } else { taking.push_back(spawn_blocking(take_in)) }
     }
 }
 
 type Taking = JoinHandle<Result<(), ConversationError>>;
 
-/// Waits for the answer that is being taken in, forever if there is none.
-async fn finished(taking: &mut Option<Taking>) -> Result<(), ConversationError> {
-    match taking {
+/// Nothing is sent: that the channel closes is what tells.
+enum Never {}
+
+/// What was delivered before the first answer.
+fn never_sent() -> Receiver<Never> {
+    bounded(0).1
+}
+
+/// Waits for the first answer that is being taken in, forever if there is none.
+async fn finished(taking: &mut VecDeque<Taking>) -> Result<(), ConversationError> {
+    match taking.front_mut() {
         Some(task) => {
             let result = task.await;
-            *taking = None;
+            taking.pop_front();
             result?
         }
         None => std::future::pending().await,
     }
 }
 
-/// Verifies what came, writes what is right in it where it is wanted, and delivers it. It is a response to `request`, or
-/// late.
+/// Verifies what came, writes what is right in it where it is wanted, and delivers it, when what came before was. It is a
+/// response to `request`, or late.
 fn take_in(
     shared: &Arc<Shared>,
     peer: NodeId,
     number: u64,
     request: Option<Request>,
     message: Message,
+    before: &Receiver<Never>,
 ) -> Result<(), ConversationError> {
     let message = Arc::new(message);
     match (Reply::decode(&message.bytes)?, request) {
@@ -207,11 +227,13 @@ fn take_in(
             }
             let answers = request.chunks.iter().copied().zip(response.answers);
             let (outcomes, arrived) = verify(shared, &message, answers);
+            let _ = before.recv();
             deliver(shared, peer, number, Some(request.id), &outcomes, arrived);
         }
         (Reply::Late(chunks), None) => {
             let answers = chunks.into_iter().map(|(chunk, bytes)| (chunk, Answer::Chunk(bytes)));
             let (outcomes, arrived) = verify(shared, &message, answers);
+            let _ = before.recv();
             deliver(shared, peer, number, None, &outcomes, arrived);
         }
         _ => return Err(ConversationError::Unasked),
