@@ -310,9 +310,9 @@ pub struct Waited {
     pub peers: usize,
     /// No directory is linked here, so that contents may have to be fetched when they are read.
     pub metadata_only: bool,
-    /// If so: members that are there and told that a directory of theirs is linked to it; none if somebody has not told
-    /// yet. With 0, it is not known whether contents can be had.
-    pub linked_peers: Option<u64>,
+    /// If so: members that are there and told that nothing is missing in their directories; none if nobody did and somebody
+    /// has not told yet. With 0, it is not known whether contents can be had.
+    pub complete_peers: Option<u64>,
 }
 
 /// What leaving the cluster came to.
@@ -437,9 +437,9 @@ pub struct DatasetStatus {
     pub read_only: bool,
     /// There is no directory, so that contents may have to be fetched when they are read.
     pub metadata_only: bool,
-    /// Members that are there and told that a directory of theirs is linked to it; none if nobody did and somebody has not
+    /// Members that are there and told that nothing is missing in their directories; none if nobody did and somebody has not
     /// told yet. With 0 and no directory here, it is not known whether contents can be had.
-    pub linked_peers: Option<u64>,
+    pub complete_peers: Option<u64>,
     /// How it stands as a whole.
     pub state: DatasetState,
     /// Why it is paused or degraded, and what to do.

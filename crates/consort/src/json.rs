@@ -276,9 +276,9 @@ pub(crate) struct Waited {
     pub(crate) peers: usize,
     /// No directory is linked here: contents may have to be fetched when they are read.
     pub(crate) metadata_only: bool,
-    /// If so: members that are there and told that a directory of theirs is linked to it; none if somebody has not told
-    /// yet. With 0, it is not known whether contents can be had.
-    pub(crate) linked_peers: Option<u64>,
+    /// If so: members that are there and told that nothing is missing in their directories; none if nobody did and somebody
+    /// has not told yet. With 0, it is not known whether contents can be had.
+    pub(crate) complete_peers: Option<u64>,
 }
 
 /// `leave`.
@@ -372,9 +372,9 @@ pub(crate) struct DatasetStatus {
     pub(crate) read_only: bool,
     /// No directory is linked here: contents may have to be fetched when they are read.
     pub(crate) metadata_only: bool,
-    /// Members that are there and told that a directory of theirs is linked to it; none if nobody did and somebody has not
+    /// Members that are there and told that nothing is missing in their directories; none if nobody did and somebody has not
     /// told yet.
-    pub(crate) linked_peers: Option<u64>,
+    pub(crate) complete_peers: Option<u64>,
     pub(crate) state: DatasetState,
     /// Why it is paused or degraded, and what to do.
     pub(crate) reason: Option<String>,
@@ -675,8 +675,8 @@ impl From<node::Change> for Change {
 
 impl From<node::Waited> for Waited {
     fn from(waited: node::Waited) -> Self {
-        let node::Waited { versions, peers, metadata_only, linked_peers } = waited;
-        Self { versions, peers, metadata_only, linked_peers }
+        let node::Waited { versions, peers, metadata_only, complete_peers } = waited;
+        Self { versions, peers, metadata_only, complete_peers }
     }
 }
 
@@ -761,7 +761,7 @@ impl From<node::DatasetStatus> for DatasetStatus {
             dir: dataset.dir.map(|dir| dir.display().to_string()),
             read_only: dataset.read_only,
             metadata_only: dataset.metadata_only,
-            linked_peers: dataset.linked_peers,
+            complete_peers: dataset.complete_peers,
             state: dataset.state.into(),
             reason: dataset.reason,
             pending: dataset.pending,

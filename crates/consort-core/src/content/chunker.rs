@@ -117,7 +117,7 @@ impl Chunker {
     }
 
     /// Whether the first bytes have been seen and show no format: each boundary follows from the bytes since the one before
-    /// it, and from nothing else.
+    /// it and the first byte behind it, and from nothing else.
     pub fn is_plain(&self) -> bool {
         self.has_format == Some(false)
     }

@@ -95,6 +95,12 @@ impl StagedFile {
         match all.known.entry(short(hash)) {
             // It repeats.
             Entry::Occupied(known) if Arc::ptr_eq(&known.get().0, &self.place) => return,
+            // It repeats there, too.
+            Entry::Occupied(_)
+                if self.chunks.last().is_some_and(|(last, _)| *last == short(hash)) =>
+            {
+                return;
+            }
             Entry::Occupied(_) => {}
             Entry::Vacant(entry) => {
                 entry.insert((Arc::clone(&self.place), offset));
@@ -102,6 +108,11 @@ impl StagedFile {
         }
         all.held += 1;
         self.chunks.push((short(hash), offset));
+    }
+
+    /// How many chunks it has.
+    pub fn count(&self) -> usize {
+        self.chunks.len()
     }
 
     /// Its chunks are known again, where that is because of no other file.

@@ -14,8 +14,7 @@ use crate::folder::PRIVATE_DIR;
 use crate::net::{self, Role};
 use crate::release::when_released;
 use crate::report::{
-    Dataset, DatasetOptions, FeedCursor, Lacking, Link, LinkOptions, Linked, Mode, PeerStatus,
-    Unlinked,
+    Dataset, DatasetOptions, FeedCursor, Lacking, Link, LinkOptions, Linked, Mode, Unlinked,
 };
 use crate::runtime::wall_time;
 use crate::shared::LinkSetting;
@@ -195,8 +194,10 @@ impl Node {
     /// Ends a link. The directory stays as it is, without our private area; what it was the only one to show is told.
     pub async fn unlink(&self, name: &str) -> Result<Unlinked, NodeError> {
         let fact = self.fact(name).await?;
-        let status = self.status().await?;
-        let peers: Vec<&PeerStatus> = status.peers.iter().collect();
+        // What is told of it is advice: should it not be known, the link ends all the same.
+        let status = self.status().await;
+        let peers =
+            status.as_ref().map_or(&[][..], |status| &status.peers).iter().collect::<Vec<_>>();
         let lack = lacks_contents(name, ANYBODY, &peers);
         let shared = Arc::clone(&self.shared);
         blocking(move || {
@@ -211,12 +212,12 @@ impl Node {
             let lacking = match lack {
                 None => None,
                 Some(Lack::ForNow(why) | Lack::ForGood { what: why, .. }) => {
-                    let key = first_content_only_in_directory(shared.contents.local(), dataset)?;
-                    key.map(|key| Lacking { key, why })
+                    let key = first_content_only_in_directory(shared.contents.local(), dataset);
+                    key.ok().flatten().map(|key| Lacking { key, why })
                 }
             };
             shared.stop_folder(dataset);
-            let pending = shared.store.view(dataset)?.pending_count();
+            let pending = shared.store.view(dataset).map_or(0, |view| view.pending_count());
             shared.save_links()?;
             shared.store.set_linked(dataset, false)?;
             crate::folder::remove_private_area(&link.dir, link.root);
@@ -324,6 +325,11 @@ impl Node {
         }
         match self.shared.links().into_iter().find(|link| overlaps(&link.dir)) {
             None => refuse_nested(dir),
+            Some(link) if link.dir == dir => Err(NodeError::new(
+                ErrorKind::Conflict,
+                format!("{} is linked already, to another dataset", dir.display()),
+            )
+            .hint("`consort status` shows which; a directory belongs to one dataset")),
             Some(link) => Err(NodeError::new(
                 ErrorKind::Conflict,
                 format!(

@@ -1,8 +1,8 @@
 //! Who keeps the contents of a dataset: members whose directories show them, as they told; this machine; and peers, who
 //! are asked for some of those that are not here.
 //!
-//! What follows from that is decided by those who ask: [`leave`](super::leave) waits, [`datasets`](super::datasets) warns
-//! before a directory is let go, `doctor` says what cannot be had.
+//! What follows from that is decided by those who ask: [`leave`](super::leave) waits, [`datasets`](super::datasets) tells
+//! whoever lets a directory go, `doctor` says what cannot be had.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -79,17 +79,17 @@ pub(super) fn lacks_contents(name: &str, whoever: &str, keepers: &[&PeerStatus])
     Some(lack)
 }
 
-/// How many of the members that are there told that a directory of theirs is linked to the dataset. None if it is not known
-/// yet whether there is one.
-pub(super) fn linked_peers(name: &str, peers: &[PeerStatus]) -> Option<u64> {
-    let (mut linked, mut have_all_told) = (0, true);
+/// How many of the members that are there told that nothing of what they know of the dataset is missing in a directory of
+/// theirs. None if it is not known yet whether there is one.
+pub(super) fn complete_peers(name: &str, peers: &[PeerStatus]) -> Option<u64> {
+    let (mut complete, mut have_all_told) = (0, true);
     for peer in peers.iter().filter(|peer| is_there(peer)) {
         match peer.datasets.iter().find(|told| told.name == name) {
-            Some(told) => linked += u64::from(told.linked),
+            Some(told) => complete += u64::from(told.linked && told.pending == 0),
             None => have_all_told = false,
         }
     }
-    (linked != 0 || have_all_told).then_some(linked)
+    (complete != 0 || have_all_told).then_some(complete)
 }
 
 fn is_there(peer: &PeerStatus) -> bool {
@@ -361,7 +361,7 @@ mod tests {
             [vec![], vec![peer(Presence::Gone, Some(shows.clone()))], vec![alive(&names_only)]]
         {
             assert!(matches!(lack(&nobody), Some(Lack::ForGood { .. })), "{nobody:?}");
-            assert_eq!(linked_peers("photos", &nobody), Some(0));
+            assert_eq!(complete_peers("photos", &nobody), Some(0));
         }
         let pending = PeerDataset { in_sync: false, pending: 1, ..shows.clone() };
         let differs = PeerDataset { in_sync: false, ..shows.clone() };
@@ -369,10 +369,11 @@ mod tests {
             assert!(matches!(lack(&[alive(&names_only), soon]), Some(Lack::ForNow(_))));
         }
         assert_eq!(lack(&[alive(&pending), alive(&shows)]), None);
-        assert_eq!(linked_peers("photos", &[alive(&pending), alive(&shows)]), Some(2));
+        assert_eq!(complete_peers("photos", &[alive(&pending), alive(&shows)]), Some(1));
+        assert_eq!(complete_peers("photos", &[alive(&pending)]), Some(0));
         // Whoever has not told yet may have one.
         let silent = peer(Presence::Alive, None);
-        assert_eq!(linked_peers("photos", &[alive(&names_only), silent.clone()]), None);
-        assert_eq!(linked_peers("photos", &[alive(&shows), silent]), Some(1));
+        assert_eq!(complete_peers("photos", &[alive(&names_only), silent.clone()]), None);
+        assert_eq!(complete_peers("photos", &[alive(&shows), silent]), Some(1));
     }
 }

@@ -22,7 +22,7 @@ use crate::report::{
 use crate::runtime::{Cause, MemberView, short_digest, short_id};
 use crate::words::counted;
 
-use super::keepers::linked_peers;
+use super::keepers::complete_peers;
 use super::members::whereabouts;
 use super::{Node, REVOKED, blocking};
 
@@ -56,7 +56,7 @@ impl Node {
         }
         let peers = self.peer_status(&datasets).await?;
         for dataset in &mut datasets {
-            dataset.linked_peers = linked_peers(&dataset.name, &peers);
+            dataset.complete_peers = complete_peers(&dataset.name, &peers);
         }
         let (node, listen, traffic) = (self.identity(), self.listen_addr(), self.traffic());
         let network = &self.shared.network;
@@ -108,9 +108,12 @@ impl Node {
     }
 
     /// How many of those that are there told that a directory of theirs is linked to the dataset, if that is known.
-    pub(super) async fn linked_peers(&self, fact: &DatasetFact) -> Result<Option<u64>, NodeError> {
+    pub(super) async fn complete_peers(
+        &self,
+        fact: &DatasetFact,
+    ) -> Result<Option<u64>, NodeError> {
         let here = [self.dataset_status(fact).await?];
-        Ok(linked_peers(&fact.name, &self.peer_status(&here).await?))
+        Ok(complete_peers(&fact.name, &self.peer_status(&here).await?))
     }
 
     async fn dataset_status(&self, fact: &DatasetFact) -> Result<DatasetStatus, NodeError> {
@@ -188,7 +191,7 @@ impl Node {
             dir: link.as_ref().map(|link| link.dir.clone()),
             metadata_only: link.is_none(),
             // Who is there is looked at once for all datasets.
-            linked_peers: None,
+            complete_peers: None,
             read_only: link.is_some_and(|link| link.read_only),
             state,
             reason,

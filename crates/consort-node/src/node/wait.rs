@@ -69,8 +69,8 @@ impl Node {
         self.await_directory(name, dataset, missing).await?;
         let versions = self.shared.store.view(dataset)?.summary().digest.count;
         let metadata_only = self.shared.link_of(dataset).is_none();
-        let linked_peers = if metadata_only { self.linked_peers(&fact).await? } else { None };
-        Ok(Waited { versions, peers: reached, metadata_only, linked_peers })
+        let complete_peers = if metadata_only { self.complete_peers(&fact).await? } else { None };
+        Ok(Waited { versions, peers: reached, metadata_only, complete_peers })
     }
 
     /// Returns when everything that reachable peers hold of a dataset by now is here, and how many peers that were; or

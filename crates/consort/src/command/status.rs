@@ -264,11 +264,11 @@ fn state(dataset: &json::DatasetStatus, peers: &[json::PeerStatus]) -> String {
 
 /// What is known of the contents, where they are not all here.
 fn contents(dataset: &json::DatasetStatus) -> &'static str {
-    match (dataset.metadata_only, dataset.linked_peers) {
+    match (dataset.metadata_only, dataset.complete_peers) {
         (false, _) => "",
         // What is in no directory is where it was put, or nowhere.
         (true, Some(0)) if dataset.versions != 0 => {
-            " (metadata only: linked neither here nor on another node that is there; whether contents can be had, `consort doctor` finds out)"
+            " (metadata only: neither here nor on another node that is there is all of it in a directory; whether contents can be had, `consort doctor` finds out)"
         }
         (true, None) => " (metadata only: not linked here)",
         (true, Some(_)) => " (not linked here: contents are fetched when read)",

@@ -59,11 +59,11 @@ impl Wait {
 
 /// What is known of the contents, where that is less than of the versions.
 fn contents(waited: &json::Waited) -> &'static str {
-    match waited.linked_peers {
+    match waited.complete_peers {
         _ if !waited.metadata_only => "",
         Some(0) if waited.versions != 0 => {
-            " It has no directory here, nor on any other node that is there: whether contents can be had, \
-             `consort doctor` finds out."
+            " It has no directory here, and on no other node that is there one with all of it: whether \
+             contents can be had, `consort doctor` finds out."
         }
         Some(_) => " It has no directory here: contents are fetched when they are read.",
         None => " It has no directory here: that is metadata, without contents.",
@@ -101,8 +101,8 @@ mod tests {
 
     #[test]
     fn contents_are_promised_only_if_somebody_has_a_directory() {
-        let told = |versions, linked_peers| {
-            let waited = json::Waited { versions, peers: 1, metadata_only: true, linked_peers };
+        let told = |versions, complete_peers| {
+            let waited = json::Waited { versions, peers: 1, metadata_only: true, complete_peers };
             contents(&waited)
         };
         for fetched in [told(1, Some(1)), told(0, Some(0))] {
@@ -113,7 +113,7 @@ mod tests {
         }
         assert!(told(1, Some(0)).contains("consort doctor"));
         let linked =
-            json::Waited { versions: 1, peers: 1, metadata_only: false, linked_peers: None };
+            json::Waited { versions: 1, peers: 1, metadata_only: false, complete_peers: None };
         assert_eq!(contents(&linked), "");
     }
 }

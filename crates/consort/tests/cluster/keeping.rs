@@ -24,10 +24,10 @@ fn who_unlinks_the_only_directory_with_the_contents_hears_of_it_and_so_do_others
     fs::write(a.path("precious"), &precious).expect("a new file");
     a.wait();
     b.wait();
-    until_linked_peers(b, 1);
+    until_complete_peers(b, 1);
     assert!(b.run(["status"]).expect_done().text().contains("fetched when read"));
     assert_eq!(unavailable(b), None);
-    until_linked_peers(a, 0);
+    until_complete_peers(a, 0);
 
     let unlinked = a.run(["unlink", DATASET, "--json"]).expect_done();
     let told = unlinked.json();
@@ -39,12 +39,12 @@ fn who_unlinks_the_only_directory_with_the_contents_hears_of_it_and_so_do_others
         assert!(unlinked.stderr.contains(word), "it does not say {word:?}: {unlinked}");
     }
 
-    until_linked_peers(b, 0);
+    until_complete_peers(b, 0);
     for node in [a, b] {
         let shown = node.run(["status"]).expect_done();
-        assert!(shown.text().contains("metadata only: linked neither here nor"), "{shown}");
+        assert!(shown.text().contains("metadata only: neither here nor"), "{shown}");
         let waited = node.run(["wait", DATASET, "--json"]).expect_done();
-        assert_eq!(waited.json()["linked_peers"], 0, "{waited}");
+        assert_eq!(waited.json()["complete_peers"], 0, "{waited}");
         assert!(waited.stderr.contains("`consort doctor` finds out"), "{waited}");
         let finding = unavailable(node).expect("it is told that nobody has the content");
         assert_eq!(finding["severity"], "warning");
@@ -58,6 +58,9 @@ fn who_unlinks_the_only_directory_with_the_contents_hears_of_it_and_so_do_others
         let dataset = b.dataset();
         dataset["state"] == "waiting" && text(&dataset["reason"]).contains("no reachable node has")
     });
+    // A directory in which nothing has arrived promises nothing.
+    let shown = a.run(["status"]).expect_done();
+    assert!(shown.text().contains("metadata only: neither here nor"), "{shown}");
     let finding = finding(b, "content is missing that no reachable node has").expect("it waits");
     assert!(text(&finding["todo"]).contains("consort link photos"), "{finding}");
 
@@ -87,7 +90,7 @@ fn contents_that_somebody_has_in_another_directory_or_was_given_are_not_said_to_
     let unlinked = a.run(["unlink", DATASET, "--json"]).expect_done();
     assert!(unlinked.json()["lacking"].is_null(), "{unlinked}");
     assert!(!unlinked.stderr.contains("warning"), "{unlinked}");
-    until_linked_peers(c, 1);
+    until_complete_peers(c, 1);
     for node in [a, c] {
         assert_eq!(unavailable(node), None);
     }
@@ -109,7 +112,7 @@ fn who_unlinks_before_all_has_arrived_hears_how_much_has_not() {
     fs::write(cluster.nodes[0].path("late"), vec![7; LENGTH]).expect("a new file");
     cluster.nodes[0].wait();
     cluster.nodes[1].wait();
-    until_linked_peers(&cluster.nodes[1], 1);
+    until_complete_peers(&cluster.nodes[1], 1);
     cluster.nodes[0].stop();
     let b = &cluster.nodes[1];
     b.link();
@@ -130,10 +133,10 @@ fn who_unlinks_before_all_has_arrived_hears_how_much_has_not() {
     cluster.stop_and_check();
 }
 
-/// Waits until a node knows in how many directories of others [`DATASET`] is.
-fn until_linked_peers(node: &Node, number: u64) {
+/// Waits until a node knows in how many directories of others nothing of [`DATASET`] is missing.
+fn until_complete_peers(node: &Node, number: u64) {
     until(&format!("{} to hear of {number} directories", node.name), || {
-        node.dataset()["linked_peers"] == number
+        node.dataset()["complete_peers"] == number
     });
 }
 

@@ -1,5 +1,5 @@
-//! Boundaries that are known from an earlier content. Where the bytes are the same, so are the boundaries, and a hash
-//! shows that the bytes are: it has to be taken anyway, and looking for a boundary takes longer than hashing. Whether an earlier
+//! Boundaries that are known from an earlier content. Where the bytes are the same on both sides of one, it is one again, and
+//! hashes show that they are: those have to be taken anyway, and looking for a boundary takes longer than hashing. Whether an earlier
 //! content may be followed is for the caller to know: this node's own [`Chunker`] has cut it, and it [was
 //! plain](Chunker::is_plain).
 
@@ -24,12 +24,20 @@ pub struct Follower<I> {
     ahead: VecDeque<ChunkRef>,
     /// Chunks since the last one that both have.
     misses: usize,
+    /// The first of `ahead` was seen to be what comes next.
+    is_next: bool,
 }
 
 impl<I: Iterator<Item = ChunkRef>> Follower<I> {
     /// Follows a content with these chunks, if there is one.
     pub fn new(earlier: Option<I>) -> Self {
-        Self { chunker: Chunker::default(), earlier, ahead: VecDeque::new(), misses: 0 }
+        Self {
+            chunker: Chunker::default(),
+            earlier,
+            ahead: VecDeque::new(),
+            misses: 0,
+            is_next: false,
+        }
     }
 
     /// The length of the next chunk, as [`Chunker::next`]; and its hash, where that was needed to find it.
@@ -38,16 +46,19 @@ impl<I: Iterator<Item = ChunkRef>> Follower<I> {
             return (self.chunker.next(bytes), None);
         }
         self.look_ahead();
-        // The last one ended because the content did.
+        // Where a chunk ends depends on the first byte behind it, too, so the one after it has to be the same. The last one
+        // ended because the content did.
+        let is_next = core::mem::take(&mut self.is_next);
         if self.chunker.is_plain()
             && self.misses == 0
-            && 1 < self.ahead.len()
-            && let Some(next) = self.ahead.front().copied()
-            && let Some(same) = bytes.get(..next.length as usize)
-            && next.is(same)
+            && let (Some(next), Some(after)) = (self.ahead.front().copied(), self.ahead.get(1))
+            && let Some((same, rest)) = bytes.split_at_checked(next.length as usize)
+            && (is_next || next.is(same))
+            && rest.get(..after.length as usize).is_some_and(|rest| after.is(rest))
         {
             self.ahead.pop_front();
             self.chunker.pass(same.len());
+            self.is_next = true;
             return (same.len(), Some(next.hash));
         }
         let length = self.chunker.next(bytes);
@@ -113,17 +124,45 @@ mod tests {
         fn whoever_follows_finds_the_boundaries_that_everybody_finds(
             length in 0usize..2_000_000,
             alphabet in 1u8..=255,
-            edits in prop::collection::vec((any::<prop::sample::Index>(), 0usize..300_000, 0usize..3_000), 0..4),
+            edits in prop::collection::vec(
+                (any::<prop::sample::Index>(), any::<bool>(), 0usize..300_000, 0usize..3_000),
+                0..4,
+            ),
         ) {
             let few = |bytes: Vec<u8>| -> Vec<u8> { bytes.into_iter().map(|byte| byte % alphabet).collect() };
             let before = few(noise(length, 0));
             let mut after = before.clone();
-            for (seed, (at, gone, more)) in (1..).zip(edits) {
-                let at = at.index(after.len() + 1);
+            for (seed, (at, is_at_boundary, gone, more)) in (1..).zip(edits) {
+                let mut at = at.index(after.len() + 1);
+                if is_at_boundary {
+                    let ends = chunks(&after).iter().scan(0, |end, chunk| {
+                        *end += chunk.length as usize;
+                        Some(*end)
+                    }).collect::<Vec<_>>();
+                    at = ends.into_iter().find(|end| at <= *end).unwrap_or(at);
+                }
                 let end = after.len().min(at + gone);
                 after.splice(at..end, few(noise(more, seed)));
             }
             prop_assert_eq!(follow(&chunks(&before), &after).0, chunks(&after));
+        }
+    }
+
+    #[test]
+    fn a_chunk_does_not_end_where_only_the_first_byte_behind_it_has_changed() {
+        let before = noise(4_000_000, 0);
+        let earlier = chunks(&before);
+        let mut at = 0;
+        for chunk in &earlier[..earlier.len() - 1] {
+            at += chunk.length as usize;
+            let mut replaced = before.clone();
+            replaced[at] ^= 1;
+            let mut inserted = before.clone();
+            inserted.insert(at, 7);
+            let deleted = [&before[..at], &before[at + 1..]].concat();
+            for after in [replaced, inserted, deleted, before[..at].to_vec()] {
+                assert_eq!(follow(&earlier, &after).0, chunks(&after));
+            }
         }
     }
 

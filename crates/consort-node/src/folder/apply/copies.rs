@@ -17,8 +17,8 @@ use crate::content::LocalContent;
 use crate::content::local::Reader;
 use crate::folder::{PlaceError, Target, WriteOut};
 
-/// Chunks that may be looked for at a time.
-pub(super) const MAX_LOOKED_FOR: usize = 128;
+/// Chunks that may be looked for at a time. Those that are not here are wanted then, beyond what was wanted before.
+pub(super) const MAX_LOOKED_FOR: usize = 64;
 /// Chunks that follow each other are looked for together, up to so many bytes: to write them at once costs the kernel a third
 /// less.
 const TOGETHER_BYTES: usize = 1 << 20;
@@ -83,7 +83,7 @@ impl Copy {
     }
 }
 
-/// The threads. They end when this is dropped. That waits for those that copy, each for one chunk at the most, but not for
+/// The threads. They end when this is dropped. That waits for those that copy, each for a megabyte at the most, but not for
 /// the one that writes out: a slow disk takes long for that, and nothing depends on it.
 #[derive(Debug)]
 pub(super) struct Copier {

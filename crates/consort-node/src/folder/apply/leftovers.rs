@@ -13,6 +13,9 @@ use crate::folder::{Root, Staging};
 
 /// Contents of which something is left at a time: as many as large files may be begun.
 const MAX_LEFT: usize = super::files::MAX_LARGE;
+/// Chunks of leftovers that are known, in one directory: room is left to what is on its way. Beyond that, what is left longest is
+/// found only by whoever wants its whole content.
+const MAX_KNOWN_CHUNKS: usize = 64 * 1024;
 /// How long something stays that nothing pending is known to want. What wants it may be yet to come: the new name of a file
 /// comes after the deletion of the old one.
 const UNWANTED_FOR: Duration = Duration::from_secs(60);
@@ -29,7 +32,7 @@ pub(super) struct Leftovers {
 struct Left {
     /// Who wanted it last. `None` if it was left by a process before this one.
     path: Option<Key>,
-    /// Where its chunks are known. `None` if it was left by a process before this one.
+    /// Where its chunks are known. `None` if it was left by a process before this one, or there are too many.
     chunks: Option<StagedFile>,
     /// That path, or whatever is pending, may still want it.
     is_wanted: bool,
@@ -98,6 +101,9 @@ impl Leftovers {
 
     /// A file is complete, with all of what was left for it that it can use.
     pub(super) fn complete(&mut self, path: &Key, content: [u8; 16]) {
+        if self.left.is_empty() {
+            return;
+        }
         let mut done = self.of(path);
         done.extend(self.left.contains_key(&content).then_some(content));
         done.into_iter().for_each(|content| self.forget(content));
@@ -148,13 +154,25 @@ impl Leftovers {
         left.map(|(content, _)| *content).collect()
     }
 
-    /// The oldest goes, what is not wanted before all else.
+    /// The oldest goes, or is not known any more, what is not wanted before all else.
     fn keep_to_bound(&mut self) {
         while MAX_LEFT < self.left.len()
             && let Some((&oldest, _)) =
                 self.left.iter().min_by_key(|(_, left)| (left.is_wanted, left.since))
         {
             self.forget(oldest);
+        }
+        let count = |left: &Left| left.chunks.as_ref().map_or(0, StagedFile::count);
+        let mut known: usize = self.left.values().map(count).sum();
+        while MAX_KNOWN_CHUNKS < known
+            && let Some(oldest) = self
+                .left
+                .values_mut()
+                .filter(|left| left.chunks.is_some())
+                .min_by_key(|left| (left.is_wanted, left.since))
+        {
+            known -= count(oldest);
+            oldest.chunks = None;
         }
     }
 
@@ -209,6 +227,19 @@ mod tests {
             let mut chunks = self.staged.begin(staging.peek(&self.root, path));
             chunks.add(ChunkHash::of(&chunk), 0);
             self.leftovers.leave(&key(path), [content; 16], staging, chunks, self.now);
+        }
+
+        /// The same of one of which so many chunks are known besides.
+        fn leave_many(&mut self, path: &str, content: u8, chunks: usize) {
+            let staging = self.root.stage_large([content; 16], 0o644).unwrap();
+            let bytes = [content; 1000];
+            staging.target(0).write(&bytes).unwrap();
+            let mut staged = self.staged.begin(staging.peek(&self.root, path));
+            staged.add(ChunkHash::of(&bytes), 0);
+            for number in 0..chunks {
+                staged.add(ChunkHash::of(&[&[content][..], &number.to_be_bytes()].concat()), 0);
+            }
+            self.leftovers.leave(&key(path), [content; 16], staging, staged, self.now);
         }
 
         fn finds(&self, content: u8, bytes: usize) -> bool {
@@ -300,6 +331,32 @@ mod tests {
         chunks.add(ChunkHash::of(&[1; 50_000]), 100_000);
         all.leftovers.leave(&key("a"), [2; 16], staging, chunks, all.now);
         assert!(all.finds(1, 50_000) && all.count() == 1);
+    }
+
+    #[test]
+    fn of_too_many_chunks_those_of_the_oldest_are_known_no_more_and_stay_on_the_disk() {
+        let mut all = Fixture::new();
+        all.leave_many("a", 1, MAX_KNOWN_CHUNKS / 3 * 2);
+        all.now += Duration::from_millis(1);
+        assert!(all.finds(1, 1000));
+        all.leave_many("b", 2, MAX_KNOWN_CHUNKS / 3 * 2);
+        assert!(!all.finds(1, 1000) && all.finds(2, 1000));
+        assert_eq!(all.count(), 2);
+        all.leftovers.complete(&key("a"), [1; 16]);
+        assert_eq!(all.count(), 1);
+    }
+
+    #[test]
+    fn a_chunk_that_repeats_counts_once_also_if_another_file_has_it() {
+        let all = Fixture::new();
+        let staging = all.root.stage_large([1; 16], 0o644).unwrap();
+        let [mut one, mut other] = [0; 2].map(|_| all.staged.begin(staging.peek(&all.root, "a")));
+        let zeroes = ChunkHash::of(&[0; 1000]);
+        for offset in (0..10_000).step_by(1000) {
+            one.add(zeroes, offset);
+            other.add(zeroes, offset);
+        }
+        assert_eq!((one.count(), other.count()), (1, 1));
     }
 
     #[test]

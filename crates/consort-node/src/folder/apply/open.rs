@@ -92,6 +92,9 @@ impl Thread {
         }
         let possible = around && plan.impossible.is_none();
         let Plan { newest, shows, removals, .. } = plan;
+        if half == Half::Showing && shows.iter().all(|show| show.path != key) {
+            self.files.leftovers().release(&key, Instant::now());
+        }
         let showing = half != Half::Removing && !shows.is_empty();
         let removing = half != Half::Showing && !showing && !removals.is_empty();
         let rest = if showing { removals.is_empty() } else { shows.is_empty() };
