@@ -299,11 +299,13 @@ struct Full {
     look_at: Instant,
     /// With so much room, it was not enough.
     room: u64,
+    /// So many bytes were to come.
+    pending: u64,
 }
 
 impl Full {
-    /// Whether it is to be tried again.
-    fn is_over(&mut self, root: &Root) -> bool {
+    /// Whether it is to be tried again. `pending` says how many bytes are to come.
+    fn is_over(&mut self, root: &Root, pending: impl FnOnce() -> u64) -> bool {
         let now = Instant::now();
         if now < self.look_at {
             return false;
@@ -313,12 +315,20 @@ impl Full {
         let has_more = self.room.saturating_add(MORE_ROOM) < room;
         // What was put in place before it was full takes room for good.
         self.room = self.room.min(room);
-        let is_over = has_more || self.since + FULL_AGAIN_AT_MOST <= now;
+        // What did not fit may be gone, or shorter.
+        let is_less = pending() < self.pending;
+        let is_over = has_more || is_less || self.since + FULL_AGAIN_AT_MOST <= now;
         if !is_over {
             tracing::debug!(room, "the disk is full, and there is no more room yet");
         }
         is_over
     }
+}
+
+/// The bytes that are to come.
+fn pending_bytes(store: &DiskStore, dataset: DatasetId) -> u64 {
+    // Whoever reads on says what is wrong with the store.
+    store.view(dataset).map_or(0, |view| view.pending_bytes())
 }
 
 #[derive(Debug)]
@@ -549,7 +559,9 @@ impl Thread {
     }
 
     fn begin_pass(&mut self) -> bool {
-        let is_full = |full: &mut Full| !full.is_over(&self.root);
+        let (store, dataset) = (&self.store, self.dataset);
+        let pending = || pending_bytes(store, dataset);
+        let is_full = |full: &mut Full| !full.is_over(&self.root, pending);
         if !self.again || self.full.as_mut().is_some_and(is_full) {
             return false;
         }
@@ -686,7 +698,9 @@ impl Thread {
             self.abandon(job, false);
         }
         let since = Instant::now();
-        self.full = Some(Full { since, look_at: since + FULL_LOOK_AFTER, room: self.room });
+        let pending = pending_bytes(&self.store, self.dataset);
+        let look_at = since + FULL_LOOK_AFTER;
+        self.full = Some(Full { since, look_at, room: self.room, pending });
         self.left = true;
         self.extra.clear();
         self.end_pass();

@@ -44,8 +44,7 @@ impl Node {
             let mut message = format!("not in sync within {timeout:?}: {missing}");
             let mut hint =
                 "`consort status` shows what is going on; a longer --timeout waits longer";
-            let is_alone = !self.shared.peers().values().any(|peer| peer.connected);
-            if is_alone && self.has_others() {
+            if !self.is_connected() && self.has_others() {
                 message.push_str(&format!("; {NOBODY}"));
                 hint = "`consort doctor` says why, and what to do";
             }
@@ -63,10 +62,15 @@ impl Node {
         *missing = "peers that were seen before are not connected yet".to_owned();
         self.await_peers().await;
 
-        let reached = self.await_changes(dataset, missing).await?;
+        let mut reached = self.await_changes(dataset, missing).await?;
         // A dataset that was dropped meanwhile has nothing to show.
         let fact = self.fact(name).await?;
         self.await_directory(name, dataset, missing).await?;
+        // What the directory waited for may have come with a peer that was not there before.
+        if reached == 0 && self.is_connected() {
+            reached = self.await_changes(dataset, missing).await?;
+            self.await_directory(name, dataset, missing).await?;
+        }
         let versions = self.shared.store.view(dataset)?.summary().digest.count;
         let metadata_only = self.shared.link_of(dataset).is_none();
         let complete_peers = if metadata_only { self.complete_peers(&fact).await? } else { None };
@@ -104,6 +108,10 @@ impl Node {
             *missing = self.describe_waiting(&waiting, now);
             pause(&mut changed).await;
         }
+    }
+
+    fn is_connected(&self) -> bool {
+        self.shared.peers().values().any(|peer| peer.connected)
     }
 
     fn has_dataset(&self, dataset: DatasetId) -> bool {
@@ -149,7 +157,10 @@ impl Node {
         match self.shared.folder(dataset)?.progress().trouble() {
             Some(Trouble::Paused(reason)) => {
                 let error = format!("the directory of {name} is paused: {reason}");
-                Some(NodeError::failed(error).hint("`consort status` says when it goes on"))
+                Some(
+                    NodeError::failed(error)
+                        .hint("when that is mended, it goes on by itself: call it again then"),
+                )
             }
             _ => None,
         }

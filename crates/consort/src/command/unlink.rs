@@ -40,8 +40,8 @@ fn message(unlinked: &json::Unlinked, dataset: &str, again: &str) -> String {
     }
     if let Some(json::Lacking { key, why }) = &unlinked.lacking {
         text.push_str(&format!(
-            "\nwarning: nobody can get from this node any more what is only in that directory, such as the content \
-             of {}; {}.\nNext: link the directory again ({again}); before it is unlinked, link the dataset on \
+            "\nwarning: this node had some contents only in that directory, such as that of {}, and cannot give them \
+             to others any more; {}.\nNext: link the directory again ({again}); before it is unlinked, link the dataset on \
              another node, and wait there until all has arrived.",
             plain(key),
             plain(why)
@@ -67,7 +67,8 @@ mod tests {
         let (key, why) = ("a.jpg".to_owned(), "b is away".to_owned());
         let warned = told(2, Some(json::Lacking { key, why }));
         assert!(warned.starts_with(&format!("{late}\nwarning: ")), "{warned}");
-        for word in ["content of a.jpg; b is away.", "Next: ", "consort link photos DIR"] {
+        for word in ["that of a.jpg,", "any more; b is away.", "Next: ", "consort link photos DIR"]
+        {
             assert!(warned.contains(word), "{warned}");
         }
     }

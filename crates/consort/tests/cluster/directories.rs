@@ -366,6 +366,23 @@ fn a_full_disk_pauses_and_goes_on_when_there_is_room() {
 }
 
 #[test]
+fn a_full_disk_is_no_pause_any_more_when_what_did_not_fit_is_gone() {
+    let Some((cluster, _small)) = linked_with_a_small_disk() else { return };
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    fs::write(a.path("old"), "to be deleted").expect("a new file");
+    fs::write(b.path("filler"), vec![0; 3 * 1024 * 1024]).expect("there is room");
+    cluster.settle();
+    fs::write(a.path("large"), Random::new(1).bytes(6 * 1024 * 1024)).expect("a new file");
+    b.until_state("paused");
+    for gone in ["large", "old"] {
+        fs::remove_file(a.path(gone)).expect("it is there");
+    }
+    fs::write(a.path("small"), "fits").expect("a new file");
+    until("the small one to arrive", || b.path("small").exists() && !b.path("old").exists());
+    cluster.settle();
+}
+
+#[test]
 fn a_full_disk_pauses_what_is_copied_on_the_machine_as_well() {
     let Some((cluster, _small)) = linked_with_a_small_disk() else { return };
     let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
