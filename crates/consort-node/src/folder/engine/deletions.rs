@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use consort_core::model::merge::Saw;
 use consort_core::store::StoreError;
 use consort_core::{Key, Kind};
+use consort_store::DiskView;
 
 use super::{Engine, Exit, deletion};
 use crate::folder::RemovedDirectory;
@@ -229,7 +230,10 @@ impl Engine<'_> {
         self.progress.set_problem(&path, None);
         self.settle_path(&path)?;
         let view = self.view()?;
-        let Some(record) = view.record(&path)? else { return Ok(()) };
+        let Some(record) = view.record(&path)? else {
+            // What was not taken in yet may have been all that kept a directory.
+            return self.look_at_emptied(&view, &path);
+        };
         if self.is_ignored(&path, record.kind == Kind::Directory) {
             self.let_alone(path)?;
         } else if self.is_refused(&path, None) {
@@ -250,6 +254,20 @@ impl Engine<'_> {
         }
         self.gather_removal(path);
         self.submit_if_full();
+        Ok(())
+    }
+
+    /// Looks at the directory from which something has gone, if it exists only because of what is in it.
+    pub(super) fn look_at_emptied(
+        &mut self,
+        view: &DiskView,
+        path: &Key,
+    ) -> Result<(), StoreError> {
+        if let Some(parent) = path.parent().and_then(|parent| Key::new(parent).ok())
+            && view.record(&parent)?.is_some_and(|record| record.implicit)
+        {
+            self.mark(&parent, Duration::ZERO);
+        }
         Ok(())
     }
 

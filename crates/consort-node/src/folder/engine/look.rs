@@ -449,11 +449,7 @@ impl Engine<'_> {
         self.deletions.forget(&from);
         self.progress.set_problem(path, None);
         self.submit_if_full();
-        if let Some(parent) = from.parent().and_then(|parent| Key::new(parent).ok())
-            && view.record(&parent)?.is_some_and(|record| record.implicit)
-        {
-            self.mark(&parent, Duration::ZERO);
-        }
+        self.look_at_emptied(&view, &from)?;
         Ok(true)
     }
 

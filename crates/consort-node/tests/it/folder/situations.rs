@@ -270,6 +270,21 @@ fn directories_that_were_made_for_what_is_in_them_go_with_it() {
 }
 
 #[test]
+fn a_directory_that_others_deleted_goes_with_what_kept_it_here_also_if_that_was_no_entry() {
+    let mut site = Site::new();
+    site.remote_directory("d");
+    site.settle();
+    let socket = std::os::unix::net::UnixListener::bind(site.at("d/socket")).unwrap();
+    site.remote_deletion("d");
+    site.settle();
+    assert!(site.at("d/socket").exists(), "what is in a directory is not deleted with it");
+    drop(socket);
+    fs::remove_file(site.at("d/socket")).unwrap();
+    site.until("the directory is gone", |site| !site.at("d").exists());
+    site.check();
+}
+
+#[test]
 fn a_file_from_the_future_is_taken_in_and_replaced_like_any_other() {
     let mut site = Site::new();
     site.write("f", "mine");
