@@ -322,9 +322,11 @@ impl Engine<'_> {
         }
         let (root, view) = (Arc::clone(&self.root), self.view()?);
         for path in std::mem::take(&mut self.deletions.gone) {
-            // Others may have deleted it, too.
             if matches!(root.stat(&path), Ok(None)) && view.record(&path)?.is_some() {
                 self.deletions.gone.insert(path);
+            } else {
+                // Others may have deleted it, too.
+                self.look_at_emptied(&view, &path)?;
             }
         }
         if self.context.read_only {
