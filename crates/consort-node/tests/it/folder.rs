@@ -4,6 +4,7 @@
 //! while large files come over a slow link in `folder/slow.rs`, random histories in `folder/random.rs`.
 
 mod conflicts;
+mod deletions;
 mod ignoring;
 mod random;
 mod situations;
