@@ -283,6 +283,9 @@ struct Pass {
     page: std::vec::IntoIter<(Key, Sequence)>,
     /// All of them were read, for this half.
     listed: bool,
+    /// What was pending when the first half began to read. What came since may be half of a rename of which the other half was
+    /// not looked at: it goes in the next pass.
+    upto: Sequence,
     /// Everything was begun, for the first half, and nothing was found here since then.
     begun_since: Option<Instant>,
     /// The directory above which was looked last, and whether all was well there: neighbours share it.
@@ -579,6 +582,7 @@ impl Thread {
             after: None,
             page: Vec::new().into_iter(),
             listed: false,
+            upto: Sequence::default(),
             begun_since: None,
             looked_above: None,
             idle: true,
@@ -592,6 +596,9 @@ impl Thread {
         if !pass.listed {
             let view = self.store.view(self.dataset)?;
             self.view = None;
+            if !pass.removing && pass.after.is_none() {
+                pass.upto = view.summary().head.sequence;
+            }
             let after = pass.after.as_ref();
             let page: Vec<(Key, Sequence)> = if pass.everything {
                 let keys = view.scan("", after, PAGE)?;

@@ -1,12 +1,13 @@
 //! Linked directories against a real store, without a network: what others wrote is committed to the store directly.
 //! The harness stands here; single situations are in `folder/situations.rs`, those of conflicts in `folder/conflicts.rs`, of deletions in `folder/deletions.rs`,
-//! those of ignored paths in `folder/ignoring.rs`, what is told about a directory in `folder/standing.rs`, what happens
+//! of what gets another name in `folder/renames.rs`, those of ignored paths in `folder/ignoring.rs`, what is told about a directory in `folder/standing.rs`, what happens
 //! while large files come over a slow link in `folder/slow.rs`, random histories in `folder/random.rs`.
 
 mod conflicts;
 mod deletions;
 mod ignoring;
 mod random;
+mod renames;
 mod situations;
 mod slow;
 mod standing;

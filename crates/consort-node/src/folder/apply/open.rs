@@ -80,6 +80,11 @@ impl Thread {
             return Ok(());
         }
         let plan = Plan::of(view, &key, self.policy, &self.ignores)?;
+        if half == Half::Removing && self.pass.as_ref().is_some_and(|pass| pass.upto < plan.newest)
+        {
+            self.again = true;
+            return Ok(());
+        }
         let around = self.look_above(view, &key)? & self.look_beside(view, &key)?;
         if let Some((path, reason)) = &plan.impossible {
             self.progress.set_problem(path, Some(reason.clone()));

@@ -1,0 +1,152 @@
+//! Files and directories that get another name, here or at others: nothing of them is made anew, and nothing is lost.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use consort_core::model::Commit;
+use consort_core::{
+    Attributes, AuthorId, ChunkHash, Content, Dot, Entry, NodeId, Timestamp, Version, VersionVector,
+};
+use consort_node::folder::Folder;
+use consort_store::{Body, Transaction};
+
+use super::{DATASET, Site, Stands, is_paused, key};
+
+#[test]
+fn a_directory_of_many_files_is_renamed_while_others_write_into_it() {
+    let mut site = Site::new();
+    for number in 0..300 {
+        site.write(&format!("old/f{number}"), format!("{number}"));
+    }
+    site.settle();
+    for number in 0..20 {
+        site.remote(&format!("old/f{number}"), Stands::After, b"theirs");
+    }
+    fs::rename(site.at("old"), site.at("new")).unwrap();
+    for number in 300..320 {
+        site.remote(&format!("old/f{number}"), Stands::After, b"theirs");
+    }
+    site.until("it was renamed", |site| {
+        site.flush();
+        if is_paused(site) {
+            site.folder().allow_mass_delete();
+        }
+        site.winner("old/f299").is_none() && site.winner("new/f299").is_some()
+    });
+    site.settle();
+    for number in 0..20 {
+        let theirs = [format!("old/f{number}"), format!("new/f{number}")];
+        let kept = theirs.iter().any(|path| site.read(path).as_deref() == Some("theirs"));
+        assert!(kept, "what others wrote to f{number} is gone");
+    }
+    site.check();
+}
+
+#[test]
+fn a_directory_that_is_renamed_takes_its_files_along() {
+    let mut site = Site::new();
+    let name = |number| format!("dir{}/f{number}", number % 3);
+    for number in 0..30 {
+        site.write(&format!("old/{}", name(number)), format!("{number}"));
+    }
+    site.until("their times tell every change", |site| {
+        site.flush();
+        !site.records().values().any(|record| record.racy)
+    });
+    fs::rename(site.at("old"), site.at("new")).unwrap();
+    site.until("it was renamed", |site| {
+        site.flush();
+        (0..30).all(|number| site.winner(&format!("new/{}", name(number))).is_some())
+            && site.winner("old").is_none()
+    });
+    for number in 0..30 {
+        let places = site.store.locate(ChunkHash::of(number.to_string().as_bytes())).unwrap();
+        let [consort_store::Place::InFile { path, .. }] = &places[..] else { panic!("{places:?}") };
+        assert_eq!(path.as_str(), format!("new/{}", name(number)));
+    }
+    site.check();
+    // As if nothing had happened, also to those who come later.
+    site.stop();
+    site.start();
+    site.settle();
+    site.check();
+}
+
+#[test]
+fn a_file_that_others_renamed_moves() {
+    let mut site = Site::new();
+    site.remote("old/f", Stands::After, b"theirs");
+    site.settle();
+    let inode = fs::metadata(site.at("old/f")).unwrap().ino();
+    site.stop();
+    site.remote("new/g", Stands::After, b"theirs");
+    // There is only one to be moved.
+    site.remote("new/h", Stands::After, b"theirs");
+    site.remote_deletion("old/f");
+    site.start();
+    site.settle();
+    let moved = ["new/g", "new/h"].map(|path| fs::metadata(site.at(path)).unwrap().ino() == inode);
+    assert!(moved[0] ^ moved[1]);
+    assert!(!site.at("old").exists());
+    site.check();
+}
+
+#[test]
+fn what_somebody_changed_does_not_move_when_others_rename_it() {
+    let mut site = Site::stopped();
+    site.read_only = true;
+    site.start();
+    site.remote("f", Stands::After, b"theirs");
+    site.settle();
+    site.write("f", "mine");
+    site.until("it is reported", |site| !site.folder().progress().problems().is_empty());
+    site.stop();
+    site.remote("g", Stands::After, b"theirs");
+    site.remote_deletion("f");
+    site.start();
+    site.until("it is there", |site| site.read("g").as_deref() == Some("theirs"));
+    assert_eq!(site.read("f").as_deref(), Some("mine"));
+}
+
+/// Others give a file another name, in one commit.
+fn others_rename(site: &Site, from: &str, to: &str) {
+    let before = site.winner(from).expect("it is there");
+    // Nobody else replaces this version, nor writes at its time.
+    let dot = |author| {
+        let time = Timestamp(before.dot.time.0 + 1);
+        Dot { author: AuthorId([author; 16]), time }
+    };
+    let (seen, content, attributes) = (before.closure(), Content::Deleted, Attributes::default());
+    let gone = Version { dot: dot(8), seen, content, attributes };
+    let there = Version { dot: dot(9), seen: VersionVector::new(), ..before };
+    let entry = |path, version| Entry { key: key(path), version };
+    let commit = Commit { entries: vec![entry(to, there), entry(from, gone)] };
+    let body = Body::Remote { peer: NodeId([7; 16]), commit, cursor: None };
+    site.store.commit(Transaction::new(DATASET, body)).unwrap();
+    site.folder().wake();
+}
+
+#[test]
+fn files_that_others_rename_one_after_the_other_all_move() {
+    let site = Site::new();
+    let numbers = 0..1000;
+    let name = |directory, number| format!("{directory}/f{number:03}");
+    for number in numbers.clone() {
+        site.write(&name("old", number), format!("{number}"));
+    }
+    site.until("their times tell every change", |site| {
+        site.flush();
+        !site.records().values().any(|record| record.racy)
+    });
+    let inode = |path: &str| fs::metadata(site.at(path)).unwrap().ino();
+    let before: Vec<u64> = numbers.clone().map(|number| inode(&name("old", number))).collect();
+    // Each comes where a pass over all names has been already.
+    for number in numbers.clone().rev() {
+        others_rename(&site, &name("old", number), &name("new", number));
+    }
+    // Nobody else has their bytes.
+    site.settle();
+    let after: Vec<u64> = numbers.map(|number| inode(&name("new", number))).collect();
+    assert!(before == after);
+    site.check();
+}
