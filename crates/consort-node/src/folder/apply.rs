@@ -6,8 +6,10 @@
 //!
 //! The pending keys are gone through in passes. In the first half of a pass everything that appears or changes is
 //! staged, in the second everything that goes is taken away, so that a renamed or copied file finds its bytes on this
-//! machine. A file that is to go and is what another key lacks is not even copied: it moves there. A key stays pending until nothing is left to do for it. What cannot be done now is left for a later pass:
-//! one follows when something has changed, or else after a while.
+//! machine: only what was to go when the pass began, since the first half may have passed the new name of anything else.
+//! A file that is to go and is what another key lacks is not even copied: it moves there. A key stays pending until
+//! nothing is left to do for it. What cannot be done now is left for a later pass: one follows when something has
+//! changed, or else after a while.
 
 mod copies;
 mod file;
@@ -283,8 +285,7 @@ struct Pass {
     page: std::vec::IntoIter<(Key, Sequence)>,
     /// All of them were read, for this half.
     listed: bool,
-    /// What was pending when the first half began to read. What came since may be half of a rename of which the other half was
-    /// not looked at: it goes in the next pass.
+    /// How new the newest change was when the first half began.
     upto: Sequence,
     /// Everything was begun, for the first half, and nothing was found here since then.
     begun_since: Option<Instant>,

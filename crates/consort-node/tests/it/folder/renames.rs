@@ -7,7 +7,6 @@ use consort_core::model::Commit;
 use consort_core::{
     Attributes, AuthorId, ChunkHash, Content, Dot, Entry, NodeId, Timestamp, Version, VersionVector,
 };
-use consort_node::folder::Folder;
 use consort_store::{Body, Transaction};
 
 use super::{DATASET, Site, Stands, is_paused, key};
