@@ -286,10 +286,10 @@ impl Rows {
             tables.journal.is_in_doubt.store(true, Ordering::Relaxed);
             failed(error)
         })?;
-        tables.settle();
         let value = |change: &Change| Some(&bytes[change.value.clone()?]);
-        let pending = &changes[Table::Pending as usize];
-        tables.pending.follow(pending.iter().map(|change| (key(change), value(change))));
+        let pending = changes[Table::Pending as usize].iter();
+        let pending = pending.map(|change| (key(change), value(change)));
+        tables.pending.follow(pending, || tables.settle());
         Ok(())
     }
 

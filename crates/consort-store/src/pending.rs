@@ -35,15 +35,18 @@ impl FewPending {
         Ok(known.clone())
     }
 
-    /// Takes over changes that are committed, in the order of their commits.
+    /// Takes over changes that are committed, in the order of their commits. `settle` shows the commit to others: whoever sees
+    /// it finds these rows.
     pub(crate) fn follow<'a>(
         &self,
         changes: impl ExactSizeIterator<Item = (&'a [u8], Option<&'a [u8]>)>,
+        settle: impl FnOnce(),
     ) {
         if changes.len() == 0 {
-            return;
+            return settle();
         }
         let mut known = self.lock();
+        settle();
         let Some(rows) = known.as_mut().map(Arc::make_mut) else { return };
         for (key, value) in changes {
             match value {
@@ -77,17 +80,17 @@ mod tests {
     fn changes_are_followed_and_too_many_rows_are_forgotten() {
         let few = FewPending::default();
         // Nothing is known before the rows were read.
-        few.follow([(&b"a"[..], Some(&b"1"[..]))].into_iter());
+        few.follow([(&b"a"[..], Some(&b"1"[..]))].into_iter(), || ());
         let read = |_| Ok(PendingRows::from([(b"a"[..].into(), b"1"[..].into())]));
         assert_eq!(few.rows(read).unwrap().unwrap().len(), 1);
         let changes: [(&[u8], Option<&[u8]>); 3] =
             [(b"a", None), (b"b", Some(b"2")), (b"b", Some(b"3"))];
-        few.follow(changes.into_iter());
-        few.follow(NONE.into_iter());
+        few.follow(changes.into_iter(), || ());
+        few.follow(NONE.into_iter(), || ());
         let rows = few.rows(|_| unreachable!("they are known")).unwrap().unwrap();
         assert_eq!(*rows, PendingRows::from([(b"b"[..].into(), b"3"[..].into())]));
         let keys: Vec<_> = (0_u32..).map(u32::to_be_bytes).take(MAX_ROWS).collect();
-        few.follow(keys.iter().map(|key| (&key[..], Some(&b""[..]))));
+        few.follow(keys.iter().map(|key| (&key[..], Some(&b""[..]))), || ());
         assert_eq!(few.rows(read_nothing).unwrap().unwrap().len(), 0);
     }
 

@@ -70,8 +70,10 @@ const REMOVALS_WAIT: Duration = Duration::from_millis(500);
 const HELD_AGAIN_AFTER: Duration = Duration::from_millis(10);
 /// Keys that are looked at although they are not pending. Beyond that all keys are.
 const MAX_UNLISTED: usize = 10_000;
+/// Files that stay for a pass because they were to move and did not. What goes beyond that may have to be fetched again.
+const MAX_KEPT: usize = 10_000;
 /// Directories that are known to let no file be moved out of them. If there are so many, none is moved at all.
-const MAX_UNMOVED: usize = 1024;
+const MAX_UNMOVABLE: usize = 1024;
 
 /// Something that has to be done to one path.
 #[derive(Debug)]
@@ -112,6 +114,14 @@ impl Op {
             | Self::Wait { path } => path,
         }
     }
+
+    /// The path of the file that moves.
+    pub(super) fn moves_from(&self) -> Option<&Key> {
+        match self {
+            Self::Move { from, .. } => Some(from),
+            _ => None,
+        }
+    }
 }
 
 /// What a key needs, losers first.
@@ -142,8 +152,10 @@ pub(super) struct Outcome {
     pub(super) changed: bool,
     /// Something could not be done now.
     pub(super) left: bool,
+    /// Files that were to move and stand where they were, for now.
+    pub(super) unmoved: BTreeSet<Key>,
     /// Directories out of which a file could not be moved, and cannot be later.
-    pub(super) unmoved: Vec<String>,
+    pub(super) unmovable: Vec<String>,
 }
 
 /// The stager's thread, from outside. It ends when this is dropped.
@@ -212,7 +224,8 @@ impl Stager {
             retry_after: RETRY_AFTER,
             room: 0,
             full: None,
-            unmoved: BTreeSet::new(),
+            kept: BTreeSet::new(),
+            unmovable: BTreeSet::new(),
             turns: Turns::default(),
         };
         let thread =
@@ -285,8 +298,8 @@ struct Pass {
     page: std::vec::IntoIter<(Key, Sequence)>,
     /// All of them were read, for this half.
     listed: bool,
-    /// How new the newest change was when the first half began.
-    upto: Sequence,
+    /// How new the newest change was when the first half began: what goes by a newer one goes in the next pass.
+    upto: Option<Sequence>,
     /// Everything was begun, for the first half, and nothing was found here since then.
     begun_since: Option<Instant>,
     /// The directory above which was looked last, and whether all was well there: neighbours share it.
@@ -383,9 +396,11 @@ struct Thread {
     room: u64,
     /// The disk was full, and nothing is tried.
     full: Option<Full>,
+    /// Files that were to move in this pass and did not yet: they do not go before they are tried again.
+    kept: BTreeSet<Key>,
     /// Directories out of which files cannot be moved (across mounts or quotas, or from what may only be read): they
     /// are copied.
-    unmoved: BTreeSet<String>,
+    unmovable: BTreeSet<String>,
     /// Which large files are begun.
     turns: Turns,
 }
@@ -512,9 +527,10 @@ impl Thread {
                 }
                 self.again = true;
             }
-            Order::Done(Outcome { keys, changed, left, unmoved }) => {
-                let room = MAX_UNMOVED.saturating_sub(self.unmoved.len());
-                self.unmoved.extend(unmoved.into_iter().take(room));
+            Order::Done(Outcome { keys, changed, left, unmoved, unmovable }) => {
+                let room = MAX_UNMOVABLE.saturating_sub(self.unmovable.len());
+                self.unmovable.extend(unmovable.into_iter().take(room));
+                self.keep(unmoved);
                 self.handed_on -= 1;
                 self.view = None;
                 for key in keys {
@@ -575,6 +591,7 @@ impl Thread {
             self.room = self.root.room();
         }
         self.files.begin_pass();
+        self.kept.clear();
         self.extra = self.unlisted.iter().cloned().collect();
         let everything = self.everything && !mem::take(&mut self.pending_next);
         self.pass = Some(Pass {
@@ -583,7 +600,7 @@ impl Thread {
             after: None,
             page: Vec::new().into_iter(),
             listed: false,
-            upto: Sequence::default(),
+            upto: None,
             begun_since: None,
             looked_above: None,
             idle: true,
@@ -597,9 +614,7 @@ impl Thread {
         if !pass.listed {
             let view = self.store.view(self.dataset)?;
             self.view = None;
-            if !pass.removing && pass.after.is_none() {
-                pass.upto = view.summary().head.sequence;
-            }
+            pass.upto.get_or_insert(view.summary().head.sequence);
             let after = pass.after.as_ref();
             let page: Vec<(Key, Sequence)> = if pass.everything {
                 let keys = view.scan("", after, PAGE)?;
@@ -618,17 +633,17 @@ impl Thread {
             self.end_pass();
             return Ok(true);
         }
-        // What has become pending since does not wait for what is large.
-        if !idle && !pass.everything && !self.everything && mem::take(&mut self.again) {
-            (pass.listed, pass.after) = (false, None);
-            self.files.look_again();
-            self.extra = self.unlisted.iter().cloned().collect();
-            return Ok(true);
-        }
         let waited = pass.begun_since.get_or_insert_with(Instant::now).elapsed();
         if idle || REMOVALS_WAIT <= waited {
             (pass.removing, pass.listed, pass.after) = (true, false, None);
             (pass.begun_since, pass.looked_above) = (None, None);
+            return Ok(true);
+        }
+        // What has become pending since does not wait for what is large.
+        if !pass.everything && !self.everything && mem::take(&mut self.again) {
+            (pass.listed, pass.after) = (false, None);
+            self.files.look_again();
+            self.extra = self.unlisted.iter().cloned().collect();
             return Ok(true);
         }
         Ok(false)
@@ -733,14 +748,21 @@ impl Thread {
     fn abandon(&mut self, id: u64, again: bool) {
         let Some(job) = self.jobs.remove(&id) else { return };
         self.active.remove(&job.key);
-        for op in job.ops.into_iter().flatten() {
-            if let Op::Move { from, .. } = op {
-                self.active.remove(&from);
-            }
+        let unmoved: BTreeSet<Key> =
+            job.ops.iter().flatten().filter_map(Op::moves_from).cloned().collect();
+        for from in &unmoved {
+            self.active.remove(from);
         }
+        self.keep(unmoved);
         if job.open_files != 0 {
             self.files.cancel(id, again);
         }
+    }
+
+    /// Files that were to move did not.
+    fn keep(&mut self, unmoved: BTreeSet<Key>) {
+        let room = MAX_KEPT.saturating_sub(self.kept.len());
+        self.kept.extend(unmoved.into_iter().take(room));
     }
 
     fn hand_on(&mut self) -> Result<bool, Ended> {

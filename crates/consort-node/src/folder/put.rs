@@ -5,7 +5,7 @@
 //! An entry is only replaced if it is what its record says, and if its bytes are not the only ones of a version that
 //! somebody may want back.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use consort_core::store::{StoreError, Stored, View};
@@ -41,7 +41,7 @@ struct Changes {
     /// Files that moved away, whose chunks are there no more.
     moved: Vec<(Key, Content)>,
     /// Directories out of which a file could not be moved, and cannot be later.
-    unmoved: Vec<String>,
+    unmovable: Vec<String>,
 }
 
 /// An operation was not done, and is to be tried again later.
@@ -60,12 +60,12 @@ impl Engine<'_> {
     /// Puts a batch in place and answers the stager. Everything that was gathered before is durable by now.
     pub(super) fn put_in_place(&mut self, batch: Vec<Work>) -> Result<(), StoreError> {
         let mut keys: Vec<Key> = batch.iter().map(|work| work.key.clone()).collect();
-        keys.extend(batch.iter().flat_map(|work| &work.ops).filter_map(|op| match op {
-            Op::Move { from, .. } => Some(from.clone()),
-            _ => None,
-        }));
+        let moving = batch.iter().flat_map(|work| &work.ops).filter_map(Op::moves_from);
+        let unmoved: BTreeSet<Key> = moving.cloned().collect();
+        keys.extend(unmoved.iter().cloned());
         let (batch, staged) = take_staged(batch);
-        let mut outcome = Outcome { keys, changed: false, left: false, unmoved: Vec::new() };
+        let (changed, left, unmovable) = (false, false, Vec::new());
+        let mut outcome = Outcome { keys, changed, left, unmoved, unmovable };
         if let Err(error) = self.root.sync_staged(&staged) {
             self.on_batch_error(outcome, error.into());
             return Ok(());
@@ -87,8 +87,14 @@ impl Engine<'_> {
                 if outdated {
                     continue;
                 }
+                let moving = op.moves_from().cloned();
                 match self.put(&view, &work.key, op, file, &mut changes) {
-                    Ok(changed) => outcome.changed |= changed,
+                    Ok(changed) => {
+                        outcome.changed |= changed;
+                        if let Some(from) = &moving {
+                            outcome.unmoved.remove(from);
+                        }
+                    }
                     Err(Skipped::Later) => done = false,
                     Err(Skipped::Store(error)) => return Err(error),
                 }
@@ -106,7 +112,7 @@ impl Engine<'_> {
             self.on_batch_error(outcome, error.into());
             return Ok(());
         }
-        outcome.unmoved = std::mem::take(&mut changes.unmoved);
+        outcome.unmovable = std::mem::take(&mut changes.unmovable);
         let looks = std::mem::take(&mut changes.looks);
         self.record(changes, settled)?;
         self.count_put_in_place(view.record_count())?;
@@ -295,7 +301,7 @@ impl Engine<'_> {
             }
             Err(error) => {
                 if matches!(error, PlaceError::Unmovable(_)) {
-                    changes.unmoved.push(split_key(from).0.to_owned());
+                    changes.unmovable.push(split_key(from).0.to_owned());
                 }
                 return Err(error.into());
             }

@@ -11,7 +11,7 @@ use consort_store::{DiskView, Place};
 
 use super::file::is_large;
 use super::plan::{Plan, Show};
-use super::{Job, MAX_UNMOVED, Op, Thread};
+use super::{Job, MAX_UNMOVABLE, Op, Thread};
 use crate::folder::engine::recorded_meta;
 use crate::folder::project::copied_key;
 use crate::folder::status::Underway;
@@ -80,9 +80,9 @@ impl Thread {
             return Ok(());
         }
         let plan = Plan::of(view, &key, self.policy, &self.ignores)?;
-        if half == Half::Removing && self.pass.as_ref().is_some_and(|pass| pass.upto < plan.newest)
-        {
-            self.again = true;
+        // What is dead has no version any more.
+        let newest = plan.newest.max(sequence.unwrap_or_default());
+        if half == Half::Removing && self.is_kept(&key, newest) {
             return Ok(());
         }
         let around = self.look_above(view, &key)? & self.look_beside(view, &key)?;
@@ -134,6 +134,19 @@ impl Thread {
             self.finish_if_complete(id);
         }
         Ok(())
+    }
+
+    /// Whether what is to go stays for this pass, in case the file is one that moves: its new name was not looked at, or it
+    /// was to move and did not. `newest` says how new the change is by which it goes.
+    fn is_kept(&mut self, key: &Key, newest: Sequence) -> bool {
+        let was_to_move = self.kept.contains(key);
+        if was_to_move {
+            self.leave();
+        }
+        let upto = self.pass.as_ref().and_then(|pass| pass.upto);
+        let is_newer = upto.is_some_and(|upto| upto < newest);
+        self.again |= is_newer;
+        was_to_move || is_newer
     }
 
     /// A file above a live key has to make way, and comes back when the last one is gone. Nothing says that it is
@@ -247,7 +260,7 @@ impl Thread {
 
     /// A file that is to go, and is what this version is to the last attribute: as a rule, somebody renamed it.
     fn find_moved(&self, view: &DiskView, version: &Version) -> Result<Option<Key>, StoreError> {
-        if MAX_UNMOVED <= self.unmoved.len() {
+        if MAX_UNMOVABLE <= self.unmovable.len() {
             return Ok(None);
         }
         let (content, attributes) = (&version.content, &version.attributes);
@@ -257,7 +270,7 @@ impl Thread {
             if dataset != self.dataset || self.active.contains_key(&from) {
                 continue;
             }
-            if self.unmoved.contains(split_key(&from).0) {
+            if self.unmovable.contains(split_key(&from).0) {
                 continue;
             }
             let Some(record) = view.record(&from)? else { continue };
