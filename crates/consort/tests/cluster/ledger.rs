@@ -20,7 +20,8 @@
 //!
 //! What cannot be done so is an edit in place. Its base is read through the file that is then written, whose content
 //! the engine never changes; whether the result counts as written at the path is decided after: only if the path still
-//! leads to that very file. A rename inside the directory is read where it arrives, at a name that nobody else uses.
+//! leads to that very file. If it does not, the engine may have moved the file, as when somebody else renamed it: what it
+//! was is taken then from wherever it is. A rename inside the directory is read where it arrives, at a name that nobody else uses.
 //!
 //! # Where the rule is less strict than it could be
 //!
@@ -59,6 +60,8 @@ pub(crate) enum What {
     Written(PathBuf, Value),
     /// Somebody who had this value in front of him took it from the path.
     Taken(PathBuf, Value),
+    /// Somebody who had the file of this value open edited it, at whatever path it stood.
+    Edited(Value),
     /// All that was at the path, and below it, went into the attic in one step.
     MovedAway(PathBuf, PathBuf),
     /// All that was below the path went to another path of the directory in one step.
@@ -104,6 +107,7 @@ impl Ledger {
         let mut taken: BTreeMap<(PathBuf, Value), usize> = BTreeMap::new();
         let mut written: BTreeMap<(PathBuf, Value), usize> = BTreeMap::new();
         let mut renamed = BTreeSet::new();
+        let mut edited: BTreeMap<&Value, usize> = BTreeMap::new();
         for Record { time, what } in &self.records {
             match what {
                 What::Written(path, value) => {
@@ -111,6 +115,9 @@ impl Ledger {
                 }
                 What::Taken(path, value) => {
                     taken.insert((original(path), value.clone()), *time);
+                }
+                What::Edited(value) => {
+                    edited.insert(value, *time);
                 }
                 What::MovedAway(path, attic) => {
                     for (below, value) in values_below(attic) {
@@ -134,6 +141,7 @@ impl Ledger {
             let is_moved = path.ancestors().any(|above| renamed.contains(above));
             // What is taken in the same operation was taken first: an operation takes, then writes.
             let is_taken = taken.get(&at).is_some_and(|taken| taken > time)
+                || edited.get(value).is_some_and(|taken| taken > time)
                 || is_moved && taken_anywhere.get(value).is_some_and(|taken| taken > time);
             let is_present = present.get(path).is_some_and(|values| values.contains(value))
                 || is_moved && everywhere.contains(value);
@@ -265,6 +273,20 @@ fn mark_length(text: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_that_was_edited_where_it_had_moved_to_is_not_missed() {
+        let (directory, value) = (tempfile::tempdir().unwrap(), Value::of_bytes(b"value"));
+        let mut ledger = Ledger::default();
+        ledger.record(1, What::Written("moved".into(), value.clone()));
+        let is_missed = |ledger: &Ledger| {
+            let check = || ledger.check(directory.path(), |_| Vec::new());
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)).is_err()
+        };
+        assert!(is_missed(&ledger));
+        ledger.record(2, What::Edited(value));
+        assert!(!is_missed(&ledger));
+    }
 
     #[test]
     fn conflict_copies_count_for_their_original() {

@@ -4,7 +4,7 @@
 //! Nothing is ever overwritten or deleted here: what goes is moved away in one step, into an attic beside the directory.
 //! See there why.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
@@ -214,10 +214,14 @@ impl Operations {
                 file.set_len(result.len() as u64)?;
             }
         }
-        self.record(What::Taken(path.to_path_buf(), Value::of_bytes(&base)));
-        let (ours, there) = (file.metadata()?, fs::symlink_metadata(&full)?);
-        if (ours.dev(), ours.ino()) == (there.dev(), there.ino()) {
+        let base = Value::of_bytes(&base);
+        self.record(What::Taken(path.to_path_buf(), base.clone()));
+        let ours = file.metadata()?;
+        let is_ours = |there: Metadata| (ours.dev(), ours.ino()) == (there.dev(), there.ino());
+        if fs::symlink_metadata(&full).is_ok_and(is_ours) {
             self.record(What::Written(path.to_path_buf(), Value::of_bytes(&result)));
+        } else {
+            self.record(What::Edited(base));
         }
         Ok(Some(format!("{edit:?} in place {path:?}")))
     }
