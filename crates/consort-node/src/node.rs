@@ -204,20 +204,24 @@ impl Node {
         // The loop reads the store, which may block, so it has a thread of its own.
         let executor = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let executor = executor.map_err(failed)?;
-        let thread = std::thread::Builder::new()
-            .name("node".into())
-            .spawn(move || executor.block_on(runtime.run(inbox, network_events)))
-            .map_err(failed)?;
-        let node = Self {
-            shared,
-            thread: Arc::new(Mutex::new(Some(thread))),
-            started: std::time::Instant::now(),
-        };
-        if let Err(error) = node.restore_links().await {
-            node.shutdown().await;
-            return Err(error);
+        let (thread, started) = (Arc::default(), std::time::Instant::now());
+        let node = Self { shared, thread, started };
+        // Directories first: what they show is compared with the store as it was left, before others change it.
+        let restored = node.restore_links().await;
+        let spawned = restored.and_then(|()| {
+            let run = move || executor.block_on(runtime.run(inbox, network_events));
+            std::thread::Builder::new().name("node".into()).spawn(run).map_err(failed)
+        });
+        match spawned {
+            Ok(thread) => {
+                *node.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+                Ok(node)
+            }
+            Err(error) => {
+                node.shutdown().await;
+                Err(error)
+            }
         }
-        Ok(node)
     }
 
     /// Ends the node: first the directories, then the loop, the network and the store. Whatever was acknowledged is

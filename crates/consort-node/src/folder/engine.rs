@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use consort_core::model::merge::Saw;
 use consort_core::store::{LocalWrite, StoreError};
 use consort_core::{Attributes, Content, Key, Kind};
-use consort_store::Record;
+use consort_store::{DiskView, Record};
 use crossbeam_channel::{Receiver, after, never, select};
 
 use self::commits::Commits;
@@ -82,6 +82,8 @@ pub(super) struct Engine<'c> {
     indexing: HashMap<Key, Indexing>,
     refused: Refused,
     deletions: Deletions,
+    /// The store as an engine before this one left it, until all that it put in place is recorded.
+    left: Option<DiskView>,
     /// What is to be scanned: everything, or what is at and beneath a path. In the order of events: where a directory was is
     /// looked at before where it is, so that what is found there can be known to have moved.
     scans: VecDeque<Option<Key>>,
@@ -103,6 +105,7 @@ impl<'c> Engine<'c> {
         progress: Arc<Progress>,
         inbox: &'c Inbox,
         flushes: Vec<OnFlushed>,
+        left: Option<DiskView>,
     ) -> std::io::Result<Self> {
         progress.begin_scan(None);
         let (watcher, events) = match Watcher::start(&root, ignores.clone()) {
@@ -165,6 +168,7 @@ impl<'c> Engine<'c> {
             indexing: HashMap::new(),
             refused: Refused::default(),
             deletions: Deletions::new(records),
+            left,
             scans: VecDeque::from([None]),
             scanning: false,
             listed,
@@ -254,6 +258,7 @@ impl<'c> Engine<'c> {
             busy |= self.believe_deletions()?;
             busy |= self.record_refreshed(self.dirty.is_empty() && self.indexing.is_empty());
             if self.is_at_rest() {
+                self.left = None;
                 self.note_rest()?;
                 if self.progress.lost_sight() {
                     self.rescan();

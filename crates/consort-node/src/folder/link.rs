@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use consort_core::{DatasetId, OnConflict};
-use consort_store::DiskStore;
+use consort_store::{DiskStore, DiskView};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::engine::{Engine, Exit};
@@ -100,7 +100,10 @@ impl Folder {
         let (inputs, receiver) = unbounded();
         let woken = Arc::new(AtomicBool::new(false));
         let inbox = Inbox { receiver, woken: Arc::clone(&woken) };
-        let supervisor = Supervisor { context, id, progress: Arc::clone(&progress), inbox };
+        // If the store cannot be read, the first scan says so.
+        let left =
+            context.store.view(context.dataset).ok().filter(|view| view.pending_count() != 0);
+        let supervisor = Supervisor { context, id, progress: Arc::clone(&progress), inbox, left };
         let thread = std::thread::Builder::new()
             .name("folder".into())
             .spawn(move || supervisor.run(root))
@@ -173,10 +176,12 @@ struct Supervisor {
     id: RootId,
     progress: Arc<Progress>,
     inbox: Inbox,
+    /// The store as the node before left it, if it left something that may be in place and not recorded.
+    left: Option<DiskView>,
 }
 
 impl Supervisor {
-    fn run(self, mut root: Option<Arc<Root>>) {
+    fn run(mut self, mut root: Option<Arc<Root>>) {
         // Those who wait for a flush wait on while no engine runs.
         let mut flushes = Vec::new();
         loop {
@@ -205,6 +210,7 @@ impl Supervisor {
                 Arc::clone(&self.progress),
                 &self.inbox,
                 std::mem::take(&mut flushes),
+                self.left.take(),
             );
             let exit = match engine {
                 Ok(engine) => {

@@ -40,6 +40,8 @@ pub(super) struct Commits {
     gathered: Gathered,
     /// The paths that each transaction on its way is about.
     outstanding: BTreeMap<u64, BTreeSet<Key>>,
+    /// The keys that are to be looked at when such a transaction is done.
+    looks: BTreeMap<u64, Vec<Key>>,
     next: u64,
     /// Records of files that were found to be what was recorded, and since when the first one waits.
     refreshed: BTreeMap<Key, Record>,
@@ -54,6 +56,7 @@ struct Gathered {
     places: Vec<(ChunkHash, Place)>,
     gone: Vec<(ChunkHash, Place)>,
     unsettled: Vec<Key>,
+    looks: Vec<Key>,
     paths: BTreeSet<Key>,
     /// Those of them that were looked at, and have to be as durable as what is made of it.
     unsynced: Vec<Key>,
@@ -70,8 +73,18 @@ impl Commits {
         let (done, results) = unbounded();
         let (gathered, outstanding) = (Gathered::default(), BTreeMap::new());
         let (refreshed, refreshed_since) = (BTreeMap::new(), None);
-        let next = 0;
-        Ok(Self { syncer, done, results, gathered, outstanding, next, refreshed, refreshed_since })
+        let (next, looks) = (0, BTreeMap::new());
+        Ok(Self {
+            syncer,
+            done,
+            results,
+            gathered,
+            outstanding,
+            looks,
+            next,
+            refreshed,
+            refreshed_since,
+        })
     }
 
     /// How many paths were gathered and are not durable.
@@ -187,6 +200,11 @@ impl Engine<'_> {
         self.commits.gathered.unsettled.push(key);
     }
 
+    /// What is recorded may not be what is to be shown of this key, though nothing says that it is pending.
+    pub(super) fn gather_look(&mut self, key: Key) {
+        self.commits.gathered.looks.push(key);
+    }
+
     /// Adds where chunks are.
     pub(super) fn gather_places(&mut self, places: Vec<(ChunkHash, Place)>) {
         self.commits.gathered.places.extend(places);
@@ -239,7 +257,8 @@ impl Engine<'_> {
     /// Hands what is gathered to the store. False if there is nothing.
     pub(super) fn submit(&mut self) -> bool {
         let gathered = std::mem::take(&mut self.commits.gathered);
-        let Gathered { writes, records, places, gone, unsettled, paths, unsynced, .. } = gathered;
+        let Gathered { writes, records, places, gone, unsettled, looks, paths, unsynced, .. } =
+            gathered;
         if writes.is_empty() && records.is_empty() && places.is_empty() {
             return false;
         }
@@ -256,6 +275,7 @@ impl Engine<'_> {
         let (done, number) = (self.commits.done.clone(), self.commits.next);
         self.commits.next += 1;
         self.commits.outstanding.insert(number, paths);
+        self.commits.looks.insert(number, looks);
         let done = Box::new(move |result| {
             // The engine may have ended meanwhile.
             let _ = done.send((number, result));
@@ -266,6 +286,7 @@ impl Engine<'_> {
 
     pub(super) fn on_committed(&mut self, (number, result): Done) -> Result<(), StoreError> {
         let paths = self.commits.outstanding.remove(&number).unwrap_or_default();
+        let mut looks = self.commits.looks.remove(&number).unwrap_or_default();
         let applied = match result {
             Ok(applied) => applied,
             Err(CommitError::Unsynced(error)) => {
@@ -299,7 +320,10 @@ impl Engine<'_> {
         }
         if applied.written.iter().any(|written| matches!(written, Written::Same(_))) {
             // What is like a version already may still have another modification time.
-            self.stager.look_at(paths.into_iter().collect());
+            looks.extend(paths);
+        }
+        if !looks.is_empty() {
+            self.stager.look_at(looks);
         }
         // Others may have waited for these records.
         self.stager.wake();

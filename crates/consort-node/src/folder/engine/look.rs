@@ -9,7 +9,7 @@ use consort_core::{Attributes, ChunkHash, ChunkRef, Content, Key, Kind};
 use consort_store::{Basis, DiskView, Place, Record};
 use crossbeam_channel::select;
 
-use super::recognize::{copy_of, has_copies, is_unrecorded, with_declared};
+use super::recognize::{copy_of, has_copies, is_unrecorded, left_unrecorded, with_declared};
 use super::{Engine, deletion, record_of, recorded_meta};
 use crate::folder::index::{self, IndexError, Indexed, MAX_QUEUED_FILES, Reading};
 use crate::folder::link::Input;
@@ -360,6 +360,21 @@ impl Engine<'_> {
         };
         let attributes = with_declared(&view, &path, before.as_ref(), &found, attributes)?;
         let (mut saw, policy) = (Saw::Nothing, self.context.on_conflict);
+        if before.is_none()
+            && let Some(left) = &self.left
+            && let Some((key, dot)) = left_unrecorded(left, &path, policy, (&content, &attributes))?
+        {
+            if key != path {
+                found.key = Some(key.clone());
+                self.progress.count_conflict(true);
+            }
+            self.sync_first(path.clone());
+            self.gather_record(path, found, Basis::Dot(dot));
+            self.gather_places(places);
+            self.gather_look(key);
+            self.submit_if_full();
+            return Ok(());
+        }
         match &before {
             None => {
                 if let Some((key, dot)) = copy_of(&view, &path, &content, &attributes)? {

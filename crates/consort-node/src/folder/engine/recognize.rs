@@ -2,7 +2,7 @@
 //! conflict copy, or still what its writer said about it. Reads the store, changes nothing.
 
 use consort_core::store::{StoreError, View};
-use consort_core::{Attributes, Content, Dot, Key, OnConflict, Version};
+use consort_core::{Attributes, Content, Dot, Key, Kind, OnConflict, Version};
 use consort_store::{DiskView, Record};
 
 use crate::folder::project::{conflict_path, conflict_prefix, copied_key};
@@ -41,13 +41,8 @@ pub(super) fn is_unrecorded(
     (content, attributes): (&Content, &Attributes),
 ) -> Result<bool, StoreError> {
     let siblings: Vec<Version> = view.siblings(path)?.into_iter().map(|s| s.version).collect();
-    let found = |version: &&Version| {
-        version.dot != record.dot
-            && version.content.same_bytes(content)
-            && version.attributes.kind == attributes.kind
-            && version.attributes.mode == attributes.mode
-            && version.attributes.modified_ns == attributes.modified_ns
-    };
+    let found =
+        |version: &&Version| version.dot != record.dot && is_version(content, attributes, version);
     let Some(version) = policy.winner(&siblings).filter(found) else { return Ok(false) };
     let mut after = None;
     loop {
@@ -58,6 +53,32 @@ pub(super) fn is_unrecorded(
             return Ok(false);
         }
     }
+}
+
+/// The key and the dot of the version that stands at a path without a record, if an engine before this one put it there: nobody
+/// wrote it here, whatever others have made of that version since. `left` is the store as that engine left it.
+pub(super) fn left_unrecorded(
+    left: &DiskView,
+    path: &Key,
+    policy: OnConflict,
+    (content, attributes): (&Content, &Attributes),
+) -> Result<Option<(Key, Dot)>, StoreError> {
+    if let Some(copy) = copy_of(left, path, content, attributes)? {
+        return Ok(Some(copy));
+    }
+    let siblings: Vec<Version> = left.siblings(path)?.into_iter().map(|s| s.version).collect();
+    let winner = policy.winner(&siblings).filter(|winner| !winner.is_deleted());
+    let found = winner.filter(|winner| is_version(content, attributes, winner));
+    Ok(found.map(|winner| (path.clone(), winner.dot)))
+}
+
+/// Whether what is found is this version, to the modification time if it has one.
+fn is_version(content: &Content, attributes: &Attributes, version: &Version) -> bool {
+    let Attributes { kind, mode, modified_ns, .. } = version.attributes;
+    version.content.same_bytes(content)
+        && kind == attributes.kind
+        && mode == attributes.mode
+        && (kind == Kind::Directory || modified_ns == attributes.modified_ns)
 }
 
 /// Whether conflict copies of a key stand in the directory.

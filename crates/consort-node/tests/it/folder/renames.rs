@@ -7,6 +7,7 @@ use consort_core::model::Commit;
 use consort_core::{
     Attributes, AuthorId, ChunkHash, Content, Dot, Entry, NodeId, Timestamp, Version, VersionVector,
 };
+use consort_node::folder::Folder;
 use consort_store::{Body, Transaction};
 
 use super::{DATASET, Site, Stands, is_paused, key};
@@ -105,6 +106,45 @@ fn what_somebody_changed_does_not_move_when_others_rename_it() {
     site.start();
     site.until("it is there", |site| site.read("g").as_deref() == Some("theirs"));
     assert_eq!(site.read("f").as_deref(), Some("mine"));
+}
+
+/// Others delete these, in one commit.
+fn others_delete(site: &Site, paths: impl Iterator<Item = String>) {
+    let entry = |path: String| {
+        let before = site.winner(&path).expect("it is there");
+        let dot = Dot { author: AuthorId([8; 16]), time: Timestamp(before.dot.time.0 + 1) };
+        let (seen, content) = (before.closure(), Content::Deleted);
+        let version = Version { dot, seen, content, attributes: Attributes::default() };
+        Entry { key: key(&path), version }
+    };
+    let commit = Commit { entries: paths.map(entry).collect() };
+    let body = Body::Remote { peer: NodeId([7; 16]), commit, cursor: None };
+    site.store.commit(Transaction::new(DATASET, body)).unwrap();
+    site.folder.iter().for_each(Folder::wake);
+}
+
+#[test]
+fn what_a_crash_left_unrecorded_goes_if_others_deleted_it_since() {
+    let mut site = Site::new();
+    let names = |directory| (0..300).map(move |number| format!("{directory}/f{number}"));
+    for name in names("old") {
+        site.remote(&name, Stands::After, name.as_bytes());
+    }
+    site.settle();
+    site.stop();
+    // Others renamed the directory, which was done here, but for the records.
+    for (old, new) in names("old").zip(names("new")) {
+        site.remote(&new, Stands::After, old.as_bytes());
+    }
+    others_delete(&site, names("old"));
+    fs::rename(site.at("old"), site.at("new")).unwrap();
+    site.start();
+    // As soon as it is back, the node hears of that.
+    others_delete(&site, names("new"));
+    site.settle();
+    let back: Vec<String> = names("new").filter(|name| site.winner(name).is_some()).collect();
+    assert_eq!(back, [""; 0], "what was deleted came back");
+    site.check();
 }
 
 /// Others give a file another name, in one commit.
