@@ -201,16 +201,18 @@ impl Node {
             NodeError::failed(format!("a thread cannot be started: {error}"))
                 .hint("see how many processes and how much memory this user may have (`ulimit -a`)")
         };
-        // The loop reads the store, which may block, so it has a thread of its own.
-        let executor = tokio::runtime::Builder::new_current_thread().enable_time().build();
-        let executor = executor.map_err(failed)?;
         let (thread, started) = (Arc::default(), std::time::Instant::now());
         let node = Self { shared, thread, started };
         // Directories first: what they show is compared with the store as it was left, before others change it.
-        let restored = node.restore_links().await;
-        let spawned = restored.and_then(|()| {
+        if let Err(error) = node.restore_links().await {
+            node.shutdown().await;
+            return Err(error);
+        }
+        // The loop reads the store, which may block, so it has a thread of its own.
+        let executor = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let spawned = executor.and_then(|executor| {
             let run = move || executor.block_on(runtime.run(inbox, network_events));
-            std::thread::Builder::new().name("node".into()).spawn(run).map_err(failed)
+            std::thread::Builder::new().name("node".into()).spawn(run)
         });
         match spawned {
             Ok(thread) => {
@@ -219,7 +221,7 @@ impl Node {
             }
             Err(error) => {
                 node.shutdown().await;
-                Err(error)
+                Err(failed(error))
             }
         }
     }

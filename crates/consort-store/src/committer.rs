@@ -313,7 +313,7 @@ impl<'v> Work<'v> {
         } = transaction;
         // All that can fail comes first, so that a transaction that fails has changed nothing.
         let had = self.recorded(&records)?;
-        self.read_pending(&body, &settled)?;
+        self.read_pending(&body, settled.iter().map(|(key, _)| key).chain(&unsettled))?;
         places.iter().chain(&gone).try_for_each(|(hash, _)| writer.chunks.look(*hash))?;
         let number = self.view.number();
         let mut own = Vec::new();
@@ -360,6 +360,11 @@ impl<'v> Work<'v> {
             let mut shown: Vec<Dot> = own.iter().filter_map(dot).collect();
             shown.sort_unstable();
             self.mark(&applied.added, &shown);
+            let sequence = applied.summary.head.sequence;
+            for key in unsettled {
+                let pending = self.pending.entry(key).or_default();
+                pending.after.get_or_insert(PendingRow { sequence, bytes: 0 });
+            }
         }
         for (change, had) in records.into_iter().zip(had) {
             self.record(change, had, &applied.written, writer.rows);
@@ -384,8 +389,12 @@ impl<'v> Work<'v> {
     }
 
     /// Reads the pending rows that marking and settling will change.
-    fn read_pending(&mut self, body: &Body, settled: &[(Key, Sequence)]) -> Result<(), StoreError> {
-        settled.iter().try_for_each(|(key, _)| self.look_at_pending(key))?;
+    fn read_pending<'k>(
+        &mut self,
+        body: &Body,
+        mut named: impl Iterator<Item = &'k Key>,
+    ) -> Result<(), StoreError> {
+        named.try_for_each(|key| self.look_at_pending(key))?;
         if !self.linked {
             return Ok(());
         }

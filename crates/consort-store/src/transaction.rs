@@ -21,8 +21,8 @@ pub struct Transaction {
     pub sealer: Option<Arc<dyn Sealer>>,
     /// What the linked directory holds since.
     pub records: Vec<RecordChange>,
-    /// Keys that are pending when they are written, though the directory shows what is written: it shows something else of
-    /// them, too, such as a conflict copy of what is replaced.
+    /// Keys that are pending afterwards, though the directory shows what is written or recorded: it shows something else of
+    /// them, too, such as a conflict copy of what is replaced, or shows what is not current any more.
     pub unsettled: Vec<Key>,
     /// Keys whose pending row goes, unless it is newer than this sequence: the directory shows them now.
     pub settled: Vec<(Key, Sequence)>,

@@ -100,6 +100,11 @@ impl DiskView {
             .map_err(|error| damaged(Table::Pending, error))
     }
 
+    /// Whether the linked directory may not show all of a key yet.
+    pub fn is_pending(&self, key: &Key) -> Result<bool, StoreError> {
+        Ok(self.pending_of(key)?.is_some())
+    }
+
     /// The newest change of a key that the linked directory may not show yet.
     pub(crate) fn pending_of(&self, key: &Key) -> Result<Option<PendingRow>, StoreError> {
         if self.replica.pending == 0 {

@@ -82,8 +82,8 @@ pub(super) struct Engine<'c> {
     indexing: HashMap<Key, Indexing>,
     refused: Refused,
     deletions: Deletions,
-    /// The store as an engine before this one left it, until all that it put in place is recorded.
-    left: Option<DiskView>,
+    /// The store as whoever ran before left it, until the first scan has ended.
+    left: &'c mut Option<DiskView>,
     /// What is to be scanned: everything, or what is at and beneath a path. In the order of events: where a directory was is
     /// looked at before where it is, so that what is found there can be known to have moved.
     scans: VecDeque<Option<Key>>,
@@ -105,7 +105,7 @@ impl<'c> Engine<'c> {
         progress: Arc<Progress>,
         inbox: &'c Inbox,
         flushes: Vec<OnFlushed>,
-        left: Option<DiskView>,
+        left: &'c mut Option<DiskView>,
     ) -> std::io::Result<Self> {
         progress.begin_scan(None);
         let (watcher, events) = match Watcher::start(&root, ignores.clone()) {
@@ -258,7 +258,6 @@ impl<'c> Engine<'c> {
             busy |= self.believe_deletions()?;
             busy |= self.record_refreshed(self.dirty.is_empty() && self.indexing.is_empty());
             if self.is_at_rest() {
-                self.left = None;
                 self.note_rest()?;
                 if self.progress.lost_sight() {
                     self.rescan();

@@ -101,8 +101,8 @@ impl Folder {
         let woken = Arc::new(AtomicBool::new(false));
         let inbox = Inbox { receiver, woken: Arc::clone(&woken) };
         // If the store cannot be read, the first scan says so.
-        let left =
-            context.store.view(context.dataset).ok().filter(|view| view.pending_count() != 0);
+        let left = context.store.view(context.dataset).ok();
+        let left = left.filter(|view| !context.read_only && view.pending_count() != 0);
         let supervisor = Supervisor { context, id, progress: Arc::clone(&progress), inbox, left };
         let thread = std::thread::Builder::new()
             .name("folder".into())
@@ -176,7 +176,8 @@ struct Supervisor {
     id: RootId,
     progress: Arc<Progress>,
     inbox: Inbox,
-    /// The store as the node before left it, if it left something that may be in place and not recorded.
+    /// The store as whoever ran before left it, until a first scan has found what of it is in place and not recorded. `None` if
+    /// there can be nothing.
     left: Option<DiskView>,
 }
 
@@ -210,7 +211,7 @@ impl Supervisor {
                 Arc::clone(&self.progress),
                 &self.inbox,
                 std::mem::take(&mut flushes),
-                self.left.take(),
+                &mut self.left,
             );
             let exit = match engine {
                 Ok(engine) => {

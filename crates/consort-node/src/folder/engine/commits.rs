@@ -40,8 +40,8 @@ pub(super) struct Commits {
     gathered: Gathered,
     /// The paths that each transaction on its way is about.
     outstanding: BTreeMap<u64, BTreeSet<Key>>,
-    /// The keys that are to be looked at when such a transaction is done.
-    looks: BTreeMap<u64, Vec<Key>>,
+    /// The keys that each of them leaves pending.
+    unsettled: BTreeMap<u64, Vec<Key>>,
     next: u64,
     /// Records of files that were found to be what was recorded, and since when the first one waits.
     refreshed: BTreeMap<Key, Record>,
@@ -56,7 +56,6 @@ struct Gathered {
     places: Vec<(ChunkHash, Place)>,
     gone: Vec<(ChunkHash, Place)>,
     unsettled: Vec<Key>,
-    looks: Vec<Key>,
     paths: BTreeSet<Key>,
     /// Those of them that were looked at, and have to be as durable as what is made of it.
     unsynced: Vec<Key>,
@@ -73,14 +72,14 @@ impl Commits {
         let (done, results) = unbounded();
         let (gathered, outstanding) = (Gathered::default(), BTreeMap::new());
         let (refreshed, refreshed_since) = (BTreeMap::new(), None);
-        let (next, looks) = (0, BTreeMap::new());
+        let (next, unsettled) = (0, BTreeMap::new());
         Ok(Self {
             syncer,
             done,
             results,
             gathered,
             outstanding,
-            looks,
+            unsettled,
             next,
             refreshed,
             refreshed_since,
@@ -195,14 +194,9 @@ impl Engine<'_> {
         self.commits.gathered.unsynced.push(path);
     }
 
-    /// Something else of a key that is written stands there, too, and may have to go.
+    /// Something else of a key that is written or recorded stands there, too, or something else is to stand there: it is pending.
     pub(super) fn gather_unsettled(&mut self, key: Key) {
         self.commits.gathered.unsettled.push(key);
-    }
-
-    /// What is recorded may not be what is to be shown of this key, though nothing says that it is pending.
-    pub(super) fn gather_look(&mut self, key: Key) {
-        self.commits.gathered.looks.push(key);
     }
 
     /// Adds where chunks are.
@@ -257,8 +251,7 @@ impl Engine<'_> {
     /// Hands what is gathered to the store. False if there is nothing.
     pub(super) fn submit(&mut self) -> bool {
         let gathered = std::mem::take(&mut self.commits.gathered);
-        let Gathered { writes, records, places, gone, unsettled, looks, paths, unsynced, .. } =
-            gathered;
+        let Gathered { writes, records, places, gone, unsettled, paths, unsynced, .. } = gathered;
         if writes.is_empty() && records.is_empty() && places.is_empty() {
             return false;
         }
@@ -275,7 +268,7 @@ impl Engine<'_> {
         let (done, number) = (self.commits.done.clone(), self.commits.next);
         self.commits.next += 1;
         self.commits.outstanding.insert(number, paths);
-        self.commits.looks.insert(number, looks);
+        self.commits.unsettled.insert(number, transaction.unsettled.clone());
         let done = Box::new(move |result| {
             // The engine may have ended meanwhile.
             let _ = done.send((number, result));
@@ -286,7 +279,8 @@ impl Engine<'_> {
 
     pub(super) fn on_committed(&mut self, (number, result): Done) -> Result<(), StoreError> {
         let paths = self.commits.outstanding.remove(&number).unwrap_or_default();
-        let mut looks = self.commits.looks.remove(&number).unwrap_or_default();
+        // What the stager has worked out before may settle them.
+        let mut looks = self.commits.unsettled.remove(&number).unwrap_or_default();
         let applied = match result {
             Ok(applied) => applied,
             Err(CommitError::Unsynced(error)) => {

@@ -9,7 +9,7 @@ use consort_core::{Attributes, ChunkHash, ChunkRef, Content, Key, Kind};
 use consort_store::{Basis, DiskView, Place, Record};
 use crossbeam_channel::select;
 
-use super::recognize::{copy_of, has_copies, is_unrecorded, left_unrecorded, with_declared};
+use super::recognize::{Unrecorded, copy_of, has_copies, is_unrecorded, unrecorded, with_declared};
 use super::{Engine, deletion, record_of, recorded_meta};
 use crate::folder::index::{self, IndexError, Indexed, MAX_QUEUED_FILES, Reading};
 use crate::folder::link::Input;
@@ -80,13 +80,14 @@ impl Look {
 }
 
 /// A path that a worker reads.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Indexing {
     meta: Meta,
     tries: u32,
     round: u64,
     /// It changed since.
     again: bool,
+    unrecorded: Option<Unrecorded>,
 }
 
 impl Indexing {
@@ -210,6 +211,13 @@ impl Engine<'_> {
         if self.is_refused(&path, Some(&meta)) {
             return Ok(());
         }
+        let unrecorded = match &*self.left {
+            Some(left) if self.scanning && record.is_none() => {
+                let found = record_of(&meta, &Content::Deleted, false);
+                unrecorded(left, &path, self.context.on_conflict, &found)?
+            }
+            _ => None,
+        };
         match meta.kind {
             EntryKind::Other => {
                 let text = "it is not a file, directory or symlink; it is left alone";
@@ -222,7 +230,7 @@ impl Engine<'_> {
             EntryKind::Directory => {
                 let content = Content::Inline([].into());
                 let found = record_of(&meta, &content, false);
-                self.take_in(path, found, content, Vec::new())
+                self.take_in(path, found, content, Vec::new(), unrecorded)
             }
             EntryKind::File if record.is_none() && self.take_in_moved(&path, &meta)? => Ok(()),
             EntryKind::File | EntryKind::Symlink if alone && meta.size <= READ_AT_ONCE => {
@@ -236,7 +244,7 @@ impl Engine<'_> {
                 };
                 let indexed = index::index(&reading, path, meta, &mut buffer);
                 self.buffer = buffer;
-                self.on_read(indexed, tries, round)
+                self.on_read(indexed, tries, round, None)
             }
             EntryKind::File | EntryKind::Symlink => {
                 while MAX_QUEUED_FILES <= self.indexing.len() {
@@ -256,7 +264,7 @@ impl Engine<'_> {
                     indexing.round = indexing.round.min(round);
                     return Ok(());
                 }
-                let indexing = Indexing { meta, tries, round, again: false };
+                let indexing = Indexing { meta, tries, round, again: false, unrecorded };
                 self.indexing.insert(path.clone(), indexing);
                 self.indexer.submit(path, meta);
                 Ok(())
@@ -266,18 +274,23 @@ impl Engine<'_> {
 
     /// Takes what a worker has read.
     pub(super) fn on_indexed(&mut self, indexed: Indexed) -> Result<(), StoreError> {
-        let Some(Indexing { tries, round, again, .. }) = self.indexing.remove(&indexed.path) else {
-            return Ok(());
-        };
+        let Some(indexing) = self.indexing.remove(&indexed.path) else { return Ok(()) };
+        let Indexing { tries, round, again, unrecorded, .. } = indexing;
         if again {
             // It has changed since, so this is not what is there.
             self.try_again(indexed.path, tries, round);
             return Ok(());
         }
-        self.on_read(indexed, tries, round)
+        self.on_read(indexed, tries, round, unrecorded)
     }
 
-    fn on_read(&mut self, indexed: Indexed, tries: u32, round: u64) -> Result<(), StoreError> {
+    fn on_read(
+        &mut self,
+        indexed: Indexed,
+        tries: u32,
+        round: u64,
+        unrecorded: Option<Unrecorded>,
+    ) -> Result<(), StoreError> {
         let Indexed { path, meta, outcome, plain, places, racy } = indexed;
         match outcome {
             Ok(content) => {
@@ -297,7 +310,7 @@ impl Engine<'_> {
                     self.dirty.entry(path.clone()).or_insert(again);
                 }
                 let found = Record { plain, ..record_of(&meta, &content, racy.is_some()) };
-                return self.take_in(path, found, content, places);
+                return self.take_in(path, found, content, places, unrecorded);
             }
             Err(IndexError::Unstable) => self.try_again(path, tries, round),
             Err(IndexError::Unfit(reason)) => self.progress.set_problem(&path, Some(reason)),
@@ -328,6 +341,7 @@ impl Engine<'_> {
         mut found: Record,
         content: Content,
         places: Vec<(ChunkHash, Place)>,
+        unrecorded: Option<Unrecorded>,
     ) -> Result<(), StoreError> {
         self.gather_for(&path)?;
         let view = self.view()?;
@@ -361,8 +375,8 @@ impl Engine<'_> {
         let attributes = with_declared(&view, &path, before.as_ref(), &found, attributes)?;
         let (mut saw, policy) = (Saw::Nothing, self.context.on_conflict);
         if before.is_none()
-            && let Some(left) = &self.left
-            && let Some((key, dot)) = left_unrecorded(left, &path, policy, (&content, &attributes))?
+            && let Some(Unrecorded { key, dot, .. }) =
+                unrecorded.filter(|version| version.content == found.content)
         {
             if key != path {
                 found.key = Some(key.clone());
@@ -371,7 +385,8 @@ impl Engine<'_> {
             self.sync_first(path.clone());
             self.gather_record(path, found, Basis::Dot(dot));
             self.gather_places(places);
-            self.gather_look(key);
+            // It may have to go, or to change.
+            self.gather_unsettled(key);
             self.submit_if_full();
             return Ok(());
         }

@@ -41,8 +41,13 @@ pub(super) fn is_unrecorded(
     (content, attributes): (&Content, &Attributes),
 ) -> Result<bool, StoreError> {
     let siblings: Vec<Version> = view.siblings(path)?.into_iter().map(|s| s.version).collect();
-    let found =
-        |version: &&Version| version.dot != record.dot && is_version(content, attributes, version);
+    let found = |version: &&Version| {
+        version.dot != record.dot
+            && version.content.same_bytes(content)
+            && version.attributes.kind == attributes.kind
+            && version.attributes.mode == attributes.mode
+            && version.attributes.modified_ns == attributes.modified_ns
+    };
     let Some(version) = policy.winner(&siblings).filter(found) else { return Ok(false) };
     let mut after = None;
     loop {
@@ -55,30 +60,47 @@ pub(super) fn is_unrecorded(
     }
 }
 
-/// The key and the dot of the version that stands at a path without a record, if an engine before this one put it there: nobody
-/// wrote it here, whatever others have made of that version since. `left` is the store as that engine left it.
-pub(super) fn left_unrecorded(
+/// What whoever ran before put at a path and did not record, by all that is seen without reading it. It is that if it has this
+/// content; nobody wrote it here, whatever others have made of that version since.
+#[derive(Clone, Debug)]
+pub(super) struct Unrecorded {
+    pub(super) key: Key,
+    pub(super) dot: Dot,
+    pub(super) content: [u8; 16],
+}
+
+/// Whether what is found at a path without a record may be what was put there of something that is still pending in `left`, the
+/// store as it was left. Of `found`, the content is not looked at.
+pub(super) fn unrecorded(
     left: &DiskView,
     path: &Key,
     policy: OnConflict,
-    (content, attributes): (&Content, &Attributes),
-) -> Result<Option<(Key, Dot)>, StoreError> {
-    if let Some(copy) = copy_of(left, path, content, attributes)? {
-        return Ok(Some(copy));
+    found: &Record,
+) -> Result<Option<Unrecorded>, StoreError> {
+    let key = copied_key(path).unwrap_or_else(|| path.clone());
+    for key in [path.clone(), key] {
+        if !left.is_pending(&key)? {
+            continue;
+        }
+        let siblings: Vec<Version> = left.siblings(&key)?.into_iter().map(|s| s.version).collect();
+        let is_at_path = |version: &&Version| match key == *path {
+            true => policy.winner(&siblings).is_some_and(|winner| winner.dot == version.dot),
+            false => conflict_path(&key, version.dot).as_ref() == Some(path),
+        };
+        let is_found = |version: &&Version| {
+            let Attributes { kind, mode, modified_ns, .. } = version.attributes;
+            let is_directory = kind == Kind::Directory;
+            !version.is_deleted()
+                && kind == found.kind
+                && mode == found.mode
+                && (is_directory || modified_ns == found.modified_ns)
+        };
+        if let Some(version) = siblings.iter().filter(is_at_path).find(is_found) {
+            let (dot, content) = (version.dot, version.content.id());
+            return Ok(Some(Unrecorded { key, dot, content }));
+        }
     }
-    let siblings: Vec<Version> = left.siblings(path)?.into_iter().map(|s| s.version).collect();
-    let winner = policy.winner(&siblings).filter(|winner| !winner.is_deleted());
-    let found = winner.filter(|winner| is_version(content, attributes, winner));
-    Ok(found.map(|winner| (path.clone(), winner.dot)))
-}
-
-/// Whether what is found is this version, to the modification time if it has one.
-fn is_version(content: &Content, attributes: &Attributes, version: &Version) -> bool {
-    let Attributes { kind, mode, modified_ns, .. } = version.attributes;
-    version.content.same_bytes(content)
-        && kind == attributes.kind
-        && mode == attributes.mode
-        && (kind == Kind::Directory || modified_ns == attributes.modified_ns)
+    Ok(None)
 }
 
 /// Whether conflict copies of a key stand in the directory.

@@ -86,6 +86,7 @@ impl Engine<'_> {
         self.progress.add_scanned((walked % SCAN_SLICE) as u64);
         self.scanning = false;
         if start.is_none() && self.exit.is_none() {
+            *self.left = None;
             self.progress.end_scan();
             self.progress.set_conflicts(records.conflicts);
             self.progress.set_trouble("overflow", None);
