@@ -4,12 +4,10 @@ use std::ffi::OsString;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use consort_node::Dot;
 use tokio::fs::OpenOptions;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::time::timeout;
 
 use crate::command::interrupt::Interrupt;
 use crate::command::{Context, path_text};
@@ -19,9 +17,6 @@ use crate::error::Error;
 use crate::json;
 use crate::text::{bytes, plain};
 use crate::ui::Unit;
-
-/// When nothing has come for so long, it is said what is waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Fetch one entry, to stdout or into a file; its bytes are verified on the way.
 #[derive(Debug, clap::Args)]
@@ -95,16 +90,7 @@ async fn receive(
     let mut body = answers.body();
     let mut received = 0;
     loop {
-        let Ok(length) = timeout(PATIENCE, body.read(&mut buffer)).await else {
-            progress.set(
-                Unit::Bytes,
-                received,
-                Some(entry.size),
-                "waiting for a peer that has more",
-            );
-            continue;
-        };
-        let length = length.map_err(|error| broken(&error))?;
+        let length = body.read(&mut buffer).await.map_err(|error| broken(&error))?;
         if length == 0 {
             break;
         }

@@ -108,6 +108,13 @@ fn what_somebody_changed_does_not_move_when_others_rename_it() {
     assert_eq!(site.read("f").as_deref(), Some("mine"));
 }
 
+/// Others write these, in one commit.
+fn others_commit(site: &Site, entries: Vec<Entry>) {
+    let body = Body::Remote { peer: NodeId([7; 16]), commit: Commit { entries }, cursor: None };
+    site.store.commit(Transaction::new(DATASET, body)).unwrap();
+    site.folder.iter().for_each(Folder::wake);
+}
+
 /// Others delete these, in one commit.
 fn others_delete(site: &Site, paths: impl Iterator<Item = String>) {
     let entry = |path: String| {
@@ -117,10 +124,7 @@ fn others_delete(site: &Site, paths: impl Iterator<Item = String>) {
         let version = Version { dot, seen, content, attributes: Attributes::default() };
         Entry { key: key(&path), version }
     };
-    let commit = Commit { entries: paths.map(entry).collect() };
-    let body = Body::Remote { peer: NodeId([7; 16]), commit, cursor: None };
-    site.store.commit(Transaction::new(DATASET, body)).unwrap();
-    site.folder.iter().for_each(Folder::wake);
+    others_commit(site, paths.map(entry).collect());
 }
 
 #[test]
@@ -159,10 +163,7 @@ fn others_rename(site: &Site, from: &str, to: &str) {
     let gone = Version { dot: dot(8), seen, content, attributes };
     let there = Version { dot: dot(9), seen: VersionVector::new(), ..before };
     let entry = |path, version| Entry { key: key(path), version };
-    let commit = Commit { entries: vec![entry(to, there), entry(from, gone)] };
-    let body = Body::Remote { peer: NodeId([7; 16]), commit, cursor: None };
-    site.store.commit(Transaction::new(DATASET, body)).unwrap();
-    site.folder().wake();
+    others_commit(site, vec![entry(to, there), entry(from, gone)]);
 }
 
 #[test]
