@@ -205,6 +205,8 @@ impl Node {
         let node = Self { shared, thread, started };
         // Directories first: what they show is compared with the store as it was left, before others change it.
         if let Err(error) = node.restore_links().await {
+            // It holds the store.
+            drop(runtime);
             node.shutdown().await;
             return Err(error);
         }

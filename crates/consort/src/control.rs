@@ -100,6 +100,11 @@ mod tests {
                     let half = failing_after(b"half", rot);
                     reply.body(half).await
                 }
+                Request::Get { key, .. } if key == "late" => {
+                    reply.item(&json::Ticket { ticket: key }).await?;
+                    let (body, _writer) = tokio::io::duplex(1);
+                    reply.body(body).await
+                }
                 Request::Get { key, .. } => {
                     reply.item(&json::Ticket { ticket: key }).await?;
                     reply.body(&vec![7; 1_000_000][..]).await
@@ -219,6 +224,16 @@ mod tests {
         answers.body().read_to_end(&mut bytes).await.expect("the body");
         assert_eq!(bytes, vec![7; 1_000_000]);
         answers.end().await.expect("the end");
+        up.stop().await;
+    }
+
+    #[tokio::test]
+    async fn the_head_of_an_answer_does_not_wait_for_its_body() {
+        let up = Up::start();
+        let get = Request::Get { name: "set".into(), key: "late".into(), version: None };
+        let mut answers = up.client().ask(get).await.expect("asked");
+        let head: json::Ticket = answers.first().await.expect("the head");
+        assert_eq!(head.ticket, "late");
         up.stop().await;
     }
 

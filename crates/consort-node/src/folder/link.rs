@@ -19,6 +19,10 @@ use crate::content::Contents;
 /// How often a directory that is gone, or whose ignore patterns cannot be read, is looked for again.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// How long the store as it was left is held for a directory that is away: while it is, nothing of the store goes that was
+/// replaced since.
+const HOLD_LEFT_FOR: Duration = Duration::from_secs(3600);
+
 /// What an engine needs to know and to reach.
 pub struct LinkContext {
     /// The dataset.
@@ -103,7 +107,8 @@ impl Folder {
         // If the store cannot be read, the first scan says so.
         let left = context.store.view(context.dataset).ok();
         let left = left.filter(|view| !context.read_only && view.pending_count() != 0);
-        let supervisor = Supervisor { context, id, progress: Arc::clone(&progress), inbox, left };
+        let (progress_of, started) = (Arc::clone(&progress), Instant::now());
+        let supervisor = Supervisor { context, id, progress: progress_of, inbox, left, started };
         let thread = std::thread::Builder::new()
             .name("folder".into())
             .spawn(move || supervisor.run(root))
@@ -179,6 +184,7 @@ struct Supervisor {
     /// The store as whoever ran before left it, until a first scan has found what of it is in place and not recorded. `None` if
     /// there can be nothing.
     left: Option<DiskView>,
+    started: Instant,
 }
 
 impl Supervisor {
@@ -243,7 +249,10 @@ impl Supervisor {
     }
 
     /// Waits a little. False if the engine shall end.
-    fn pause(&self, flushes: &mut Vec<OnFlushed>) -> bool {
+    fn pause(&mut self, flushes: &mut Vec<OnFlushed>) -> bool {
+        if HOLD_LEFT_FOR < self.started.elapsed() {
+            self.left = None;
+        }
         let end = Instant::now() + LOOK_AGAIN_AFTER;
         loop {
             match self.inbox.receiver.recv_deadline(end) {

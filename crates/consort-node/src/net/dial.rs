@@ -50,10 +50,8 @@ pub enum DialError {
 }
 
 impl DialError {
-    /// Whether one side did not believe the other, rather than that the connection broke. TLS
-    /// reports both as I/O.
     fn is_rejection(&self) -> bool {
-        matches!(self, Self::Handshake(error) if error.kind() == io::ErrorKind::InvalidData)
+        matches!(self, Self::Handshake(error) if tls::is_rejection(error))
     }
 }
 

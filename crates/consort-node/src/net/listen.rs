@@ -57,7 +57,11 @@ async fn serve(shared: Arc<Shared>, tap: Tap, addr: SocketAddr, permit: OwnedSem
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::debug!(%addr, %error, "a handshake failed");
-            return shared.refused(addr, None, Refusal::Handshake);
+            // Who went away in the middle of it, as one that stops does, said nothing about who it is.
+            if tls::is_rejection(&error) {
+                shared.refused(addr, None, Refusal::Handshake);
+            }
+            return;
         }
         Err(_) => return shared.refused(addr, None, Refusal::Handshake),
     };

@@ -6,6 +6,7 @@
 //! The protocols share a port, so a client certificate is optional while shaking hands, and
 //! [`accepted`] insists on it right after, unless the client came to join.
 
+use std::io;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -45,6 +46,12 @@ impl Protocol {
             Self::Leave => b"consort-leave/1",
         }
     }
+}
+
+/// Whether one side of a handshake did not believe the other, rather than that the connection broke. TLS reports both as
+/// I/O.
+pub(super) fn is_rejection(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
 }
 
 /// Who came, and for what, as the handshake has verified it.

@@ -4,10 +4,12 @@ use std::ffi::OsString;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use consort_node::Dot;
 use tokio::fs::OpenOptions;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
 
 use crate::command::interrupt::Interrupt;
 use crate::command::{Context, path_text};
@@ -17,6 +19,9 @@ use crate::error::Error;
 use crate::json;
 use crate::text::{bytes, plain};
 use crate::ui::Unit;
+
+/// When nothing has come for so long, it is said what is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Fetch one entry, to stdout or into a file; its bytes are verified on the way.
 #[derive(Debug, clap::Args)]
@@ -90,7 +95,12 @@ async fn receive(
     let mut body = answers.body();
     let mut received = 0;
     loop {
-        let length = body.read(&mut buffer).await.map_err(|error| broken(&error))?;
+        let Ok(length) = timeout(PATIENCE, body.read(&mut buffer)).await else {
+            let remark = "waiting for a peer that has more";
+            progress.set(Unit::Bytes, received, Some(entry.size), remark);
+            continue;
+        };
+        let length = length.map_err(|error| broken(&error))?;
         if length == 0 {
             break;
         }

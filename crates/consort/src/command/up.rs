@@ -151,7 +151,7 @@ fn announce(node: &Node, context: &Context) -> Result<(), Error> {
     let (identity, listen) = (json::Identity::from(node.identity()), node.listen_addr());
     let home = path_text(&context.home)?;
     let message = format!(
-        "Node {} ({}) of cluster {} is up.\n  peers    {listen}\n  home     {}\nCtrl-C stops it.",
+        "Node {} ({}) of cluster {} is up.\n  address  {listen}\n  home     {}\nCtrl-C stops it.",
         plain(&identity.name),
         identity.role.as_str(),
         plain(&identity.cluster),

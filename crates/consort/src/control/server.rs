@@ -65,6 +65,8 @@ impl Reply {
     /// Sends a body after its item. If it cannot be read to its end, it ends here, and the error that this returns
     /// has to become the last line of the answer.
     pub(crate) async fn body<R: AsyncRead + Unpin>(&mut self, mut body: R) -> Result<(), Error> {
+        // Its first byte may be long in coming.
+        self.writer.flush().await.map_err(gone)?;
         match wire::write_body(&mut self.writer, &mut body, |_| {}).await {
             Ok(()) => Ok(()),
             Err(wire::BodyError::Peer(error)) => Err(gone(error)),
