@@ -89,16 +89,13 @@ impl Folder {
     /// # Errors
     /// See [`OpenRootError`]; nothing was started.
     pub fn start(context: LinkContext) -> Result<Self, OpenRootError> {
-        let progress = Arc::new(Progress::default());
         let (id, root) = match context.id {
             None => {
                 let root = Arc::new(Root::open(&context.dir)?);
                 (root.id(), Some(root))
             }
-            Some(id) => {
-                let root = reopen(&context, id);
-                (id, root.inspect_err(|reason| progress.pause("directory", reason)).ok())
-            }
+            // The thread opens it: a network file system that does not answer keeps nobody else waiting.
+            Some(id) => (id, None),
         };
         // One wake at a time, and as many flushes as there are callers who wait for one.
         let (inputs, receiver) = unbounded();
@@ -107,8 +104,9 @@ impl Folder {
         // If the store cannot be read, the first scan says so.
         let left = context.store.view(context.dataset).ok();
         let left = left.filter(|view| !context.read_only && view.pending_count() != 0);
-        let (progress_of, started) = (Arc::clone(&progress), Instant::now());
-        let supervisor = Supervisor { context, id, progress: progress_of, inbox, left, started };
+        let (progress, started) = (Arc::new(Progress::default()), Instant::now());
+        let supervisor =
+            Supervisor { context, id, progress: Arc::clone(&progress), inbox, left, started };
         let thread = std::thread::Builder::new()
             .name("folder".into())
             .spawn(move || supervisor.run(root))
