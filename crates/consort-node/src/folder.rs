@@ -22,6 +22,7 @@ use std::path::Path;
 use rustix::fs::{FileType, Statx, makedev};
 
 mod apply;
+mod context;
 mod earlier;
 mod engine;
 mod ignores;
@@ -30,18 +31,20 @@ mod link;
 mod place;
 mod project;
 mod put;
+mod record;
 mod root;
 mod status;
 mod walk;
 mod watch;
 
-pub(crate) use engine::recorded_meta;
+pub use context::LinkContext;
 pub use ignores::{Ignores, LoadIgnoresError, PatternProblem};
-pub use link::{Folder, LinkContext};
+pub use link::Folder;
 pub use place::{
     Expected, Peek, PlaceError, Placed, RemovedDirectory, Staged, Staging, Target, WriteOut,
 };
 pub(crate) use project::conflict_path;
+pub(crate) use record::recorded_meta;
 pub use root::{OpenRootError, Root, RootId};
 pub(crate) use status::MAX_PROBLEMS;
 pub use status::{Progress, Scan, Trouble};

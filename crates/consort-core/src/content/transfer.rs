@@ -35,12 +35,10 @@ use crate::random::Random;
 use crate::time::Instant;
 
 pub use self::provider::{
-    ANSWER_TIMEOUT, FAST_ANSWER, FIRST_REST, FIRST_WINDOW_BYTES, KNOWN_FOR, LAST_REST,
+    ANSWER_TIMEOUT, FAST_ANSWER, FETCHES_FOR, FIRST_REST, FIRST_WINDOW_BYTES, KNOWN_FOR, LAST_REST,
     LEAST_WINDOW_BYTES, MAX_REQUESTS, MAX_WINDOW_BYTES, QUIET_AFTER, REST_AFTER_WRONG, SLOW_ANSWER,
 };
-pub use self::rank::{
-    COMING_AT_MOST, FETCHES_FOR, PASSED_OVER_AT_MOST, PASSED_OVER_FOR, QUIET_AT_MOST,
-};
+pub use self::rank::{COMING_AT_MOST, PASSED_OVER_AT_MOST, PASSED_OVER_FOR, QUIET_AT_MOST};
 
 /// Chunks that may be wanted at a time: a gigabyte of them at their average length, which is far more than all windows
 /// hold. Each takes about 200 bytes, and 32 for each provider that lacks it.

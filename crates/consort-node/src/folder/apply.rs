@@ -4,22 +4,27 @@
 //! directory: `put.rs` puts in place what is staged, in batches, since only there it is known that nothing unseen is
 //! overwritten.
 //!
-//! The pending keys are gone through in passes. In the first half of a pass everything that appears or changes is
-//! staged, in the second everything that goes is taken away, so that a renamed or copied file finds its bytes on this
-//! machine: only what was to go when the pass began, since the first half may have passed the new name of anything else.
-//! A file that is to go and is what another key lacks is not even copied: it moves there. A key stays pending until
+//! The pending keys are gone through in passes (`apply/pass.rs`). In the first half of a pass everything that appears or
+//! changes is staged, in the second everything that goes is taken away, so that a renamed or copied file finds its bytes on
+//! this machine: only what was to go when the pass began, since the first half may have passed the new name of anything
+//! else. A file that is to go and is what another key lacks is not even copied: it moves there. A key stays pending until
 //! nothing is left to do for it. What cannot be done now is left for a later pass: one follows when something has
 //! changed, or else after a while.
 
 mod copies;
 mod file;
 mod files;
+mod full;
 mod leftovers;
 mod open;
+mod pass;
 mod plan;
 mod stalled;
 mod turns;
 mod wants;
+mod work;
+
+pub(super) use self::work::{Op, Outcome, Work};
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem;
@@ -27,17 +32,19 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use consort_core::store::{Sequence, StoreError, View};
-use consort_core::{DatasetId, Key, OnConflict, Version};
+use consort_core::store::{Sequence, StoreError};
+use consort_core::{DatasetId, Key, OnConflict};
 use consort_store::{DiskStore, DiskView};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 
 use self::copies::{Copied, Found};
 use self::files::{Files, News};
+use self::full::{Full, pending_bytes};
 use self::open::Half;
+use self::pass::{Pass, REMOVALS_WAIT};
 use self::turns::{Next, Turns};
 use super::status::{Progress, Underway};
-use super::{Ignores, Root, Staged};
+use super::{Ignores, Root};
 use crate::content::delta::Rebuilt;
 use crate::content::staged::StagedFile;
 use crate::content::{Contents, Fetched};
@@ -51,21 +58,10 @@ const BATCH_BYTES: u64 = 256 << 20;
 const BATCH_AGE: Duration = Duration::from_millis(100);
 /// Batches that may wait for the engine.
 const MAX_WAITING_BATCHES: usize = 2;
-/// Pending keys that are read from the store at once.
-const PAGE: usize = 512;
 /// How long after something was left another pass follows, when nothing else causes one: at first, and at the most,
 /// each time twice the last.
 const RETRY_AFTER: Duration = Duration::from_millis(250);
 const RETRY_AFTER_AT_MOST: Duration = Duration::from_secs(15);
-/// How often it is looked whether there is more room on a full disk. Only then it is tried again, since each try may cost
-/// a transfer; or after a longer time, since not all that limits a user shows.
-const FULL_LOOK_AFTER: Duration = Duration::from_secs(2);
-const FULL_AGAIN_AT_MOST: Duration = Duration::from_secs(300);
-/// So much more room is worth another try, in bytes: a little comes and goes on any disk.
-const MORE_ROOM: u64 = 64 << 10;
-/// How long removals wait for jobs that may still copy from what is removed: since all was begun, and since a chunk
-/// was last found here. Chunks that come over a slow link do not keep them.
-const REMOVALS_WAIT: Duration = Duration::from_millis(500);
 /// How soon a file that somebody may still write to is looked at again.
 const HELD_AGAIN_AFTER: Duration = Duration::from_millis(10);
 /// Keys that are looked at although they are not pending. Beyond that all keys are.
@@ -74,89 +70,6 @@ const MAX_UNLISTED: usize = 10_000;
 const MAX_KEPT: usize = 10_000;
 /// Directories that are known to let no file be moved out of them. If there are so many, none is moved at all.
 const MAX_UNMOVABLE: usize = 1024;
-
-/// Something that has to be done to one path.
-#[derive(Debug)]
-pub(super) enum Op {
-    /// Put a staged file there.
-    Place {
-        path: Key,
-        /// Taken out when it is synced.
-        staged: Option<Staged>,
-        version: Arc<Version>,
-    },
-    /// Give the file that is to go at `from`, and is what belongs here, this path instead.
-    Move { from: Key, path: Key, version: Arc<Version> },
-    /// Make it a symlink.
-    Symlink { path: Key, version: Arc<Version> },
-    /// Make it a directory.
-    Directory { path: Key, version: Arc<Version> },
-    /// The bytes are right; only mode or modification time may not be.
-    Attributes { path: Key, version: Arc<Version> },
-    /// Nothing of this key is to be shown there any more.
-    Remove { path: Key },
-    /// What is there is not what is recorded, so nothing can be done before it was looked at.
-    Look { path: Key },
-    /// A directory is there that has to be emptied first.
-    Wait { path: Key },
-}
-
-impl Op {
-    pub(super) fn path(&self) -> &Key {
-        match self {
-            Self::Place { path, .. }
-            | Self::Move { path, .. }
-            | Self::Symlink { path, .. }
-            | Self::Directory { path, .. }
-            | Self::Attributes { path, .. }
-            | Self::Remove { path }
-            | Self::Look { path }
-            | Self::Wait { path } => path,
-        }
-    }
-
-    /// The path of the file that moves.
-    pub(super) fn moves_from(&self) -> Option<&Key> {
-        match self {
-            Self::Move { from, .. } => Some(from),
-            _ => None,
-        }
-    }
-}
-
-/// What a key needs, losers first.
-#[derive(Debug)]
-pub(super) struct Work {
-    /// The key.
-    pub(super) key: Key,
-    /// How new the pending change is that this does.
-    pub(super) sequence: Sequence,
-    /// How new the newest version was that this was worked out from. If there is a newer one, this is not to be done.
-    pub(super) newest: Sequence,
-    /// What to do.
-    pub(super) ops: Vec<Op>,
-    /// Afterwards the directory shows all of the key, and nothing else of it.
-    pub(super) complete: bool,
-    /// What was written for it.
-    pub(super) written: Underway,
-    /// Its files with chunks of which nothing else knows before they are recorded.
-    pub(super) fresh: Vec<StagedFile>,
-}
-
-/// What became of a batch.
-#[derive(Debug)]
-pub(super) struct Outcome {
-    /// Its keys.
-    pub(super) keys: Vec<Key>,
-    /// Something is different now, so that another pass may find more to do.
-    pub(super) changed: bool,
-    /// Something could not be done now.
-    pub(super) left: bool,
-    /// Files that were to move and stand where they were, for now.
-    pub(super) unmoved: BTreeSet<Key>,
-    /// Directories out of which a file could not be moved, and cannot be later.
-    pub(super) unmovable: Vec<String>,
-}
 
 /// The stager's thread, from outside. It ends when this is dropped.
 #[derive(Debug)]
@@ -287,65 +200,6 @@ struct Job {
     complete: bool,
     written: Underway,
     fresh: Vec<StagedFile>,
-}
-
-/// Which keys are gone through, and how far.
-#[derive(Debug)]
-struct Pass {
-    everything: bool,
-    removing: bool,
-    after: Option<Key>,
-    page: std::vec::IntoIter<(Key, Sequence)>,
-    /// All of them were read, for this half.
-    listed: bool,
-    /// How new the newest change was when the first half began: what goes by a newer one goes in the next pass.
-    upto: Option<Sequence>,
-    /// Everything was begun, for the first half, and nothing was found here since then.
-    begun_since: Option<Instant>,
-    /// The directory above which was looked last, and whether all was well there: neighbours share it.
-    looked_above: Option<(String, bool)>,
-    /// Nothing was found to do.
-    idle: bool,
-}
-
-/// A full disk.
-#[derive(Debug)]
-struct Full {
-    since: Instant,
-    /// When it is looked again.
-    look_at: Instant,
-    /// With so much room, it was not enough.
-    room: u64,
-    /// So many bytes were to come.
-    pending: u64,
-}
-
-impl Full {
-    /// Whether it is to be tried again. `pending` says how many bytes are to come.
-    fn is_over(&mut self, root: &Root, pending: impl FnOnce() -> u64) -> bool {
-        let now = Instant::now();
-        if now < self.look_at {
-            return false;
-        }
-        self.look_at = now + FULL_LOOK_AFTER;
-        let room = root.room();
-        let has_more = self.room.saturating_add(MORE_ROOM) < room;
-        // What was put in place before it was full takes room for good.
-        self.room = self.room.min(room);
-        // What did not fit may be gone, or shorter.
-        let is_less = pending() < self.pending;
-        let is_over = has_more || is_less || self.since + FULL_AGAIN_AT_MOST <= now;
-        if !is_over {
-            tracing::debug!(room, "the disk is full, and there is no more room yet");
-        }
-        is_over
-    }
-}
-
-/// The bytes that are to come.
-fn pending_bytes(store: &DiskStore, dataset: DatasetId) -> u64 {
-    // Whoever reads on says what is wrong with the store.
-    store.view(dataset).map_or(0, |view| view.pending_bytes())
 }
 
 #[derive(Debug)]
@@ -578,99 +432,6 @@ impl Thread {
         self.files.is_full() || MAX_OPEN_JOBS <= self.jobs.len() + self.ready.len()
     }
 
-    fn begin_pass(&mut self) -> bool {
-        let (store, dataset) = (&self.store, self.dataset);
-        let pending = || pending_bytes(store, dataset);
-        let is_full = |full: &mut Full| !full.is_over(&self.root, pending);
-        if !self.again || self.full.as_mut().is_some_and(is_full) {
-            return false;
-        }
-        self.again = false;
-        (self.left, self.retry_at, self.full) = (false, None, None);
-        if self.jobs.is_empty() {
-            self.room = self.root.room();
-        }
-        self.files.begin_pass();
-        self.kept.clear();
-        self.extra = self.unlisted.iter().cloned().collect();
-        let everything = self.everything && !mem::take(&mut self.pending_next);
-        self.pass = Some(Pass {
-            everything,
-            removing: false,
-            after: None,
-            page: Vec::new().into_iter(),
-            listed: false,
-            upto: None,
-            begun_since: None,
-            looked_above: None,
-            idle: true,
-        });
-        true
-    }
-
-    fn next_page(&mut self) -> Result<bool, StoreError> {
-        let idle = self.jobs.is_empty();
-        let Some(pass) = &mut self.pass else { return Ok(false) };
-        if !pass.listed {
-            let view = self.store.view(self.dataset)?;
-            self.view = None;
-            pass.upto.get_or_insert(view.summary().head.sequence);
-            let after = pass.after.as_ref();
-            let page: Vec<(Key, Sequence)> = if pass.everything {
-                let keys = view.scan("", after, PAGE)?;
-                keys.into_iter().map(|(key, _)| (key, Sequence::default())).collect()
-            } else {
-                view.pending(after, PAGE)?
-            };
-            if let Some((last, _)) = page.last() {
-                pass.after = Some(last.clone());
-                pass.page = page.into_iter();
-                return Ok(true);
-            }
-            pass.listed = true;
-        }
-        if pass.removing {
-            self.end_pass();
-            return Ok(true);
-        }
-        let waited = pass.begun_since.get_or_insert_with(Instant::now).elapsed();
-        if idle || REMOVALS_WAIT <= waited {
-            (pass.removing, pass.listed, pass.after) = (true, false, None);
-            (pass.begun_since, pass.looked_above) = (None, None);
-            return Ok(true);
-        }
-        // What has become pending since does not wait for what is large.
-        if !pass.everything && !self.everything && mem::take(&mut self.again) {
-            (pass.listed, pass.after) = (false, None);
-            self.files.look_again();
-            self.extra = self.unlisted.iter().cloned().collect();
-            return Ok(true);
-        }
-        Ok(false)
-    }
-
-    fn end_pass(&mut self) {
-        let Some(pass) = self.pass.take() else { return };
-        if pass.idle && !self.left && self.active.is_empty() {
-            self.files.leftovers().release_all(Instant::now());
-        }
-        if pass.everything {
-            if pass.idle && !self.left && self.active.is_empty() {
-                self.everything = false;
-                self.ignores.remember(&self.store, self.dataset);
-            }
-            // Pending keys that need nothing are still to be settled.
-            (self.pending_next, self.again) = (true, true);
-        }
-        self.progress.set_waiting(self.files.are_missing());
-        if self.full.is_none() {
-            self.progress.set_trouble("disk", None);
-        }
-        if self.left {
-            self.leave();
-        }
-    }
-
     /// Something is left to do. Unless something happens before, it is tried again after a while.
     fn leave(&mut self) {
         self.left = true;
@@ -720,10 +481,7 @@ impl Thread {
         for job in waiting {
             self.abandon(job, false);
         }
-        let since = Instant::now();
-        let pending = pending_bytes(&self.store, self.dataset);
-        let look_at = since + FULL_LOOK_AFTER;
-        self.full = Some(Full { since, look_at, room: self.room, pending });
+        self.full = Some(Full::begin(self.room, pending_bytes(&self.store, self.dataset)));
         self.left = true;
         self.extra.clear();
         self.end_pass();

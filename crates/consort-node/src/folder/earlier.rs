@@ -67,9 +67,9 @@ mod tests {
     use consort_core::store::LocalWrite;
     use consort_store::{Basis, Body, Record, RecordChange, Transaction};
 
-    use super::super::engine::record_of;
     use super::super::index::tests::{DATASET, linked, noise};
     use super::super::index::{Cut, index};
+    use super::super::record::record_of;
     use super::*;
 
     #[test]

@@ -20,19 +20,19 @@ use std::time::{Duration, Instant};
 
 use consort_core::model::merge::Saw;
 use consort_core::store::{LocalWrite, StoreError};
-use consort_core::{Attributes, Content, Key, Kind};
-use consort_store::{DiskView, Record};
+use consort_core::{Attributes, Content, Key};
+use consort_store::DiskView;
 use crossbeam_channel::{Receiver, after, never, select};
 
 use self::commits::Commits;
 use self::deletions::Deletions;
 use self::look::{Dirty, Indexing, MAX_DIRTY, QUIET, Refused};
 use super::apply::Stager;
+use super::context::{Inbox, Input, LinkContext, OnFlushed};
 use super::ignores::IGNORE_FILE;
 use super::index::{Cut, Indexer};
-use super::link::{Inbox, Input, LinkContext, OnFlushed};
 use super::status::{Progress, Trouble};
-use super::{CookieName, EntryKind, Ignores, Meta, Root, WatchEvent, Watcher};
+use super::{CookieName, Ignores, Root, WatchEvent, Watcher};
 
 /// A directory that cannot be watched in full is scanned so often.
 const RESCAN_EVERY: Duration = Duration::from_secs(60);
@@ -471,44 +471,4 @@ impl<'c> Engine<'c> {
 
 fn deletion(key: Key, saw: Saw) -> LocalWrite {
     LocalWrite { key, saw, content: Content::Deleted, attributes: Attributes::default() }
-}
-
-/// What a record says of an entry, to be compared with a look at it.
-pub(crate) fn recorded_meta(record: &Record) -> Meta {
-    Meta {
-        kind: match record.kind {
-            Kind::File => EntryKind::File,
-            Kind::Directory => EntryKind::Directory,
-            Kind::Symlink => EntryKind::Symlink,
-        },
-        size: record.size,
-        mode: u32::from(record.mode),
-        mtime_ns: record.modified_ns,
-        ctime_ns: record.changed_ns,
-        inode: record.inode,
-        device: 0,
-        blocks: 0,
-    }
-}
-
-/// A look at an entry, to be recorded. Its version is filled in by the store.
-pub(super) fn record_of(meta: &Meta, content: &Content, racy: bool) -> Record {
-    Record {
-        dot: consort_core::Dot::default(),
-        key: None,
-        kind: match meta.kind {
-            EntryKind::Directory => Kind::Directory,
-            EntryKind::Symlink => Kind::Symlink,
-            EntryKind::File | EntryKind::Other => Kind::File,
-        },
-        size: meta.size,
-        mode: u16::try_from(meta.mode & 0o777).expect("nine bits"),
-        modified_ns: meta.mtime_ns,
-        changed_ns: meta.ctime_ns,
-        inode: meta.inode,
-        content: content.id(),
-        implicit: false,
-        racy,
-        plain: false,
-    }
 }

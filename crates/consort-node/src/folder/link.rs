@@ -2,19 +2,17 @@
 //! thread that keeps an engine running while the directory is there.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use consort_core::{DatasetId, OnConflict};
-use consort_store::{DiskStore, DiskView};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use consort_store::DiskView;
+use crossbeam_channel::RecvTimeoutError;
 
+use super::context::{Inbox, Input, Inputs, LinkContext, OnFlushed};
 use super::engine::{Engine, Exit};
 use super::status::Progress;
 use super::{Ignores, LoadIgnoresError, OpenRootError, Root, RootId};
-use crate::content::Contents;
 
 /// How often a directory that is gone, or whose ignore patterns cannot be read, is looked for again.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -23,68 +21,18 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// replaced since.
 const HOLD_LEFT_FOR: Duration = Duration::from_secs(3600);
 
-/// What an engine needs to know and to reach.
-pub struct LinkContext {
-    /// The dataset.
-    pub dataset: DatasetId,
-    /// Its name, for messages.
-    pub name: String,
-    /// What is shown of concurrent versions.
-    pub on_conflict: OnConflict,
-    /// The directory.
-    pub dir: PathBuf,
-    /// Which directory that is, if it was linked before: nothing is done in another one.
-    pub id: Option<RootId>,
-    /// Changes made in the directory are not taken in.
-    pub read_only: bool,
-    /// Threads that read files.
-    pub workers: usize,
-    /// Where versions and records are kept.
-    pub store: DiskStore,
-    /// Where bytes are had from.
-    pub contents: Arc<Contents>,
-    /// Called when changes of the directory are durable in the store.
-    pub on_written: Box<dyn Fn() + Send + Sync>,
-    /// Called when changes of others were put in place.
-    pub on_applied: Box<dyn Fn() + Send + Sync>,
-}
-
-impl std::fmt::Debug for LinkContext {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LinkContext")
-            .field("name", &self.name)
-            .field("dir", &self.dir)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What is called when a flush is done.
-pub(super) type OnFlushed = Box<dyn FnOnce() + Send>;
-
-/// What is said to an engine.
-pub(super) enum Input {
-    /// Something is pending, or can be had now.
-    Wake,
-    /// Take in everything that was changed so far, then call this.
-    Flush(OnFlushed),
-    /// Let the deletions go that are held back.
-    AllowMassDelete,
-    /// End.
-    Stop,
-}
-
 /// A linked directory.
 #[derive(Debug)]
 pub struct Folder {
-    inputs: Sender<Input>,
-    woken: Arc<AtomicBool>,
+    inputs: Inputs,
     progress: Arc<Progress>,
     id: RootId,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Folder {
-    /// Opens the directory and starts its engine. A directory that is known is waited for if it is not there.
+    /// Opens the directory and starts its engine. One that is known is opened by the thread that keeps the engine running, and
+    /// waited for if it is not there.
     ///
     /// # Errors
     /// See [`OpenRootError`]; nothing was started.
@@ -97,10 +45,7 @@ impl Folder {
             // The thread opens it: a network file system that does not answer keeps nobody else waiting.
             Some(id) => (id, None),
         };
-        // One wake at a time, and as many flushes as there are callers who wait for one.
-        let (inputs, receiver) = unbounded();
-        let woken = Arc::new(AtomicBool::new(false));
-        let inbox = Inbox { receiver, woken: Arc::clone(&woken) };
+        let (inputs, inbox) = Inputs::channel();
         // If the store cannot be read, the first scan says so.
         let left = context.store.view(context.dataset).ok();
         let left = left.filter(|view| !context.read_only && view.pending_count() != 0);
@@ -111,25 +56,23 @@ impl Folder {
             .name("folder".into())
             .spawn(move || supervisor.run(root))
             .map_err(|source| OpenRootError::Io { path: PathBuf::new(), source })?;
-        Ok(Self { inputs, woken, progress, id, thread: Mutex::new(Some(thread)) })
+        Ok(Self { inputs, progress, id, thread: Mutex::new(Some(thread)) })
     }
 
     /// Something is pending, or can be had now.
     pub fn wake(&self) {
-        if !self.woken.swap(true, Ordering::AcqRel) {
-            let _ = self.inputs.send(Input::Wake);
-        }
+        self.inputs.wake();
     }
 
     /// Calls `done` when everything that was changed in the directory before this call is durable in the store. While
     /// the directory is away, that has to wait until it is back. When the link ends before, `done` is dropped.
     pub fn flush(&self, done: impl FnOnce() + Send + 'static) {
-        let _ = self.inputs.send(Input::Flush(Box::new(done)));
+        self.inputs.send(Input::Flush(Box::new(done)));
     }
 
     /// Lets the deletions go that are held back because they are so many.
     pub fn allow_mass_delete(&self) {
-        let _ = self.inputs.send(Input::AllowMassDelete);
+        self.inputs.send(Input::AllowMassDelete);
     }
 
     /// The numbers and problems of the directory.
@@ -144,7 +87,7 @@ impl Folder {
 
     /// Ends the engine, and waits until what it had begun is durable.
     pub fn stop(&self) {
-        let _ = self.inputs.send(Input::Stop);
+        self.inputs.send(Input::Stop);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // A panic there was reported by the panic hook; there is nothing left to clean up here.
@@ -156,21 +99,6 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-/// What is said to an engine, from its side.
-#[derive(Clone)]
-pub(super) struct Inbox {
-    /// Whoever takes a wake out calls [`on_wake`](Self::on_wake).
-    pub(super) receiver: Receiver<Input>,
-    woken: Arc<AtomicBool>,
-}
-
-impl Inbox {
-    /// A wake was taken out; from now on another one is news.
-    pub(super) fn on_wake(&self) {
-        self.woken.store(false, Ordering::Release);
     }
 }
 

@@ -13,9 +13,10 @@ use consort_core::{Content, Dot, Key, Kind, Version};
 use consort_store::{Basis, Body, DiskView, Place, Record, RecordChange, Transaction};
 
 use super::apply::{Op, Outcome, Work};
-use super::engine::{Engine, record_of, recorded_meta};
+use super::engine::Engine;
 use super::index::is_racy_and_coarse;
 use super::project::conflict_prefix;
+use super::record::{record_of, recorded_meta};
 use super::{EntryKind, Expected, PlaceError, Placed, RemovedDirectory, Root, Staged, split_key};
 
 /// Places of chunks in one transaction.

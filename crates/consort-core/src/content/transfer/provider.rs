@@ -5,7 +5,6 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::Outcome;
-use super::rank::FETCHES_FOR;
 use crate::content::ChunkRef;
 use crate::limits::{MAX_CHUNK_BYTES, MAX_CONTENT_MESSAGE_BYTES};
 use crate::time::Instant;
@@ -19,6 +18,10 @@ pub const LEAST_WINDOW_BYTES: usize = MAX_CHUNK_BYTES;
 pub const MAX_WINDOW_BYTES: usize = 16 << 20;
 /// Requests under way to a provider; reached only with small chunks.
 pub const MAX_REQUESTS: usize = 16;
+
+/// Who is asked and gives nothing for so long does not fetch the same. While others have everything, it is asked again after the
+/// same time, and not with each chunk.
+pub const FETCHES_FOR: Duration = Duration::from_secs(5);
 
 /// An answer that comes within this time lets the window grow.
 pub const FAST_ANSWER: Duration = Duration::from_millis(500);

@@ -29,10 +29,6 @@ pub const PASSED_OVER_FOR: Duration = Duration::from_millis(500);
 /// The longest time that it is passed over for.
 pub const PASSED_OVER_AT_MOST: Duration = Duration::from_secs(30);
 
-/// Who is asked and gives nothing for so long does not fetch the same. While others have everything, it is asked again after the
-/// same time, and not with each chunk.
-pub const FETCHES_FOR: Duration = Duration::from_secs(5);
-
 /// That a provider did not have a chunk when it was asked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lack {

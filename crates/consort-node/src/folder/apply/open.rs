@@ -12,8 +12,8 @@ use consort_store::{DiskView, Place};
 use super::file::is_large;
 use super::plan::{Plan, Show};
 use super::{Job, MAX_UNMOVABLE, Op, Thread};
-use crate::folder::engine::recorded_meta;
 use crate::folder::project::copied_key;
+use crate::folder::record::recorded_meta;
 use crate::folder::status::Underway;
 use crate::folder::{EntryKind, split_key};
 

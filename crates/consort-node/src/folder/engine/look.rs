@@ -10,10 +10,11 @@ use consort_store::{Basis, DiskView, Place, Record};
 use crossbeam_channel::select;
 
 use super::recognize::{Unrecorded, copy_of, has_copies, is_unrecorded, unrecorded, with_declared};
-use super::{Engine, deletion, record_of, recorded_meta};
+use super::{Engine, deletion};
+use crate::folder::context::Input;
 use crate::folder::index::{self, IndexError, Indexed, MAX_QUEUED_FILES, Reading};
-use crate::folder::link::Input;
 use crate::folder::project::{conflict_path, copied_key};
+use crate::folder::record::{record_of, recorded_meta};
 use crate::folder::{EntryKind, Meta};
 
 /// Paths that are looked at in one go. What is put in place next waits for them, so they are many; with more to come,

@@ -8,8 +8,8 @@ use consort_store::{DiskStore, Record};
 
 use super::look::Look;
 use super::{Engine, Exit};
+use crate::folder::context::LinkContext;
 use crate::folder::ignores::IGNORE_FILE;
-use crate::folder::link::LinkContext;
 use crate::folder::{Walk, WalkEntry, WalkProblem, WalkProblemKind};
 
 /// Entries of a scan between two looks at everything else.
