@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 const WINDOW: Duration = Duration::from_secs(8);
 /// There is none before it has been watched for so long.
 const ENOUGH: Duration = Duration::from_secs(3);
+/// Nor after nothing was done for so long: longer than the pauses between bursts.
+const STILL: Duration = Duration::from_secs(5);
 /// The least time between two places that are kept, which bounds how many there are.
 const STEP: Duration = Duration::from_millis(200);
 
@@ -16,14 +18,20 @@ const STEP: Duration = Duration::from_millis(200);
 pub(crate) struct Pace {
     /// When how much was done; the first is about as old as the window is long.
     places: VecDeque<(Instant, u64)>,
+    /// When something was done last.
+    done_at: Option<Instant>,
 }
 
 impl Pace {
     /// So much is done by `now`: how much that is in a second, if that can be said.
     pub(crate) fn watch(&mut self, now: Instant, done: u64) -> Option<u64> {
         // What goes backwards is other work.
-        if self.places.back().is_some_and(|(_, before)| done < *before) {
+        let before = self.places.back().map(|(_, before)| *before);
+        if before.is_some_and(|before| done < before) {
             self.places.clear();
+        }
+        if before != Some(done) {
+            self.done_at = Some(now);
         }
         let age = |at: Instant| now.saturating_duration_since(at);
         if self.places.back().is_none_or(|(at, _)| STEP <= age(*at)) {
@@ -35,7 +43,8 @@ impl Pace {
         let (at, before) = *self.places.front()?;
         let ms = u64::try_from(age(at).as_millis()).unwrap_or(u64::MAX);
         let rate = (done - before).saturating_mul(1000).checked_div(ms)?;
-        (ENOUGH <= age(at) && rate != 0).then_some(rate)
+        let is_still = self.done_at.is_none_or(|at| STILL <= age(at));
+        (ENOUGH <= age(at) && rate != 0 && !is_still).then_some(rate)
     }
 }
 
@@ -74,7 +83,7 @@ mod tests {
         let rates = watched(&places);
         assert_eq!(rates[4], Some(100));
         assert_eq!(rates[6], Some(66), "it falls");
-        assert_eq!(rates[16..], [None, None]);
+        assert_eq!(rates[9..], [None; 9]);
     }
 
     #[test]

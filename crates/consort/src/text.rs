@@ -128,6 +128,14 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
+/// How long `left` will take at `rate` a second, which is not 0: `9 s`, `3 min`. No less than is certain, and never nothing.
+pub(crate) fn time_left(left: u64, rate: u64) -> String {
+    match left.div_ceil(rate).max(1) {
+        seconds @ ..60 => format!("{seconds} s"),
+        seconds => duration(Duration::from_secs(seconds)),
+    }
+}
+
 /// Milliseconds since 1970 as `2026-11-23T02:30:05.123Z`.
 pub(crate) fn time(ms: u64) -> String {
     let (days, ms_of_day) = (ms / 86_400_000, ms % 86_400_000);

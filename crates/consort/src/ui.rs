@@ -264,6 +264,12 @@ impl Progress {
         self.bar.tick();
     }
 
+    /// A message to a person beside it, which stays when it is gone.
+    pub(crate) fn say(&self, message: impl fmt::Display) {
+        // One that nobody can read is no reason to fail.
+        self.bar.suspend(|| drop(writeln!(io::stderr().lock(), "{message}")));
+    }
+
     /// The same for what is known by what is left of it. How many bytes that is may not be known, and then is zero.
     pub(crate) fn set_left(&mut self, entries: u64, bytes: u64, remark: &str) {
         self.entries.set(entries);
@@ -297,12 +303,9 @@ fn told(unit: Unit, done: u64, total: Option<u64>, rate: Option<u64>, remark: &s
     let mut parts = vec![format!("{far} {after_number}").trim_end().to_string()];
     if let Some(rate) = rate {
         parts.push(format!("{}/s", amount(rate)));
-        if let Some(seconds) = total.and_then(|total| total.saturating_sub(done).checked_div(rate))
-        {
-            parts.push(format!(
-                "about {} left",
-                text::duration(Duration::from_secs(seconds.max(1)))
-            ));
+        if let Some(total) = total {
+            let left = total.saturating_sub(done);
+            parts.push(format!("about {} left", text::time_left(left, rate)));
         }
     }
     parts.extend((!at_end.is_empty()).then(|| at_end.to_string()));
@@ -312,7 +315,7 @@ fn told(unit: Unit, done: u64, total: Option<u64>, rate: Option<u64>, remark: &s
 fn style_of((_, bounded): (Unit, bool)) -> ProgressStyle {
     // A line that is wider than the terminal would stay on it, so the end is cut off.
     let template =
-        if bounded { "{prefix} [{bar:24}] {wide_msg}" } else { "{prefix} {spinner} {wide_msg}" };
+        if bounded { "{prefix} [{bar:12}] {wide_msg}" } else { "{prefix} {spinner} {wide_msg}" };
     ProgressStyle::with_template(template).expect("the templates above are well-formed")
 }
 
@@ -410,7 +413,7 @@ mod tests {
                 total,
                 Some(kib),
                 "",
-                "1.0 KiB of 10.0 KiB, 1.0 KiB/s, about 9.0 s left",
+                "1.0 KiB of 10.0 KiB, 1.0 KiB/s, about 9 s left",
             ),
             (
                 Unit::Bytes,
@@ -428,7 +431,7 @@ mod tests {
                 Some(50),
                 Some(45),
                 "looked at",
-                "5 of 50 looked at, 45/s, about 1.0 s left",
+                "5 of 50 looked at, 45/s, about 1 s left",
             ),
             (Unit::Nothing, 0, None, None, "(waiting)", "(waiting)"),
         ] {

@@ -33,7 +33,7 @@ const STATUS_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
 pub(super) const NOBODY: &str = "no other node can be reached";
 
 /// Why a dataset waits, when those that are there do not have what its directory lacks.
-const LACKING: &str = "content is missing that no reachable node has";
+pub(super) const LACKING: &str = "content is missing that no reachable node has";
 
 /// Datagrams that were sent in vain before something is wrong.
 const SENT_ENOUGH: u64 = 100;

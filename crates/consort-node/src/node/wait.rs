@@ -16,7 +16,7 @@ use crate::report::Waited;
 use crate::runtime::{Answer, Cause};
 use crate::words::counted;
 
-use super::status::NOBODY;
+use super::status::{LACKING, NOBODY};
 use super::{Node, blocking};
 
 /// After a start, peers that are known get so long to connect before they count as not reachable.
@@ -44,8 +44,11 @@ impl Node {
             let mut message = format!("not in sync within {timeout:?}: {missing}");
             let mut hint =
                 "`consort status` shows what is going on; a longer --timeout waits longer";
-            if !self.is_connected() && self.has_others() {
+            let is_alone = !self.is_connected() && self.has_others();
+            if is_alone {
                 message.push_str(&format!("; {NOBODY}"));
+            }
+            if is_alone || missing.contains(LACKING) {
                 hint = "`consort doctor` says why, and what to do";
             }
             Err(NodeError::new(ErrorKind::TimedOut, message).hint(hint))
@@ -152,6 +155,11 @@ impl Node {
         Ok(())
     }
 
+    /// Whether what is pending in the directory cannot be had at the moment.
+    fn is_lacking(&self, dataset: DatasetId) -> bool {
+        self.shared.folder(dataset).is_some_and(|folder| folder.progress().is_waiting())
+    }
+
     /// Why nothing goes on in the directory before somebody does something.
     fn paused(&self, name: &str, dataset: DatasetId) -> Option<NodeError> {
         match self.shared.folder(dataset)?.progress().trouble() {
@@ -215,7 +223,8 @@ impl Node {
             if let Some(key) = &first {
                 missing.push_str(&format!(", among them that of {key}"));
             }
-            if let Some(reason) = self.trouble(dataset) {
+            let is_lacking = || Some(LACKING.to_owned()).filter(|_| self.is_lacking(dataset));
+            if let Some(reason) = self.trouble(dataset).or_else(is_lacking) {
                 missing.push_str(&format!(" ({reason})"));
             }
             pause(&mut changed).await;

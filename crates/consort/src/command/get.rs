@@ -17,11 +17,11 @@ use crate::control::client::{Answers, broken};
 use crate::control::wire::{self, Request};
 use crate::error::Error;
 use crate::json;
-use crate::text::{bytes, plain};
+use crate::text::{bytes, duration, plain};
 use crate::ui::Unit;
 
-/// When nothing has come for so long, it is said what is waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// When nothing has come for so long, that is said.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Fetch one entry, to stdout or into a file; its bytes are verified on the way.
 #[derive(Debug, clap::Args)]
@@ -93,11 +93,17 @@ async fn receive(
     let mut progress = context.ui.progress("fetching");
     let mut buffer = vec![0; wire::MAX_FRAME_BYTES];
     let mut body = answers.body();
-    let mut received = 0;
+    let (mut received, mut is_told) = (0, false);
     loop {
         let Ok(length) = timeout(PATIENCE, body.read(&mut buffer)).await else {
-            let remark = "waiting for a peer that has more";
-            progress.set(Unit::Bytes, received, Some(entry.size), remark);
+            progress.set(Unit::Bytes, received, Some(entry.size), "");
+            if !std::mem::replace(&mut is_told, true) {
+                progress.say(format_args!(
+                    "Nothing has come for {}. `consort doctor` says whether anybody has what is \
+                     missing; after a minute this is given up.",
+                    duration(PATIENCE)
+                ));
+            }
             continue;
         };
         let length = length.map_err(|error| broken(&error))?;

@@ -8,7 +8,7 @@ use crate::control::wire::Request;
 use crate::error::Error;
 use crate::json::{self, DatasetState};
 use crate::limits::rate;
-use crate::text::{Table, bytes, count, counted, duration, plain};
+use crate::text::{Table, bytes, count, counted, duration, plain, time_left};
 use crate::ui::{Style, Tone, json_line};
 
 /// Older news of a member are shown with their age. Members repeat them every ten seconds, in larger clusters less often.
@@ -294,14 +294,13 @@ fn conflicts(dataset: &json::DatasetStatus) -> String {
 /// How much is to come; and where something comes, how fast, and how long that will take.
 fn rate_and_time(left: u64, rate: u64) -> String {
     let shown = bytes(rate);
-    match (left, left.checked_div(rate)) {
-        (0, None) => String::new(),
-        (left, None) => format!(", {}", bytes(left)),
+    match (left, rate) {
+        (0, 0) => String::new(),
+        (left, 0) => format!(", {}", bytes(left)),
         // How many bytes is not always known.
-        (0, Some(_)) => format!(", {shown}/s"),
-        (left, Some(seconds)) => {
-            let time = duration(Duration::from_secs(seconds));
-            format!(", {}, {shown}/s, about {time} left", bytes(left))
+        (0, _) => format!(", {shown}/s"),
+        (left, rate) => {
+            format!(", {}, {shown}/s, about {} left", bytes(left), time_left(left, rate))
         }
     }
 }
@@ -327,7 +326,7 @@ mod tests {
         assert_eq!(rate_and_time(3_100_000, 0), format!(", {}", bytes(3_100_000)));
         assert_eq!(rate_and_time(0, 0), "");
         let told = rate_and_time(640_000, 64_000);
-        assert!(told.ends_with(&format!("{}/s, about 10.0 s left", bytes(64_000))), "{told}");
+        assert!(told.ends_with(&format!("{}/s, about 10 s left", bytes(64_000))), "{told}");
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Reply {
             Err(wire::BodyError::Source(error)) => {
                 wire::end_body(&mut self.writer).await.map_err(gone)?;
                 Err(Error::failed(format!("the content could not be read to its end: {error}"))
-                    .hint("`consort status` shows which nodes are connected; try again when one that has it is"))
+                    .hint("`consort stat` shows who wrote it, `consort status` which nodes are connected; try again when one that has it is"))
             }
         }
     }

@@ -58,6 +58,8 @@ fn who_unlinks_the_only_directory_with_the_contents_hears_of_it_and_so_do_others
         let dataset = b.dataset();
         dataset["state"] == "waiting" && text(&dataset["reason"]).contains("no reachable node has")
     });
+    b.run(["wait", DATASET, "--timeout", "1s"])
+        .expect_failure(3, &["precious", "no reachable node has", "`consort doctor`"]);
     // A directory in which nothing has arrived promises nothing.
     let shown = a.run(["status"]).expect_done();
     assert!(shown.text().contains("metadata only: neither here nor"), "{shown}");
