@@ -340,7 +340,7 @@ fn send_pieces(
                 ended = true;
                 break;
             };
-            match contents.local().read(&chunk)? {
+            match contents.local().read_early(&chunk)? {
                 Some(bytes) if missing.is_empty() => {
                     if to.blocking_send(Ok(bytes)).is_err() {
                         return Ok(());
@@ -350,8 +350,10 @@ fn send_pieces(
                 _ => missing.push(chunk),
             }
         }
-        let here: Vec<Option<Vec<u8>>> =
-            missing.iter().map(|chunk| contents.local().read(chunk)).collect::<Result<_, _>>()?;
+        let here: Vec<Option<Vec<u8>>> = missing
+            .iter()
+            .map(|chunk| contents.local().read_early(chunk))
+            .collect::<Result<_, _>>()?;
         let wanted: Vec<ChunkRef> = missing
             .iter()
             .zip(&here)

@@ -16,8 +16,8 @@ use consort_core::protocol::{Envelope, codec};
 use consort_core::random::Random;
 use consort_node::net::{Identity, KnownPeer, NetEvent, Network, NetworkConfig};
 use consort_node::{
-    Config, DatasetOptions, ErrorKind, FeedCursor, LinkOptions, Node, NodeError, NodeId,
-    PutOptions, Role, init, join,
+    Config, DatasetOptions, ErrorKind, FeedCursor, Limits, LinkOptions, Node, NodeError, NodeId,
+    PutOptions, Rate, Role, init, join,
 };
 use consort_store::DiskStore;
 use tempfile::TempDir;
@@ -673,6 +673,30 @@ async fn who_waits_for_a_directory_that_is_away_waits_no_longer_than_its_link() 
     assert_eq!(error.kind, ErrorKind::TimedOut);
     let unlinked = async { a.unlink("photos").await.expect("it is unlinked") };
     tokio::join!(b.in_sync(), a.in_sync(), unlinked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_arrived_of_a_file_is_read_without_asking_for_it_again() {
+    let (mut a, b) = pair().await;
+    let (from, to) = (tempfile::tempdir().expect("a"), tempfile::tempdir().expect("b"));
+    let content = bytes(&mut Random::new(9), 32 << 20);
+    std::fs::write(from.path().join("large"), &content).expect("written");
+    a.link("photos", from.path(), LinkOptions::default()).await.expect("it is linked");
+    a.in_sync().await;
+    a.set_limits(Limits { up: Rate::new(20_000_000), down: None });
+    b.link("photos", to.path(), LinkOptions::default()).await.expect("it is linked");
+    until("a part of it", async || {
+        let status = b.status().await.expect("a status");
+        8 << 20 < status.traffic.received
+    })
+    .await;
+    // What is kept of its manifest is known with the next commit.
+    b.write("key", "value").await;
+    a.stop().await;
+    let (_, mut body) = b.get("photos", "large").await.expect("it is known");
+    let mut read = vec![0; 1 << 20];
+    body.read_exact(&mut read).await.expect("it is here");
+    assert!(read == content[..read.len()], "something else is read");
 }
 
 #[tokio::test(flavor = "multi_thread")]

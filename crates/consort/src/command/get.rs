@@ -17,7 +17,7 @@ use crate::control::client::{Answers, broken};
 use crate::control::wire::{self, Request};
 use crate::error::Error;
 use crate::json;
-use crate::text::{bytes, duration, plain};
+use crate::text::{bytes, plain};
 use crate::ui::Unit;
 
 /// When nothing has come for so long, that is said.
@@ -99,9 +99,9 @@ async fn receive(
             progress.set(Unit::Bytes, received, Some(entry.size), "");
             if !std::mem::replace(&mut is_told, true) {
                 progress.say(format_args!(
-                    "Nothing has come for {}. `consort doctor` says whether anybody has what is \
+                    "Nothing has come for {} s. `consort doctor` says whether anybody has what is \
                      missing; after a minute this is given up.",
-                    duration(PATIENCE)
+                    PATIENCE.as_secs()
                 ));
             }
             continue;
