@@ -182,6 +182,7 @@ impl Node {
 
         let fetcher = Arc::new(Fetcher::start(Arc::clone(&network)));
         server.promise_what_comes(&fetcher);
+        drop(server);
         let contents = Arc::new(Contents::new(local, fetcher));
         let shared = Arc::new(Shared::new(
             identity.peer().clone(),

@@ -379,6 +379,8 @@ impl Shared {
             state.ending = true;
             std::mem::take(&mut state.folders)
         };
+        // One may take its time, such as on a file system that does not answer: the others end meanwhile.
+        folders.values().for_each(|(folder, _)| folder.begin_stop());
         folders.into_values().for_each(|(folder, _)| folder.stop());
     }
 

@@ -128,11 +128,12 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
-/// How long `left` will take at `rate` a second, which is not 0: `9 s`, `3 min`. No less than is certain, and never nothing.
+/// How long `left` will take at `rate` a second, which is not 0: `9 s`, `3 min`, `2 h`. Rounded up.
 pub(crate) fn time_left(left: u64, rate: u64) -> String {
     match left.div_ceil(rate).max(1) {
         seconds @ ..60 => format!("{seconds} s"),
-        seconds => duration(Duration::from_secs(seconds)),
+        seconds @ 60..3600 => format!("{} min", seconds.div_ceil(60)),
+        seconds => format!("{} h", seconds.div_ceil(3600)),
     }
 }
 

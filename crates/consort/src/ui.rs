@@ -264,12 +264,6 @@ impl Progress {
         self.bar.tick();
     }
 
-    /// A message to a person beside it, which stays when it is gone.
-    pub(crate) fn say(&self, message: impl fmt::Display) {
-        // One that nobody can read is no reason to fail.
-        self.bar.suspend(|| drop(writeln!(io::stderr().lock(), "{message}")));
-    }
-
     /// The same for what is known by what is left of it. How many bytes that is may not be known, and then is zero.
     pub(crate) fn set_left(&mut self, entries: u64, bytes: u64, remark: &str) {
         self.entries.set(entries);
@@ -285,6 +279,12 @@ impl Progress {
             _ => remark.to_string(),
         };
         self.set(unit, done, Some(total), &remark);
+    }
+
+    /// A message to a person beside it, which stays when it is gone.
+    pub(crate) fn say(&self, message: impl fmt::Display) {
+        // One that nobody can read is no reason to fail.
+        self.bar.suspend(|| drop(writeln!(io::stderr().lock(), "{message}")));
     }
 }
 

@@ -70,7 +70,6 @@ pub(super) struct Inputs {
 }
 
 /// What is said to an engine, from its side.
-#[derive(Clone)]
 pub(super) struct Inbox {
     /// Whoever takes a wake out calls [`on_wake`](Self::on_wake).
     pub(super) receiver: Receiver<Input>,

@@ -17,6 +17,10 @@ use super::{Ignores, LoadIgnoresError, OpenRootError, Root, RootId};
 /// How often a directory that is gone, or whose ignore patterns cannot be read, is looked for again.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+/// What is said of a directory that is known and was not opened yet.
+const OPENING: &str =
+    "it is still being opened; if that lasts, the file system that it is on does not answer";
+
 /// How long the store as it was left is held for a directory that is away: while it is, nothing of the store goes that was
 /// replaced since.
 const HOLD_LEFT_FOR: Duration = Duration::from_secs(3600);
@@ -37,21 +41,25 @@ impl Folder {
     /// # Errors
     /// See [`OpenRootError`]; nothing was started.
     pub fn start(context: LinkContext) -> Result<Self, OpenRootError> {
+        let progress = Arc::new(Progress::default());
         let (id, root) = match context.id {
             None => {
                 let root = Arc::new(Root::open(&context.dir)?);
                 (root.id(), Some(root))
             }
             // The thread opens it: a network file system that does not answer keeps nobody else waiting.
-            Some(id) => (id, None),
+            Some(id) => {
+                progress.pause("directory", OPENING);
+                (id, None)
+            }
         };
         let (inputs, inbox) = Inputs::channel();
         // If the store cannot be read, the first scan says so.
         let left = context.store.view(context.dataset).ok();
         let left = left.filter(|view| !context.read_only && view.pending_count() != 0);
-        let (progress, started) = (Arc::new(Progress::default()), Instant::now());
+        let away_since = None;
         let supervisor =
-            Supervisor { context, id, progress: Arc::clone(&progress), inbox, left, started };
+            Supervisor { context, id, progress: Arc::clone(&progress), inbox, left, away_since };
         let thread = std::thread::Builder::new()
             .name("folder".into())
             .spawn(move || supervisor.run(root))
@@ -85,9 +93,14 @@ impl Folder {
         self.id
     }
 
+    /// Tells the engine to end.
+    pub fn begin_stop(&self) {
+        self.inputs.send(Input::Stop);
+    }
+
     /// Ends the engine, and waits until what it had begun is durable.
     pub fn stop(&self) {
-        self.inputs.send(Input::Stop);
+        self.begin_stop();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // A panic there was reported by the panic hook; there is nothing left to clean up here.
@@ -108,9 +121,10 @@ struct Supervisor {
     progress: Arc<Progress>,
     inbox: Inbox,
     /// The store as whoever ran before left it, until a first scan has found what of it is in place and not recorded. `None` if
-    /// there can be nothing.
+    /// there can be nothing, or the directory was away for too long: then that is taken for a new write.
     left: Option<DiskView>,
-    started: Instant,
+    /// Since when no engine could run.
+    away_since: Option<Instant>,
 }
 
 impl Supervisor {
@@ -147,6 +161,7 @@ impl Supervisor {
             );
             let exit = match engine {
                 Ok(engine) => {
+                    self.away_since = None;
                     self.progress.set_trouble("threads", None);
                     let (exit, left) = engine.run();
                     flushes = left;
@@ -176,7 +191,7 @@ impl Supervisor {
 
     /// Waits a little. False if the engine shall end.
     fn pause(&mut self, flushes: &mut Vec<OnFlushed>) -> bool {
-        if HOLD_LEFT_FOR < self.started.elapsed() {
+        if HOLD_LEFT_FOR < self.away_since.get_or_insert_with(Instant::now).elapsed() {
             self.left = None;
         }
         let end = Instant::now() + LOOK_AGAIN_AFTER;

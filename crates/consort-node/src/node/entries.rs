@@ -31,7 +31,7 @@ use super::{Node, blocking, parse_key, removal};
 const BODY_BUFFER_BYTES: usize = 4 * MAX_CHUNK_BYTES;
 /// Pieces of a body that may wait for their reader.
 const BODY_PIECES: usize = 16;
-/// How long one chunk may take to be fetched from a peer.
+/// How long the chunks that are fetched at a time may take.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Chunks that are fetched at a time for one body.
 const FETCH_AHEAD: usize = 16;

@@ -48,7 +48,7 @@ impl Node {
             if is_alone {
                 message.push_str(&format!("; {NOBODY}"));
             }
-            if is_alone || missing.contains(LACKING) {
+            if is_alone || missing.ends_with(&format!("({LACKING})")) {
                 hint = "`consort doctor` says why, and what to do";
             }
             Err(NodeError::new(ErrorKind::TimedOut, message).hint(hint))
@@ -223,8 +223,11 @@ impl Node {
             if let Some(key) = &first {
                 missing.push_str(&format!(", among them that of {key}"));
             }
-            let is_lacking = || Some(LACKING.to_owned()).filter(|_| self.is_lacking(dataset));
-            if let Some(reason) = self.trouble(dataset).or_else(is_lacking) {
+            let reason = match self.paused(name, dataset) {
+                None if self.is_lacking(dataset) => Some(LACKING.to_owned()),
+                _ => self.trouble(dataset),
+            };
+            if let Some(reason) = reason {
                 missing.push_str(&format!(" ({reason})"));
             }
             pause(&mut changed).await;

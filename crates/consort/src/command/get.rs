@@ -99,8 +99,8 @@ async fn receive(
             progress.set(Unit::Bytes, received, Some(entry.size), "");
             if !std::mem::replace(&mut is_told, true) {
                 progress.say(format_args!(
-                    "Nothing has come for {} s. `consort doctor` says whether anybody has what is \
-                     missing; after a minute this is given up.",
+                    "Nothing has come for {} s: the link is slow, or nobody who is there has what is missing, which \
+                     `consort doctor` tells. After a minute it is given up.",
                     PATIENCE.as_secs()
                 ));
             }
