@@ -187,6 +187,10 @@ mod tests {
         }
     }
 
+    fn get(key: &str) -> Request {
+        Request::Get { name: "set".into(), key: key.into(), version: None }
+    }
+
     fn message(error: Error) -> String {
         error.to_string()
     }
@@ -217,8 +221,7 @@ mod tests {
             .expect("stored");
         assert_eq!((stored.size, sent), (700_001, 700_001));
 
-        let get = Request::Get { name: "set".into(), key: "k".into(), version: None };
-        let mut answers = up.client().ask(get).await.expect("asked");
+        let mut answers = up.client().ask(get("k")).await.expect("asked");
         let _: json::Ticket = answers.first().await.expect("the head");
         let mut bytes = Vec::new();
         answers.body().read_to_end(&mut bytes).await.expect("the body");
@@ -230,8 +233,7 @@ mod tests {
     #[tokio::test]
     async fn the_head_of_an_answer_does_not_wait_for_its_body() {
         let up = Up::start();
-        let get = Request::Get { name: "set".into(), key: "late".into(), version: None };
-        let mut answers = up.client().ask(get).await.expect("asked");
+        let mut answers = up.client().ask(get("late")).await.expect("asked");
         let head: json::Ticket = answers.first().await.expect("the head");
         assert_eq!(head.ticket, "late");
         up.stop().await;
@@ -240,8 +242,7 @@ mod tests {
     #[tokio::test]
     async fn an_error_within_a_body_is_told_apart_from_its_end() {
         let up = Up::start();
-        let get = Request::Get { name: "set".into(), key: "rotten".into(), version: None };
-        let mut answers = up.client().ask(get).await.expect("asked");
+        let mut answers = up.client().ask(get("rotten")).await.expect("asked");
         let _: json::Ticket = answers.first().await.expect("the head");
         let mut bytes = Vec::new();
         answers.body().read_to_end(&mut bytes).await.expect("what could be read");
