@@ -381,10 +381,11 @@ impl Thread {
                 }
                 self.again = true;
             }
-            Order::Done(Outcome { keys, changed, left, unmoved, unmovable }) => {
+            Order::Done(Outcome { keys, changed, left, unmoved, unmovable, ungrown }) => {
                 let room = MAX_UNMOVABLE.saturating_sub(self.unmovable.len());
                 self.unmovable.extend(unmovable.into_iter().take(room));
                 self.keep(unmoved);
+                self.files.replace_whole(ungrown);
                 self.handed_on -= 1;
                 self.view = None;
                 for key in keys {

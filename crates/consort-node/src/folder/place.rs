@@ -7,7 +7,8 @@
 //!
 //! Content before it has a key is in `place/stage.rs`, and what is left of it after a stop in `place/partial.rs`; directories
 //! are in `place/directories.rs`, moving a file from key to key in `place/moving.rs`, taking away in `place/removing.rs`, giving
-//! back its room in `place/freeing.rs`, and what makes all that durable in `place/durable.rs`. The two looks, before and after, are here.
+//! back its room in `place/freeing.rs`, and what makes all that durable in `place/durable.rs`. Files that grow where they stand
+//! are in `place/growing.rs`. The two looks, before and after, are here.
 //!
 //! Two gaps no file system closes. A program that still holds the old file open writes to a file
 //! that has lost its name: do not place over a file of which the watcher says that it is being
@@ -19,7 +20,8 @@
 //! The engine calls, for one batch: stage all, [`Root::sync_staged`], place and remove all,
 //! [`Root::sync_entries`], record. After `sync_staged` the contents are on stable storage, under
 //! no name yet. After `sync_entries` so are names, removals and attributes. In between, a crash
-//! leaves each key either as it was or complete, never empty or partial.
+//! leaves each key either as it was or complete, never empty or partial; but for a file that grows where it stands, which is
+//! completed when the directory is next opened.
 
 use std::fs::File;
 use std::io;
@@ -33,13 +35,19 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::folder::place::directories::Parent;
-use crate::folder::place::stage::{Origin, STAGE_PREFIX, TempName, modified_at, permissions};
+use crate::folder::place::stage::{
+    Form, Origin, STAGE_PREFIX, TempName, Whole, modified_at, permissions,
+};
 use crate::folder::root::{OUT_PREFIX, meta_at, meta_of, path_of_handle};
 use crate::folder::{EntryKind, Meta, Root};
 
 mod directories;
 mod durable;
 mod freeing;
+pub(super) mod growing;
+// To take a lease is a system call for which no library that is used here has a safe one.
+#[allow(unsafe_code)]
+mod lease;
 mod moving;
 pub(super) mod partial;
 mod removing;
@@ -47,6 +55,7 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
+pub use growing::Growing;
 pub use removing::RemovedDirectory;
 pub(super) use stage::share_of_open_files;
 pub use stage::{Peek, Staged, Staging, Target, WriteOut};
@@ -94,6 +103,9 @@ pub enum PlaceError {
     /// The file cannot be moved there, now or later; it can still be copied.
     #[error("it cannot be moved ({0}); it is copied")]
     Unmovable(io::Error),
+    /// The file cannot grow where it stands at the moment; it can be written anew.
+    #[error("it cannot grow where it stands ({0}); it is written anew")]
+    Ungrown(io::Error),
     /// The file system failed.
     #[error("the file system failed: {0}")]
     Io(io::Error),
@@ -119,7 +131,7 @@ impl From<io::Error> for PlaceError {
 }
 
 impl Root {
-    /// Gives a staged file its key, with its parents if they are missing.
+    /// Gives a staged file its key, with its parents if they are missing; or adds what it is to grow by to the file there.
     ///
     /// # Errors
     ///
@@ -130,7 +142,10 @@ impl Root {
         key: &str,
         expected: Expected,
     ) -> Result<Placed, PlaceError> {
-        self.place(staged, key, expected)
+        match staged.0 {
+            Form::Whole(whole) => self.place(whole, key, expected),
+            Form::Tail(tail) => self.grow(tail, key, expected),
+        }
     }
 
     /// Makes a symlink at `key`. The target is data: it may point anywhere, or nowhere.
@@ -154,7 +169,7 @@ impl Root {
         let times = modified_at(mtime_ns);
         utimensat(self.temp(), &temp.name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
         let meta = meta_at(self.temp(), &temp.name)?;
-        self.place(Staged { origin: Origin::Named(temp), meta }, key, expected)
+        self.place(Whole { origin: Origin::Named(temp), meta }, key, expected)
     }
 
     /// Sets permissions (not of symlinks, which have none) and, but for directories, whose times
@@ -195,7 +210,7 @@ impl Root {
         Ok(after)
     }
 
-    fn place(&self, staged: Staged, key: &str, expected: Expected) -> Result<Placed, PlaceError> {
+    fn place(&self, staged: Whole, key: &str, expected: Expected) -> Result<Placed, PlaceError> {
         let Parent { dir, name, created } = self.parent_of(key)?;
         let meta = staged.meta;
         let handle = staged.handle();
@@ -225,7 +240,7 @@ impl Root {
     /// Swaps a staged entry with the old one, and drops the old one if it is as expected.
     fn replace(
         &self,
-        staged: Staged,
+        staged: Whole,
         parent: &OwnedFd,
         name: &str,
         key: &str,
@@ -303,7 +318,7 @@ impl Root {
     }
 }
 
-fn place_new(staged: Staged, parent: &OwnedFd, name: &str) -> Result<(), PlaceError> {
+fn place_new(staged: Whole, parent: &OwnedFd, name: &str) -> Result<(), PlaceError> {
     let placed = match staged.origin {
         Origin::Unnamed(file, _) => link(&file, parent, name),
         Origin::Named(mut temp) => rename_new(&temp.dir, &temp.name, parent, name).map(|()| {

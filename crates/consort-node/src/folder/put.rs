@@ -43,6 +43,8 @@ struct Changes {
     moved: Vec<(Key, Content)>,
     /// Directories out of which a file could not be moved, and cannot be later.
     unmovable: Vec<String>,
+    /// Files that could not grow where they stand.
+    ungrown: Vec<Key>,
 }
 
 /// An operation was not done, and is to be tried again later.
@@ -65,8 +67,8 @@ impl Engine<'_> {
         let unmoved: BTreeSet<Key> = moving.cloned().collect();
         keys.extend(unmoved.iter().cloned());
         let (batch, staged) = take_staged(batch);
-        let (changed, left, unmovable) = (false, false, Vec::new());
-        let mut outcome = Outcome { keys, changed, left, unmoved, unmovable };
+        let (changed, left, unmovable, ungrown) = (false, false, Vec::new(), Vec::new());
+        let mut outcome = Outcome { keys, changed, left, unmoved, unmovable, ungrown };
         if let Err(error) = self.root.sync_staged(&staged) {
             self.on_batch_error(outcome, error.into());
             return Ok(());
@@ -114,6 +116,7 @@ impl Engine<'_> {
             return Ok(());
         }
         outcome.unmovable = std::mem::take(&mut changes.unmovable);
+        outcome.ungrown = std::mem::take(&mut changes.ungrown);
         let looks = std::mem::take(&mut changes.looks);
         self.record(changes, settled)?;
         self.count_put_in_place(view.record_count())?;
@@ -598,6 +601,7 @@ impl Engine<'_> {
                 changes.looks.extend(Key::new(at.as_str()));
             }
             PlaceError::DiskFull => self.progress.report_place_error(&error),
+            PlaceError::Ungrown(_) => changes.ungrown.push(path.clone()),
             _ => self.progress.set_problem(path, Some(error.to_string())),
         }
         Skipped::Later

@@ -20,7 +20,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::folder::place::partial;
+use crate::folder::place::{growing, partial};
 use crate::folder::{EntryKind, Meta, PRIVATE_DIR, split_key};
 
 /// How many bytes of directory entries one system call may return.
@@ -206,7 +206,7 @@ impl Root {
         }
         let temp = open_or_make(&private, TEMP_DIR)?;
         let cookies = open_or_make(&private, COOKIE_DIR)?;
-        clear_leftovers(&private, &temp)?;
+        clear_leftovers(&dir, &private, &temp)?;
         for name in names(&cookies)? {
             unlinkat(&cookies, &name, AtFlags::empty())?;
         }
@@ -501,14 +501,15 @@ pub(super) fn clear_unlinked(dir: &Path) -> io::Result<()> {
     // Another node may have linked it by now.
     flock(&private, FlockOperation::NonBlockingLockExclusive)?;
     let temp = open_beneath(&private, TEMP_DIR, LIST_DIRECTORY)?;
-    clear(&private, &temp, |_| Ok(false))
+    clear(&dir, &private, &temp, |_| Ok(false))
 }
 
-fn clear_leftovers(private: &OwnedFd, temp: &OwnedFd) -> io::Result<()> {
-    clear(private, temp, |name| partial::keep(temp, name))
+fn clear_leftovers(dir: &OwnedFd, private: &OwnedFd, temp: &OwnedFd) -> io::Result<()> {
+    clear(dir, private, temp, |name| partial::keep(temp, name))
 }
 
 fn clear(
+    dir: &OwnedFd,
     private: &OwnedFd,
     temp: &OwnedFd,
     keeps: impl Fn(&OsStr) -> io::Result<bool>,
@@ -516,7 +517,7 @@ fn clear(
     for name in names(temp)? {
         if name.as_bytes().starts_with(OUT_PREFIX.as_bytes()) {
             rescue(private, temp, &name)?;
-        } else if !keeps(&name)? {
+        } else if growing::complete(dir.as_fd(), temp, &name)? || !keeps(&name)? {
             unlinkat(temp, &name, AtFlags::empty())?;
         }
     }

@@ -1,10 +1,11 @@
 //! Linked directories against a real store, without a network: what others wrote is committed to the store directly.
-//! The harness stands here; single situations are in `folder/situations.rs`, those of conflicts in `folder/conflicts.rs`, of deletions in `folder/deletions.rs`,
+//! The harness stands here; single situations are in `folder/situations.rs`, those of conflicts in `folder/conflicts.rs`, of deletions in `folder/deletions.rs`, of files that grow in `folder/growing.rs`,
 //! of what gets another name in `folder/renames.rs`, those of ignored paths in `folder/ignoring.rs`, what is told about a directory in `folder/standing.rs`, what happens
 //! while large files come over a slow link in `folder/slow.rs`, random histories in `folder/random.rs`.
 
 mod conflicts;
 mod deletions;
+mod growing;
 mod ignoring;
 mod random;
 mod renames;
@@ -288,6 +289,7 @@ impl Site {
         for chunk in Chunker::default().chunks(bytes) {
             self.store.pack(chunk).unwrap();
         }
+        cut(bytes, &mut |node| drop(self.store.pack(node).unwrap()));
         self.store.commit(Transaction::new(DATASET, Body::Nothing)).unwrap();
     }
 
@@ -461,11 +463,17 @@ fn lonely_fetcher() -> Arc<Fetcher> {
 }
 
 fn content_of(bytes: &[u8]) -> Content {
+    cut(bytes, &mut |_| {})
+}
+
+/// The content that these bytes are, and each node of its manifest.
+fn cut(bytes: &[u8], on_node: &mut impl FnMut(&[u8])) -> Content {
     let mut manifest = ManifestBuilder::default();
+    let mut emit = |_, node: &[u8]| on_node(node);
     for chunk in Chunker::default().chunks(bytes) {
-        manifest.push(ChunkRef::to(chunk), &mut |_, _: &[u8]| {});
+        manifest.push(ChunkRef::to(chunk), &mut emit);
     }
-    manifest.finish(&mut |_, _: &[u8]| {}).unwrap()
+    manifest.finish(&mut emit).unwrap()
 }
 
 fn file_attributes() -> Attributes {

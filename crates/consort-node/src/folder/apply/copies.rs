@@ -34,8 +34,16 @@ pub(super) struct Copy {
     into: Target,
     chunks: Vec<ChunkRef>,
     bytes: usize,
-    /// What had arrived of the whole content before: it is looked at first.
-    arrived: Option<Arc<File>>,
+    sources: Sources,
+}
+
+/// Where the chunks of a file are looked for before all that this machine has.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sources {
+    /// What had arrived of the whole content before.
+    pub(super) arrived: Option<Arc<File>>,
+    /// What is to grow into the file, and its length: up to there, its chunks have to stand there already.
+    pub(super) growing: Option<(Arc<File>, u64)>,
 }
 
 /// What became of each of them.
@@ -53,6 +61,10 @@ pub(super) enum Found {
         /// It was in what had arrived of this content or of another one, and is recorded nowhere.
         was_staged: bool,
     },
+    /// It stands where it belongs, in the file that grows.
+    Standing,
+    /// That file holds something else there.
+    Different,
     /// It is not here.
     Absent,
     /// It is here, and could not be written.
@@ -63,8 +75,8 @@ pub(super) enum Found {
 
 impl Copy {
     /// None yet, of a file, from `offset` on. `into` is the place there.
-    pub(super) fn new(file: u64, offset: u64, into: Target, arrived: Option<Arc<File>>) -> Self {
-        Self { file, offset, into, chunks: Vec::new(), bytes: 0, arrived }
+    pub(super) fn new(file: u64, offset: u64, into: Target, sources: Sources) -> Self {
+        Self { file, offset, into, chunks: Vec::new(), bytes: 0, sources }
     }
 
     /// Whether a chunk of a file that begins at `offset` can be added, if it is not [full](Self::is_full).
@@ -151,15 +163,19 @@ fn copy_all(local: &LocalContent, queue: &Receiver<Copy>, done: &Sender<Copied>)
 impl Copy {
     /// The place is given back before it is told what became of it: with the last of these the file is complete.
     fn run(self, local: &LocalContent, reader: &mut Reader<'_>, buffer: &mut [u8]) -> Copied {
-        let Self { file, offset, into, chunks, arrived, .. } = self;
+        let Self { file, offset, into, chunks, sources, .. } = self;
+        let Sources { arrived, growing } = sources;
         let mut looked_for = Vec::with_capacity(chunks.len());
         let mut end = 0;
         for chunk in chunks {
             let start = end;
             end += chunk.length as usize;
             let (at, bytes) = (offset + start as u64, &mut buffer[start..end]);
-            let has = |file: &File| file.read_exact_at(bytes, at).is_ok() && chunk.is(bytes);
-            let found = if arrived.as_deref().is_some_and(has) {
+            let mut has = |file: &File| file.read_exact_at(bytes, at).is_ok() && chunk.is(bytes);
+            let is_within = |(_, size): &&(_, u64)| at + u64::from(chunk.length) <= *size;
+            let found = if let Some((growing, _)) = growing.as_ref().filter(is_within) {
+                if has(growing) { Found::Standing } else { Found::Different }
+            } else if arrived.as_deref().is_some_and(has) {
                 Found::Written { was_staged: true }
             } else {
                 match reader.read(&chunk, bytes) {

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use consort_core::content::manifest::Walk;
 use consort_core::{ChunkHash, ChunkRef, Key, Version};
 
+use super::copies::Sources;
 use crate::content::LocalContent;
+use crate::content::delta;
 use crate::content::staged::StagedFile;
 use crate::folder::status::{Progress, Underway};
-use crate::folder::{Root, Staged, Staging};
+use crate::folder::{Growing, Meta, PlaceError, Root, Staged, Staging};
 
 /// A content of at most so many bytes is small: it is fetched before what is larger.
 const SMALL_BYTES: u64 = 1 << 20;
@@ -47,6 +49,12 @@ pub(super) struct File {
     pub(super) chunks: Option<Walk>,
     /// The manifest node without which no more can be looked for.
     pub(super) needs: Option<ChunkRef>,
+    /// What is recorded of the file that it replaces, until it is known whether that can grow into it.
+    pub(super) replaces: Option<Meta>,
+    /// The file that is to grow into it.
+    pub(super) growing: Option<Growing>,
+    /// Up to where that was looked at, and is the same.
+    pub(super) same_to: u64,
     /// The version that it replaces, as long as chunks may be made from that.
     pub(super) base: Option<std::fs::File>,
     /// What had arrived of it when it was given up, or when the process before this one ended.
@@ -68,6 +76,7 @@ impl File {
         slot: usize,
         path: Key,
         version: Arc<Version>,
+        replaces: Option<Meta>,
         progress: &Arc<Progress>,
     ) -> Self {
         Self {
@@ -80,6 +89,9 @@ impl File {
             fresh: None,
             chunks: Some(Walk::new(&version.content)),
             needs: None,
+            replaces,
+            growing: None,
+            same_to: 0,
             base: None,
             arrived: None,
             lacking: VecDeque::new(),
@@ -88,6 +100,37 @@ impl File {
             written_since: 0,
             version,
         }
+    }
+
+    /// Begins to stage it: if the file that it replaces can grow, only what comes behind that.
+    pub(super) fn stage(&mut self, root: &Root) -> Result<&Staging, PlaceError> {
+        let (content, size) = (self.version.content.id(), self.version.content.size());
+        self.arrived = root.arrived(content).map(Arc::new);
+        let replaced = root.open_file(&self.path).ok().map(|(replaced, _)| replaced);
+        self.base = replaced.filter(|base| delta::is_base(base, &self.version.content));
+        let old = self.replaces.take().filter(|_| self.base.is_none());
+        self.growing = old.and_then(|old| root.growing(&self.path, &old, size));
+        let tail = self.growing.as_ref().and_then(|_| root.stage_tail(content).ok());
+        let staging = match tail {
+            Some(tail) => tail,
+            None => {
+                self.growing = None;
+                root.stage_large(content, u32::from(self.version.attributes.mode))?
+            }
+        };
+        Ok(self.staging.insert(staging))
+    }
+
+    /// Where its chunks are looked for first.
+    pub(super) fn sources(&self) -> Sources {
+        let growing = self.growing.as_ref();
+        let growing = growing.map(|growing| (Arc::clone(&growing.file), growing.old.size));
+        Sources { arrived: self.arrived.clone(), growing }
+    }
+
+    /// Whether it may be a file that grows: its chunks are looked for there first, whoever else wants them.
+    pub(super) fn may_grow(&self) -> bool {
+        self.replaces.is_some() || self.growing.is_some()
     }
 
     /// Whether all its chunks were looked for, and none is under way.

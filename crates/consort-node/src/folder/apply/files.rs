@@ -22,7 +22,7 @@ use crate::content::staged::StagedFile;
 use crate::content::{ChunkBytes, ContentError, Contents, Fetched, Written};
 use crate::folder::place::share_of_open_files;
 use crate::folder::status::Progress;
-use crate::folder::{PlaceError, Root, Staging};
+use crate::folder::{Growing, Meta, PlaceError, Root, Staging};
 
 /// Files that are open for writing, if the process may open so many. More would only wait for their chunks.
 pub(super) const MAX_OPEN_FILES: usize = 512;
@@ -30,6 +30,8 @@ pub(super) const MAX_OPEN_FILES: usize = 512;
 pub(super) const MAX_LARGE: usize = 1024;
 /// Large files that wait for a manifest node at a time. Those after them are not looked into yet.
 const MAX_WAITING_FOR_NODES: usize = 64;
+/// Files that are known to be unable to grow. What goes beyond that is found out once more.
+const MAX_WHOLE: usize = MAX_LARGE;
 /// When so much was written of a file, it is written out.
 const WRITE_OUT_BYTES: u64 = 64 << 20;
 
@@ -54,6 +56,8 @@ pub(super) struct Files {
     /// Files that are complete, and that somebody else could still write to.
     held: BTreeSet<u64>,
     ended: Vec<Ended>,
+    /// Files that could not grow where they stand. The next time they are replaced.
+    whole: BTreeSet<Key>,
     leftovers: Leftovers,
     rebuilder: Rebuilder,
     copier: Copier,
@@ -97,6 +101,7 @@ impl Files {
             searching: BTreeSet::new(),
             held: BTreeSet::new(),
             ended: Vec::new(),
+            whole: BTreeSet::new(),
             leftovers,
             rebuilder,
             copier,
@@ -134,6 +139,12 @@ impl Files {
         self.stalled.are_missing()
     }
 
+    /// Files that were to grow and cannot.
+    pub(super) fn replace_whole(&mut self, ungrown: Vec<Key>) {
+        let room = MAX_WHOLE.saturating_sub(self.whole.len());
+        self.whole.extend(ungrown.into_iter().take(room));
+    }
+
     /// Whether no more files should be begun now. As long as that can be, further ones are begun before the chunks of large
     /// ones are looked for: they may be small.
     pub(super) fn is_full(&self) -> bool {
@@ -150,15 +161,24 @@ impl Files {
         self.large <= MAX_LARGE / 2
     }
 
-    /// Begins with a file. It will be among the [ended](Self::take_ended), unless it is canceled.
-    pub(super) fn begin(&mut self, job: u64, slot: usize, path: Key, version: Arc<Version>) {
+    /// Begins with a file. It will be among the [ended](Self::take_ended), unless it is canceled. If it is known which file it
+    /// replaces, that may grow.
+    pub(super) fn begin(
+        &mut self,
+        job: u64,
+        slot: usize,
+        path: Key,
+        version: Arc<Version>,
+        replaces: Option<Meta>,
+    ) {
+        let replaces = replaces.filter(|_| is_large(&version) && !self.whole.remove(&path));
         if is_large(&version) {
             self.leftovers.begin(&path, version.content.id());
         }
         if self.files.is_empty() {
             self.progress.begins();
         }
-        let file = File::new(job, slot, path, version, &self.progress);
+        let file = File::new(job, slot, path, version, replaces, &self.progress);
         let is_large = file.is_large;
         self.large += usize::from(is_large);
         self.files.insert(self.next_id, file);
@@ -224,6 +244,7 @@ impl Files {
             self.want(id, chunk, offset);
             return true;
         }
+        let may_grow = file.may_grow();
         match file.chunks.as_mut().map_or(Step::End, Walk::step) {
             Step::End => {
                 self.searching.pop_first();
@@ -244,7 +265,7 @@ impl Files {
                     self.fail(id);
                 }
             }
-            Step::Chunk(offset, chunk) if self.wants.has(&chunk) => {
+            Step::Chunk(offset, chunk) if !may_grow && self.wants.has(&chunk) => {
                 self.want(id, chunk, offset);
             }
             Step::Chunk(offset, chunk) if is_large => self.look_for(id, chunk, offset),
@@ -299,21 +320,15 @@ impl Files {
     fn look_for(&mut self, id: u64, chunk: ChunkRef, offset: u64) {
         let Some(file) = self.files.get_mut(&id) else { return };
         if file.staging.is_none() {
-            let (mode, content) =
-                (u32::from(file.version.attributes.mode), file.version.content.id());
-            match self.root.stage_large(content, mode) {
-                Ok(staging) => file.staging = Some(staging),
-                Err(error) => return self.on_error(id, &error),
+            if let Err(error) = file.stage(&self.root) {
+                return self.on_error(id, &error);
             }
             self.open += 1;
-            file.arrived = self.root.arrived(content).map(Arc::new);
-            let replaced = self.root.open_file(&file.path).ok().map(|(replaced, _)| replaced);
-            file.base = replaced.filter(|base| delta::is_base(base, &file.version.content));
         }
         let Some(staging) = &file.staging else { return };
         file.outstanding += 1;
         self.looked_for += 1;
-        let new = || Copy::new(id, offset, staging.target(offset), file.arrived.clone());
+        let new = || Copy::new(id, offset, staging.target(offset), file.sources());
         let mut copy = match self.to_copy.take() {
             Some(copy) if copy.is_before(id, offset) => copy,
             Some(copy) => {
@@ -342,6 +357,12 @@ impl Files {
         let Some(file) = self.files.get_mut(&id) else { return };
         file.outstanding -= 1;
         match found {
+            Found::Standing => {
+                file.same_to = file.same_to.max(offset + u64::from(chunk.length));
+                file.written.add(chunk.length as usize);
+                self.end_if_complete(id);
+            }
+            Found::Different => self.begin_whole(id),
             Found::Absent if file.base.is_some() => {
                 file.lacking.push_back((offset, chunk));
                 if delta::MAX_LACKING < file.lacking.len() {
@@ -615,6 +636,13 @@ impl Files {
             self.held.insert(id);
             return;
         }
+        let goes_on =
+            |(growing, staging): (&Growing, &Staging)| staging.goes_on(growing, file.same_to);
+        let goes_on = file.growing.as_ref().zip(file.staging.as_ref()).map(goes_on);
+        if goes_on.is_some_and(|goes_on| !goes_on.unwrap_or_default()) {
+            return self.begin_whole(id);
+        }
+        let growing = file.growing.take();
         let attributes = &file.version.attributes;
         let (size, mode) = (file.version.content.size(), u32::from(attributes.mode));
         let staging = match file.staging.take() {
@@ -624,7 +652,12 @@ impl Files {
             }
             None => self.root.stage(mode),
         };
-        match staging.and_then(|staging| staging.finish(size, mode, attributes.modified_ns)) {
+        let modified = attributes.modified_ns;
+        let staged = staging.and_then(|staging| match growing {
+            Some(growing) => staging.finish_tail(&file.path, growing, size, mode, modified),
+            None => staging.finish(size, mode, modified),
+        });
+        match staged {
             Ok(staged) => {
                 let Some(file) = self.remove(id) else { return };
                 self.leftovers.complete(&file.path, file.version.content.id());
@@ -647,6 +680,13 @@ impl Files {
         if let Some(file) = self.remove(id) {
             self.ended.push(file.end(Err(matches!(error, PlaceError::DiskFull))));
         }
+    }
+
+    /// The file that was to grow is another one, or cannot: all of the new one is staged. What arrived of it is left for that.
+    fn begin_whole(&mut self, id: u64) {
+        let Some(mut file) = self.remove(id) else { return };
+        self.leave(&mut file);
+        self.begin(file.job, file.slot, file.path, file.version, None);
     }
 
     /// Gives a file up for now. What arrived of it is left.

@@ -233,7 +233,12 @@ impl Thread {
                 return Ok(false);
             }
             Kind::File => {
-                self.files.begin(id, job.ops.len(), path, version);
+                let replaces = show
+                    .record
+                    .filter(|record| record.kind == Kind::File)
+                    .as_ref()
+                    .map(recorded_meta);
+                self.files.begin(id, job.ops.len(), path, version, replaces);
                 job.ops.push(None);
                 job.open_files += 1;
                 return Ok(true);

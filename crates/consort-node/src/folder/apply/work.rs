@@ -91,4 +91,6 @@ pub(in crate::folder) struct Outcome {
     pub(in crate::folder) unmoved: BTreeSet<Key>,
     /// Directories out of which a file could not be moved, and cannot be later.
     pub(in crate::folder) unmovable: Vec<String>,
+    /// Files that could not grow where they stand.
+    pub(in crate::folder) ungrown: Vec<Key>,
 }

@@ -9,7 +9,7 @@ use rustix::fs::{OFlags, fsync, syncfs};
 use rustix::io::Errno;
 
 use super::Staged;
-use super::stage::Origin;
+use super::stage::{Form, Origin, Whole};
 use crate::folder::root::open_beneath;
 use crate::folder::{Root, split_key};
 
@@ -36,12 +36,18 @@ impl Root {
 
     /// Syncs a staged file. False if that cannot be done by itself.
     fn sync_one(&self, staged: &Staged) -> io::Result<bool> {
-        match &staged.origin {
-            Origin::Unnamed(file, _) => {
+        match &staged.0 {
+            Form::Whole(Whole { origin: Origin::Unnamed(file, _), .. }) => {
                 fsync(file)?;
                 Ok(true)
             }
-            Origin::Named(temp) => sync_by_name(self.temp().as_fd(), &temp.name),
+            Form::Whole(Whole { origin: Origin::Named(temp), .. }) => {
+                sync_by_name(self.temp().as_fd(), &temp.name)
+            }
+            Form::Tail(tail) => {
+                tail.sync()?;
+                Ok(true)
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use std::sync::{Arc, Weak};
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
+use super::growing::TAIL_PREFIX;
 use super::stage::TempName;
 use crate::folder::root::{meta_at, names, open_beneath};
 use crate::folder::{Peek, PlaceError, Root, Staging};
@@ -53,7 +54,9 @@ impl Root {
     /// What whoever staged before did not complete is what has arrived from now on.
     pub fn keep_partial(&self) {
         for name in names(self.temp()).unwrap_or_default() {
-            let is_partial = name.as_bytes().starts_with(PARTIAL_PREFIX.as_bytes());
+            let is_partial = [PARTIAL_PREFIX, TAIL_PREFIX]
+                .iter()
+                .any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()));
             if is_partial && !keep(self.temp(), &name).unwrap_or(true) {
                 let _ = unlinkat(self.temp(), &name, AtFlags::empty());
             }
@@ -117,7 +120,9 @@ impl Root {
 /// Whether a leftover in the temporary directory is of this kind; it is kept then. Of two of the same content, the longer one.
 pub(in crate::folder) fn keep(temp: &OwnedFd, leftover: &OsStr) -> io::Result<bool> {
     let leftover = leftover.to_str().unwrap_or_default();
-    let Some(content) = leftover.strip_prefix(PARTIAL_PREFIX) else {
+    let content =
+        leftover.strip_prefix(PARTIAL_PREFIX).or_else(|| leftover.strip_prefix(TAIL_PREFIX));
+    let Some(content) = content else {
         return Ok(leftover.starts_with(ARRIVED_PREFIX));
     };
     let arrived = format!("{ARRIVED_PREFIX}{content}");

@@ -19,6 +19,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
+use super::growing::Tail;
 use crate::folder::root::{meta_of, open_beneath};
 use crate::folder::{Meta, PlaceError, Root};
 
@@ -87,10 +88,22 @@ impl WriteOut {
     }
 }
 
-/// A finished file or symlink, ready to be placed. Dropping it removes it.
+/// A finished file, ready to be placed, or what one grows by. Dropping it removes it.
 #[derive(Debug)]
-pub struct Staged {
+pub struct Staged(pub(super) Form);
+
+/// How much of a file is staged.
+#[derive(Debug)]
+pub(super) enum Form {
+    Whole(Whole),
+    Tail(Tail),
+}
+
+/// A whole file or symlink.
+#[derive(Debug)]
+pub(super) struct Whole {
     pub(super) origin: Origin,
+    /// Its state, as it will be found after it was placed, but for the ctime.
     pub(super) meta: Meta,
 }
 
@@ -285,14 +298,7 @@ impl Staging {
     ///
     /// The disk is full, the file system failed, or there is still a [`Target`] in the file; the file is removed.
     pub fn finish(self, size: u64, mode: u32, mtime_ns: i64) -> Result<Staged, PlaceError> {
-        if self.is_held() {
-            return Err(PlaceError::Io(io::Error::other(
-                "it is still being written; it is fetched again",
-            )));
-        }
-        if self.end.load(Ordering::Acquire) != size {
-            self.file.set_len(size)?;
-        }
+        self.end_at(size)?;
         futimens(&self.file, &modified_at(mtime_ns))?;
         let mut meta = meta_of(&self.file)?;
         if meta.mode != permissions(mode).as_raw_mode() {
@@ -303,7 +309,28 @@ impl Staging {
             Kept::Unnamed(permit) => Origin::Unnamed(self.file, permit),
             Kept::Named(temp) => Origin::Named(temp),
         };
-        Ok(Staged { origin, meta })
+        Ok(Staged(Form::Whole(Whole { origin, meta })))
+    }
+
+    /// Gives the file its length, if it has a name.
+    pub(super) fn finish_named(self, size: u64) -> Result<(Arc<File>, TempName), PlaceError> {
+        self.end_at(size)?;
+        match self.kept {
+            Kept::Named(temp) => Ok((self.file, temp)),
+            Kept::Unnamed(_) => Err(PlaceError::Io(io::ErrorKind::NotFound.into())),
+        }
+    }
+
+    fn end_at(&self, size: u64) -> Result<(), PlaceError> {
+        if self.is_held() {
+            return Err(PlaceError::Io(io::Error::other(
+                "it is still being written; it is fetched again",
+            )));
+        }
+        if self.end.load(Ordering::Acquire) != size {
+            self.file.set_len(size)?;
+        }
+        Ok(())
     }
 }
 
@@ -378,19 +405,13 @@ impl Target {
     }
 }
 
-impl Staged {
+impl Whole {
     /// By what it can be looked at wherever it is.
     pub(super) fn handle(&self) -> Option<Arc<File>> {
         match &self.origin {
             Origin::Unnamed(file, _) => Some(Arc::clone(file)),
             Origin::Named(_) => None,
         }
-    }
-
-    /// Its state, as it will be found after it was placed, but for the ctime.
-    #[must_use]
-    pub fn meta(&self) -> &Meta {
-        &self.meta
     }
 }
 

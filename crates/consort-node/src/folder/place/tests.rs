@@ -20,6 +20,12 @@ impl Fixture {
         Self { dir, root }
     }
 
+    /// Opens the directory again, as after a crash.
+    pub(super) fn reopen(&mut self) {
+        self.root.unlock();
+        self.root = Root::open(self.dir.path()).unwrap();
+    }
+
     pub(super) fn at(&self, key: &str) -> PathBuf {
         self.dir.path().join(key)
     }
@@ -35,7 +41,9 @@ impl Fixture {
         let staging = self.root.stage_named().unwrap();
         staging.target(0).write(content.as_bytes()).unwrap();
         let staged = staging.finish(content.len() as u64, 0o640, MTIME).unwrap();
-        let Origin::Named(temp) = staged.origin else { panic!("it was given a name") };
+        let Form::Whole(Whole { origin: Origin::Named(temp), .. }) = staged.0 else {
+            panic!("it was given a name")
+        };
         temp
     }
 
@@ -52,7 +60,7 @@ impl Fixture {
         self.root.stat(key).unwrap().unwrap()
     }
 
-    fn temp_is_empty(&self) -> bool {
+    pub(super) fn temp_is_empty(&self) -> bool {
         fs::read_dir(self.at(".consort/tmp")).unwrap().next().is_none()
     }
 }
@@ -187,6 +195,7 @@ fn a_directory_that_is_renamed_while_it_is_open_keeps_what_is_in_it() {
     let removed = fixture.root.remove_from(&parent, name, "old/f", &known);
     assert!(matches!(removed, Err(PlaceError::Changed)), "{removed:?}");
     let staged = fixture.staged("remote");
+    let Form::Whole(staged) = staged.0 else { panic!("it is a whole file") };
     let replaced = fixture.root.replace(staged, &parent, name, "old/f", &known);
     assert!(matches!(replaced, Err(PlaceError::Changed)), "{replaced:?}");
     assert_eq!(read(fixture.at("new/f")), "known");
@@ -304,8 +313,8 @@ fn a_long_hole_takes_no_room_wherever_its_chunks_begin() {
     let zeroes = vec![0; usize::try_from(chunk).unwrap()];
     (0..count).for_each(|n| staging.target(100 + n * chunk).write(&zeroes).unwrap());
     let staged = staging.finish(size, 0o640, MTIME).unwrap();
-    assert!(staged.meta().blocks * 512 <= 16 << 10, "{:?}", staged.meta());
-    fixture.root.place_file(staged, "f", Expected::Absent).unwrap();
+    let meta = fixture.root.place_file(staged, "f", Expected::Absent).unwrap().meta;
+    assert!(meta.blocks * 512 <= 16 << 10, "{meta:?}");
     let bytes = fs::read(fixture.at("f")).unwrap();
     let ones: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
     let last = usize::try_from(size - 100).unwrap();
