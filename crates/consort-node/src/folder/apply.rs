@@ -354,8 +354,8 @@ impl Thread {
     }
 
     fn on_copied(&mut self, copied: Copied) {
-        let is_here =
-            copied.chunks.iter().any(|(.., found)| matches!(found, Found::Written { .. }));
+        let is_here = |found: &Found| matches!(found, Found::Written { .. } | Found::Standing);
+        let is_here = copied.chunks.iter().any(|(.., found)| is_here(found));
         if let Some(since) = self.pass.as_mut().and_then(|pass| pass.begun_since.as_mut())
             && is_here
         {

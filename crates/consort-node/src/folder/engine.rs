@@ -27,12 +27,13 @@ use crossbeam_channel::{Receiver, after, never, select};
 use self::commits::Commits;
 use self::deletions::Deletions;
 use self::look::{Dirty, Indexing, MAX_DIRTY, QUIET, Refused};
+use self::recognize::Unrecorded;
 use super::apply::Stager;
 use super::context::{Inbox, Input, LinkContext, OnFlushed};
 use super::ignores::IGNORE_FILE;
 use super::index::{Cut, Indexer};
 use super::status::{Progress, Trouble};
-use super::{CookieName, Ignores, Root, WatchEvent, Watcher};
+use super::{CookieName, Grown, Ignores, Root, WatchEvent, Watcher};
 
 /// A directory that cannot be watched in full is scanned so often.
 const RESCAN_EVERY: Duration = Duration::from_secs(60);
@@ -84,6 +85,10 @@ pub(super) struct Engine<'c> {
     deletions: Deletions,
     /// The store as whoever ran before left it, until the first scan has ended.
     left: &'c mut Option<DiskView>,
+    /// What of that seems to be in place without being recorded, until it was read: no more than a few batches.
+    unrecorded: BTreeMap<Key, Unrecorded>,
+    /// What tells of some of them, whatever becomes of the store meanwhile, until this comes to rest.
+    grown: Vec<Grown>,
     /// What is to be scanned: everything, or what is at and beneath a path. In the order of events: where a directory was is
     /// looked at before where it is, so that what is found there can be known to have moved.
     scans: VecDeque<Option<Key>>,
@@ -138,6 +143,7 @@ impl<'c> Engine<'c> {
         let (store, dataset) = (&context.store, context.dataset);
         let indexer = Indexer::start(&root, store, dataset, context.workers)?;
         let commits = Commits::start(&root, store)?;
+        let grown = root.grown();
         // If the store cannot be read, the first scan says so.
         let records = store.view(dataset).map_or(0, |view| view.record_count());
         let stager = Stager::start(
@@ -169,6 +175,8 @@ impl<'c> Engine<'c> {
             refused: Refused::default(),
             deletions: Deletions::new(records),
             left,
+            unrecorded: grown.iter().filter_map(Unrecorded::of_grown).collect(),
+            grown,
             scans: VecDeque::from([None]),
             scanning: false,
             listed,

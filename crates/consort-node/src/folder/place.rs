@@ -55,7 +55,7 @@ mod stage;
 #[cfg(test)]
 mod tests;
 
-pub use growing::Growing;
+pub use growing::{Becomes, Growing, Grown};
 pub use removing::RemovedDirectory;
 pub(super) use stage::share_of_open_files;
 pub use stage::{Peek, Staged, Staging, Target, WriteOut};
@@ -70,13 +70,15 @@ pub enum Expected {
 }
 
 /// What was placed.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Placed {
     /// Its state, to be recorded: of what we placed, not of what the user may have made of it
     /// since.
     pub meta: Meta,
     /// The keys of parent directories that had to be made, outermost first.
     pub created: Vec<String>,
+    /// If it is a file that has grown: what tells that after a crash, to be dropped when it is recorded.
+    pub grown: Option<Grown>,
 }
 
 /// Why an entry was not placed, changed or removed. Whatever stood at its key still stands there.
@@ -229,7 +231,7 @@ impl Root {
             now.filter(|now| now.same_after_rename(&meta)).unwrap_or(meta)
         });
         match placed {
-            Ok(meta) => Ok(Placed { meta, created }),
+            Ok(meta) => Ok(Placed { meta, created, grown: None }),
             Err(error) => {
                 self.unmake(&created);
                 Err(error)

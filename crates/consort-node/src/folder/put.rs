@@ -17,7 +17,9 @@ use super::engine::Engine;
 use super::index::is_racy_and_coarse;
 use super::project::conflict_prefix;
 use super::record::{record_of, recorded_meta};
-use super::{EntryKind, Expected, PlaceError, Placed, RemovedDirectory, Root, Staged, split_key};
+use super::{
+    EntryKind, Expected, Grown, PlaceError, Placed, RemovedDirectory, Root, Staged, split_key,
+};
 
 /// Places of chunks in one transaction.
 const PLACES_PER_TRANSACTION: usize = 4096;
@@ -45,6 +47,8 @@ struct Changes {
     unmovable: Vec<String>,
     /// Files that could not grow where they stand.
     ungrown: Vec<Key>,
+    /// What tells after a crash which files have grown.
+    grown: Vec<Grown>,
 }
 
 /// An operation was not done, and is to be tried again later.
@@ -118,7 +122,9 @@ impl Engine<'_> {
         outcome.unmovable = std::mem::take(&mut changes.unmovable);
         outcome.ungrown = std::mem::take(&mut changes.ungrown);
         let looks = std::mem::take(&mut changes.looks);
+        let grown = std::mem::take(&mut changes.grown);
         self.record(changes, settled)?;
+        grown.into_iter().for_each(Grown::forget);
         self.count_put_in_place(view.record_count())?;
         looks.iter().for_each(|path| self.look_again(path));
         self.stager.done(outcome);
@@ -279,7 +285,8 @@ impl Engine<'_> {
                 Expected::Present(recorded_meta(record))
             }
         };
-        let placed = place(&self.root, expected)?;
+        let mut placed = place(&self.root, expected)?;
+        changes.grown.extend(placed.grown.take());
         self.note_placed(put, &placed, changes)
     }
 

@@ -13,6 +13,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{
     AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RawDir, RenameFlags, ResolveFlags,
@@ -29,6 +30,10 @@ pub(super) const LIST_BUFFER_BYTES: usize = 64 * 1024;
 /// Files in `.consort/tmp/` whose name starts like this hold, or may hold, bytes of the user and
 /// not ours: they are never removed as leftovers.
 pub(super) const OUT_PREFIX: &str = "out-";
+
+/// How soon a file is tried again that somebody has to himself, and how often.
+const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(5);
+const OPEN_TRIES: u32 = 100;
 
 const MARKER: &str = "id";
 const TEMP_DIR: &str = "tmp";
@@ -299,7 +304,7 @@ impl Root {
     }
 
     /// Opens the regular file at `key` for reading, with its state at that moment. A fifo cannot
-    /// hang us.
+    /// hang us. One that somebody has to himself, as while it grows, is waited for, a moment.
     ///
     /// # Errors
     ///
@@ -307,7 +312,15 @@ impl Root {
     /// (`InvalidInput`, or `FilesystemLoop` for a symlink).
     pub fn open_file(&self, key: &str) -> io::Result<(File, Meta)> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = open_beneath(&self.dir, key, flags)?;
+        let mut opened = open_beneath(&self.dir, key, flags);
+        for _ in 0..OPEN_TRIES {
+            if opened.as_ref().err() != Some(&Errno::AGAIN) {
+                break;
+            }
+            std::thread::sleep(OPEN_AGAIN_AFTER);
+            opened = open_beneath(&self.dir, key, flags);
+        }
+        let file = opened?;
         let meta = meta_of(&file)?;
         if meta.kind != EntryKind::File {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
@@ -514,10 +527,12 @@ fn clear(
     temp: &OwnedFd,
     keeps: impl Fn(&OsStr) -> io::Result<bool>,
 ) -> io::Result<()> {
+    let is_users = |name: &OsStr| name.as_bytes().starts_with(OUT_PREFIX.as_bytes());
+    for name in names(temp)?.into_iter().filter(|name| is_users(name)) {
+        rescue(private, temp, &name)?;
+    }
     for name in names(temp)? {
-        if name.as_bytes().starts_with(OUT_PREFIX.as_bytes()) {
-            rescue(private, temp, &name)?;
-        } else if growing::complete(dir.as_fd(), temp, &name)? || !keeps(&name)? {
+        if !growing::complete(dir.as_fd(), temp, &name)? && !keeps(&name)? {
             unlinkat(temp, &name, AtFlags::empty())?;
         }
     }

@@ -2,9 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use crate::cluster::{Cluster, Node, array, text, until};
 use crate::random::{Random, from_environment};
@@ -245,6 +247,51 @@ fn a_kibibyte_inserted_at_the_head_moves_little() {
     println!("1 KiB inserted into {} bytes, five times: {moved:?} bytes moved", old.len());
     assert!(moved[2] < 256 * 1024, "{moved:?}");
     assert_eq!(fs::metadata(b.path("large")).expect("it is there").len(), old.len() as u64 + 1024);
+}
+
+#[test]
+fn files_that_grow_while_a_node_is_killed_again_and_again_become_what_was_appended() {
+    let seed = from_environment("CONSORT_TEST_SEED", 1);
+    println!("repeat with CONSORT_TEST_SEED={seed}");
+    let mut random = Random::new(seed);
+    let mut cluster = Cluster::linked(2);
+    let mut files: Vec<Vec<u8>> = (0..3).map(|_| random.bytes(5 << 20)).collect();
+    let name = |number| format!("grows-{number}");
+    for (number, bytes) in files.iter().enumerate() {
+        fs::write(cluster.nodes[0].path(&name(number)), bytes).expect("a new file");
+    }
+    cluster.settle();
+    let inode = |node: &Node| fs::metadata(node.path(&name(0))).expect("it is there").ino();
+    let before = inode(&cluster.nodes[1]);
+    for round in 0..8 {
+        for (number, bytes) in files.iter_mut().enumerate() {
+            let length = 1 + random.below(1 << 20);
+            let more = random.bytes(length);
+            let file = File::options().append(true).open(cluster.nodes[0].path(&name(number)));
+            file.and_then(|mut file| file.write_all(&more)).expect("appended");
+            bytes.extend(more);
+        }
+        if round == 0 {
+            cluster.settle();
+            assert_eq!(inode(&cluster.nodes[1]), before, "it did not grow where it stands");
+        } else {
+            thread::sleep(Duration::from_millis(random.next() % 800));
+            cluster.nodes[1].kill_and_start();
+        }
+    }
+    cluster.settle();
+    let [a, b] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    for (number, bytes) in files.iter().enumerate() {
+        for node in [a, b] {
+            assert!(
+                fs::read(node.path(&name(number))).is_ok_and(|found| found == *bytes),
+                "{number}"
+            );
+        }
+    }
+    let entries = fs::read_dir(&b.dir).expect("readable").count();
+    assert_eq!(entries, files.len() + 1, "somebody else's version beside them");
+    cluster.stop_and_check();
 }
 
 #[test]

@@ -22,7 +22,7 @@ use crate::content::staged::StagedFile;
 use crate::content::{ChunkBytes, ContentError, Contents, Fetched, Written};
 use crate::folder::place::share_of_open_files;
 use crate::folder::status::Progress;
-use crate::folder::{Growing, Meta, PlaceError, Root, Staging};
+use crate::folder::{Becomes, Growing, Meta, PlaceError, Root, Staging};
 
 /// Files that are open for writing, if the process may open so many. More would only wait for their chunks.
 pub(super) const MAX_OPEN_FILES: usize = 512;
@@ -56,7 +56,7 @@ pub(super) struct Files {
     /// Files that are complete, and that somebody else could still write to.
     held: BTreeSet<u64>,
     ended: Vec<Ended>,
-    /// Files that could not grow where they stand. The next time they are replaced.
+    /// Files that could not grow where they stand: the next time, they are written anew.
     whole: BTreeSet<Key>,
     leftovers: Leftovers,
     rebuilder: Rebuilder,
@@ -171,7 +171,8 @@ impl Files {
         version: Arc<Version>,
         replaces: Option<Meta>,
     ) {
-        let replaces = replaces.filter(|_| is_large(&version) && !self.whole.remove(&path));
+        let could_not_grow = self.whole.remove(&path);
+        let replaces = replaces.filter(|_| is_large(&version) && !could_not_grow);
         if is_large(&version) {
             self.leftovers.begin(&path, version.content.id());
         }
@@ -653,8 +654,16 @@ impl Files {
             None => self.root.stage(mode),
         };
         let modified = attributes.modified_ns;
+        let becomes = || Becomes {
+            key: file.path.to_string(),
+            dot: file.version.dot,
+            content: file.version.content.id(),
+            size,
+            mode,
+            mtime_ns: modified,
+        };
         let staged = staging.and_then(|staging| match growing {
-            Some(growing) => staging.finish_tail(&file.path, growing, size, mode, modified),
+            Some(growing) => staging.finish_tail(growing, becomes()),
             None => staging.finish(size, mode, modified),
         });
         match staged {

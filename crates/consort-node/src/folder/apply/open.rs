@@ -233,11 +233,9 @@ impl Thread {
                 return Ok(false);
             }
             Kind::File => {
-                let replaces = show
-                    .record
-                    .filter(|record| record.kind == Kind::File)
-                    .as_ref()
-                    .map(recorded_meta);
+                let replaces = show.record.filter(|_| path == job.key);
+                let replaces = replaces.filter(|record| record.kind == Kind::File);
+                let replaces = replaces.as_ref().map(recorded_meta);
                 self.files.begin(id, job.ops.len(), path, version, replaces);
                 job.ops.push(None);
                 job.open_files += 1;

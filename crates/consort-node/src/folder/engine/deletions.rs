@@ -19,8 +19,8 @@ use consort_core::{Key, Kind};
 use consort_store::DiskView;
 
 use super::{Engine, Exit, deletion};
-use crate::folder::RemovedDirectory;
 use crate::folder::status::Trouble;
+use crate::folder::{Grown, RemovedDirectory};
 
 /// So many deletions within [`TOGETHER`] are believed at once, however small the directory is: half of what makes a
 /// mass deletion.
@@ -213,6 +213,8 @@ impl Engine<'_> {
     pub(super) fn note_rest(&mut self) -> Result<(), StoreError> {
         let records = self.view()?.record_count();
         self.deletions.on_rest(records, Instant::now());
+        self.unrecorded.clear();
+        self.grown.drain(..).for_each(Grown::forget);
         Ok(())
     }
 
@@ -228,6 +230,7 @@ impl Engine<'_> {
     /// Nothing stands at a path.
     pub(super) fn on_missing(&mut self, path: Key) -> Result<(), StoreError> {
         self.progress.set_problem(&path, None);
+        self.unrecorded.remove(&path);
         self.settle_path(&path)?;
         let view = self.view()?;
         let Some(record) = view.record(&path)? else {

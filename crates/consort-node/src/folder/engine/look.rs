@@ -88,7 +88,6 @@ pub(super) struct Indexing {
     round: u64,
     /// It changed since.
     again: bool,
-    unrecorded: Option<Unrecorded>,
 }
 
 impl Indexing {
@@ -202,23 +201,25 @@ impl Engine<'_> {
             let implicit = record.implicit && meta.kind == EntryKind::Directory;
             let same = meta.same_file_state(&recorded_meta(record));
             if implicit || (same && !record.racy) {
+                self.unrecorded.remove(&path);
                 self.progress.set_problem(&path, None);
                 return if implicit { self.drop_if_empty(path) } else { Ok(()) };
             }
         }
-        if self.context.read_only && record.is_none() {
+        if let Some(left) = &*self.left
+            && let found = record_of(&meta, &Content::Deleted, false)
+            && let Some(version) = unrecorded(left, &path, self.context.on_conflict, &found)?
+        {
+            // What is known of a file that has grown is more than what it looks like.
+            self.unrecorded.entry(path.clone()).or_insert(version);
+        }
+        let is_foreign = record.is_none() && !self.unrecorded.contains_key(&path);
+        if self.context.read_only && is_foreign {
             return self.report_foreign(&path, false);
         }
         if self.is_refused(&path, Some(&meta)) {
             return Ok(());
         }
-        let unrecorded = match &*self.left {
-            Some(left) if self.scanning && record.is_none() => {
-                let found = record_of(&meta, &Content::Deleted, false);
-                unrecorded(left, &path, self.context.on_conflict, &found)?
-            }
-            _ => None,
-        };
         match meta.kind {
             EntryKind::Other => {
                 let text = "it is not a file, directory or symlink; it is left alone";
@@ -231,7 +232,7 @@ impl Engine<'_> {
             EntryKind::Directory => {
                 let content = Content::Inline([].into());
                 let found = record_of(&meta, &content, false);
-                self.take_in(path, found, content, Vec::new(), unrecorded)
+                self.take_in(path, found, content, Vec::new())
             }
             EntryKind::File if record.is_none() && self.take_in_moved(&path, &meta)? => Ok(()),
             EntryKind::File | EntryKind::Symlink if alone && meta.size <= READ_AT_ONCE => {
@@ -245,7 +246,7 @@ impl Engine<'_> {
                 };
                 let indexed = index::index(&reading, path, meta, &mut buffer);
                 self.buffer = buffer;
-                self.on_read(indexed, tries, round, None)
+                self.on_read(indexed, tries, round)
             }
             EntryKind::File | EntryKind::Symlink => {
                 while MAX_QUEUED_FILES <= self.indexing.len() {
@@ -265,7 +266,7 @@ impl Engine<'_> {
                     indexing.round = indexing.round.min(round);
                     return Ok(());
                 }
-                let indexing = Indexing { meta, tries, round, again: false, unrecorded };
+                let indexing = Indexing { meta, tries, round, again: false };
                 self.indexing.insert(path.clone(), indexing);
                 self.indexer.submit(path, meta);
                 Ok(())
@@ -276,22 +277,16 @@ impl Engine<'_> {
     /// Takes what a worker has read.
     pub(super) fn on_indexed(&mut self, indexed: Indexed) -> Result<(), StoreError> {
         let Some(indexing) = self.indexing.remove(&indexed.path) else { return Ok(()) };
-        let Indexing { tries, round, again, unrecorded, .. } = indexing;
+        let Indexing { tries, round, again, .. } = indexing;
         if again {
             // It has changed since, so this is not what is there.
             self.try_again(indexed.path, tries, round);
             return Ok(());
         }
-        self.on_read(indexed, tries, round, unrecorded)
+        self.on_read(indexed, tries, round)
     }
 
-    fn on_read(
-        &mut self,
-        indexed: Indexed,
-        tries: u32,
-        round: u64,
-        unrecorded: Option<Unrecorded>,
-    ) -> Result<(), StoreError> {
+    fn on_read(&mut self, indexed: Indexed, tries: u32, round: u64) -> Result<(), StoreError> {
         let Indexed { path, meta, outcome, plain, places, racy } = indexed;
         match outcome {
             Ok(content) => {
@@ -311,7 +306,7 @@ impl Engine<'_> {
                     self.dirty.entry(path.clone()).or_insert(again);
                 }
                 let found = Record { plain, ..record_of(&meta, &content, racy.is_some()) };
-                return self.take_in(path, found, content, places, unrecorded);
+                return self.take_in(path, found, content, places);
             }
             Err(IndexError::Unstable) => self.try_again(path, tries, round),
             Err(IndexError::Unfit(reason)) => self.progress.set_problem(&path, Some(reason)),
@@ -342,7 +337,6 @@ impl Engine<'_> {
         mut found: Record,
         content: Content,
         places: Vec<(ChunkHash, Place)>,
-        unrecorded: Option<Unrecorded>,
     ) -> Result<(), StoreError> {
         self.gather_for(&path)?;
         let view = self.view()?;
@@ -364,9 +358,6 @@ impl Engine<'_> {
             }
             return Ok(());
         }
-        if self.context.read_only {
-            return self.report_foreign(&path, before.is_some());
-        }
         let attributes = Attributes {
             kind: found.kind,
             mode: found.mode,
@@ -375,13 +366,22 @@ impl Engine<'_> {
         };
         let attributes = with_declared(&view, &path, before.as_ref(), &found, attributes)?;
         let (mut saw, policy) = (Saw::Nothing, self.context.on_conflict);
-        if before.is_none()
-            && let Some(Unrecorded { key, dot, .. }) =
-                unrecorded.filter(|version| version.content == found.content)
-        {
+        // What it replaced, if there was something, was shown of the same key.
+        let is_it = |version: &Unrecorded| {
+            let shown = before.as_ref().map(|before| before.key.as_ref().unwrap_or(&path));
+            version.is(&found) && shown.is_none_or(|shown| *shown == version.key)
+        };
+        let unrecorded = self.unrecorded.remove(&path).filter(is_it);
+        let is_kept = match &before {
+            Some(before) if unrecorded.is_some() => self.is_kept(&view, &path, before)?,
+            _ => true,
+        };
+        if let Some(Unrecorded { key, dot, .. }) = unrecorded.filter(|_| is_kept) {
             if key != path {
                 found.key = Some(key.clone());
-                self.progress.count_conflict(true);
+                if before.is_none() {
+                    self.progress.count_conflict(true);
+                }
             }
             self.sync_first(path.clone());
             self.gather_record(path, found, Basis::Dot(dot));
@@ -390,6 +390,9 @@ impl Engine<'_> {
             self.gather_unsettled(key);
             self.submit_if_full();
             return Ok(());
+        }
+        if self.context.read_only {
+            return self.report_foreign(&path, before.is_some());
         }
         match &before {
             None => {

@@ -6,6 +6,7 @@ use consort_core::{Attributes, Content, Dot, Key, Kind, OnConflict, Version};
 use consort_store::{DiskView, Record};
 
 use crate::folder::project::{conflict_path, conflict_prefix, copied_key};
+use crate::folder::{Becomes, Grown};
 
 /// Conflict copies that are read from the store at once.
 const PAGE: usize = 256;
@@ -66,11 +67,38 @@ pub(super) fn is_unrecorded(
 pub(super) struct Unrecorded {
     pub(super) key: Key,
     pub(super) dot: Dot,
-    pub(super) content: [u8; 16],
+    content: [u8; 16],
+    attributes: Attributes,
 }
 
-/// Whether what is found at a path without a record may be what was put there of something that is still pending in `left`, the
-/// store as it was left. Of `found`, the content is not looked at.
+impl Unrecorded {
+    /// What a file has become, and where it stands.
+    pub(super) fn of_grown(grown: &Grown) -> Option<(Key, Self)> {
+        let Becomes { key, dot, content, mode, mtime_ns, .. } = &grown.becomes;
+        let key = Key::new(key.as_str()).ok()?;
+        let mode = u16::try_from(*mode).ok()?;
+        let attributes =
+            Attributes { kind: Kind::File, mode, modified_ns: *mtime_ns, ..Attributes::default() };
+        let (dot, content) = (*dot, *content);
+        Some((key.clone(), Self { key, dot, content, attributes }))
+    }
+
+    /// Whether it is this. The times of a directory follow from its entries.
+    pub(super) fn is(&self, found: &Record) -> bool {
+        self.content == found.content && self.is_like(found)
+    }
+
+    fn is_like(&self, found: &Record) -> bool {
+        let Attributes { kind, mode, modified_ns, .. } = self.attributes;
+        let is_directory = kind == Kind::Directory;
+        kind == found.kind
+            && mode == found.mode
+            && (is_directory || modified_ns == found.modified_ns)
+    }
+}
+
+/// Whether what is found at a path, and is not what is recorded there, may be what was put there of something that is still
+/// pending in `left`, the store as it was left. Of `found`, the content is not looked at.
 pub(super) fn unrecorded(
     left: &DiskView,
     path: &Key,
@@ -87,17 +115,15 @@ pub(super) fn unrecorded(
             true => policy.winner(&siblings).is_some_and(|winner| winner.dot == version.dot),
             false => conflict_path(&key, version.dot).as_ref() == Some(path),
         };
-        let is_found = |version: &&Version| {
-            let Attributes { kind, mode, modified_ns, .. } = version.attributes;
-            let is_directory = kind == Kind::Directory;
-            !version.is_deleted()
-                && kind == found.kind
-                && mode == found.mode
-                && (is_directory || modified_ns == found.modified_ns)
-        };
-        if let Some(version) = siblings.iter().filter(is_at_path).find(is_found) {
-            let (dot, content) = (version.dot, version.content.id());
-            return Ok(Some(Unrecorded { key, dot, content }));
+        let live = siblings.iter().filter(is_at_path).filter(|version| !version.is_deleted());
+        let mut versions = live.map(|version| Unrecorded {
+            key: key.clone(),
+            dot: version.dot,
+            content: version.content.id(),
+            attributes: version.attributes.clone(),
+        });
+        if let Some(version) = versions.find(|version| version.is_like(found)) {
+            return Ok(Some(version));
         }
     }
     Ok(None)

@@ -41,12 +41,12 @@ impl Root {
             return Err(PlaceError::Changed);
         }
         if !made {
-            return Ok(Placed { meta, created });
+            return Ok(Placed { meta, created, grown: None });
         }
         // By its handle: a symlink that takes its name meanwhile must not be followed.
         chmodat(CWD, path_of_handle(&opened), permissions(mode), AtFlags::empty())?;
         created.push(key.to_owned());
-        Ok(Placed { meta: meta_of(&opened)?, created })
+        Ok(Placed { meta: meta_of(&opened)?, created, grown: None })
     }
 
     /// Opens the parent of `key`, and makes the directories that are missing.

@@ -1,11 +1,11 @@
 //! Files that grow where they stand: of a version that goes on where the one before ended, only what was added is written. The
 //! cost follows what changed, and whoever follows the file goes on following it.
 //!
-//! Nobody sees half of it: a [lease](Lease) is taken first, and whoever opens the file meanwhile waits. Nothing is
-//! overwritten, since all that is written is appended. If the node is killed in between, the file is cut short until its
-//! directory is opened again: what is to be added was made durable before, with a note of where it belongs, and is
-//! added then. That note stands where the tail has its hole:
-//! nothing that is received can be there.
+//! Nobody sees half of it: a [lease](Lease) is held meanwhile, and whoever opens the file waits for some milliseconds, or is
+//! told to try again if he does not want to wait. Nothing is overwritten, since all that is written is appended. If the node
+//! is killed in between, the file is cut short until its directory is opened again: what is to be added was made durable
+//! before, with a note of where it belongs, and is added then. The note stands in the hole that a tail begins with: nothing
+//! that is received can be there. It stays until the file is recorded, so that what stands there is known for what it is.
 //!
 //! A file that somebody has open, that has several names, or that is on a file system that other machines change, is
 //! replaced as a whole.
@@ -13,36 +13,40 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use consort_core::encoding::{DecodeError, Reader, Writer};
 use consort_core::limits::{MAX_CHUNK_BYTES, MAX_KEY_BYTES};
+use consort_core::{AuthorId, Dot, Timestamp};
 use rustix::fs::{
     Access, AtFlags, CWD, FallocateFlags, Mode, OFlags, accessat, fallocate, fchmod, fsync,
-    futimens, openat,
+    futimens, openat, renameat,
 };
 use rustix::io::Errno;
 
 use super::lease::Lease;
 use super::stage::{Form, TempName, modified_at, permissions};
 use super::{Expected, PlaceError, Placed, Staged, absent_is_changed, check};
-use crate::folder::root::{meta_at, meta_of, open_beneath, path_of_handle};
+use crate::folder::root::{meta_at, meta_of, names, open_beneath, path_of_handle};
 use crate::folder::{EntryKind, Meta, Root, Staging};
 
 /// Smaller files are written anew as quickly.
 const MIN_BYTES: u64 = 4 << 20;
-/// What is added at a time. Nobody has to wait for longer than that takes.
+/// What is added at a time. Nobody has to wait for longer than it takes to copy that.
 const MAX_ADDED_BYTES: u64 = 64 << 20;
 /// How much is compared, or copied, at a time.
 const STEP_BYTES: usize = 1 << 20;
 /// How the names of tails begin. The content follows.
 pub(super) const TAIL_PREFIX: &str = "growing-";
+/// How the names of those begin that were added and, as far as is known, not recorded.
+const GROWN_PREFIX: &str = "grown-";
 /// How a note begins: the format of what follows.
 const NOTE_MAGIC: [u8; 8] = *b"growing1";
 /// The longest note. The hole in a tail is longer.
-const MAX_NOTE_BYTES: usize = 128 + MAX_KEY_BYTES;
+const MAX_NOTE_BYTES: usize = 160 + MAX_KEY_BYTES;
 const _: () = assert!(MAX_NOTE_BYTES as u64 + (MAX_CHUNK_BYTES as u64) < MIN_BYTES);
 
 /// A file that may grow, as it stands. Close it before it does.
@@ -52,6 +56,43 @@ pub struct Growing {
     pub file: Arc<File>,
     /// Its state.
     pub old: Meta,
+}
+
+/// The version that a file grows into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Becomes {
+    /// Its key, at which it stands.
+    pub key: String,
+    /// Which version.
+    pub dot: Dot,
+    /// Its content.
+    pub content: [u8; 16],
+    /// Of so many bytes.
+    pub size: u64,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its modification time.
+    pub mtime_ns: i64,
+}
+
+/// A file that has grown and may not be recorded. Whoever opens the directory next is told, too.
+#[derive(Debug)]
+pub struct Grown {
+    /// What it has become.
+    pub becomes: Becomes,
+    temp: TempName,
+}
+
+impl Grown {
+    fn new(becomes: Becomes, mut temp: TempName) -> Self {
+        temp.owned = false;
+        Self { becomes, temp }
+    }
+
+    /// It is recorded, or is something else by now: nobody else is told.
+    pub fn forget(mut self) {
+        self.temp.owned = true;
+    }
 }
 
 /// What a file grows by, staged: a file that is a hole up to where that begins, or a little before.
@@ -65,13 +106,10 @@ pub(super) struct Tail {
 /// What is to become of a file, for whoever opens the directory after a crash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Note {
-    key: String,
+    becomes: Becomes,
     inode: u64,
     /// Where the tail begins.
     old_size: u64,
-    size: u64,
-    mode: u32,
-    mtime_ns: i64,
 }
 
 impl Root {
@@ -84,14 +122,13 @@ impl Root {
             return None;
         }
         let (file, now) = self.open_file(key).ok()?;
-        let may_write =
-            accessat(CWD, path_of_handle(&file), Access::WRITE_OK, AtFlags::EACCESS).is_ok();
-        let is_free = may_write
-            && self.shared_file_system().is_none()
+        let path = path_of_handle(&file);
+        let can_grow = now.same_file_state(old)
             && has_one_name(&file)
+            && self.shared_file_system().is_none()
+            && accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS).is_ok()
             && Lease::take(&file).is_ok();
-        let old = (is_free && now.same_file_state(old)).then_some(now)?;
-        Some(Growing { file: Arc::new(file), old })
+        can_grow.then(|| Growing { file: Arc::new(file), old: now })
     }
 
     /// Like [`stage_large`](Self::stage_large), for the end of a content.
@@ -108,7 +145,7 @@ impl Root {
         Ok(Staging::named(file.into(), temp))
     }
 
-    /// Adds a tail to the file at `key`, durably.
+    /// Adds a tail to the file at `key`.
     pub(super) fn grow(
         &self,
         tail: Tail,
@@ -116,73 +153,84 @@ impl Root {
         expected: Expected,
     ) -> Result<Placed, PlaceError> {
         let Expected::Present(old) = expected else { return Err(PlaceError::Changed) };
-        let Tail { temp, file: tail, note } = tail;
+        let Tail { mut temp, file: tail, note } = tail;
+        let becomes = &note.becomes;
         let (dir, name) = self.open_parent(key).map_err(absent_is_changed)?;
         check(&dir, name, &old, key)?;
-        let file = open_to_append(&dir, name).map_err(|errno| PlaceError::Ungrown(errno.into()))?;
-        let lease = Lease::take(&file).map_err(PlaceError::Ungrown)?;
-        let is_expected = meta_of(&file)?.same_file_state(&old)
-            && (old.size, old.inode, key) == (note.old_size, note.inode, &note.key);
-        if !is_expected {
+        let file = open_to_append(&dir, name).map_err(not_opened)?;
+        let lease = Lease::take_soon(&file).map_err(PlaceError::Ungrown)?;
+        let noted = (note.old_size, note.inode, becomes.key.as_str());
+        if !meta_of(&file)?.same_file_state(&old) || noted != (old.size, old.inode, key) {
             return Err(PlaceError::Changed);
         }
-        let grown = reserve(&file, &note).and_then(|()| {
-            append(&tail, &file, note.old_size..note.size)?;
-            finish(&file, &note)?;
+        if self.room() < becomes.size - old.size {
+            return Err(PlaceError::DiskFull);
+        }
+        // Some files can be appended to, but neither get a time nor be cut short again.
+        let may_set = futimens(&file, &modified_at(old.mtime_ns));
+        may_set.map_err(|errno| PlaceError::Ungrown(errno.into()))?;
+        let grown = add(&tail, &file, old.size, becomes).and_then(|()| {
+            // What is written from now on shows against this.
             let now = meta_of(&file)?;
-            let is_still_there = meta_at(&dir, name).is_ok_and(|at| at.inode == now.inode)
+            let is_there = meta_at(&dir, name).is_ok_and(|at| at.inode == now.inode)
                 && self.is_parent_of(&dir, key);
-            if now.size == note.size && is_still_there { Ok(now) } else { Err(PlaceError::Changed) }
+            let is_it = now.size == becomes.size && is_there && lease.is_sure();
+            if is_it { Ok(now) } else { Err(PlaceError::Changed) }
         });
-        let meta = match grown {
-            Ok(meta) => meta,
-            Err(error) => {
-                shrink(&file, &lease, &old);
-                return Err(error);
+        match grown {
+            Ok(meta) => {
+                let grown = Some(Grown::new(note.becomes, temp));
+                Ok(Placed { meta, created: Vec::new(), grown })
             }
-        };
-        drop(lease);
-        drop(temp);
-        fsync(self.temp())?;
-        Ok(Placed { meta, created: Vec::new() })
+            Err(error) => {
+                let shrunk = if lease.is_sure() { shrink(&file, &old) } else { Ok(()) };
+                if let Err(failed) = shrunk {
+                    // When the directory is next opened, it is completed.
+                    temp.owned = false;
+                    tracing::error!(key, %failed, "a file could not grow, and cannot be made what it was");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The files that had grown when the node ended, and that may not be recorded.
+    #[must_use]
+    pub fn grown(&self) -> Vec<Grown> {
+        let mut all = Vec::new();
+        for name in names(self.temp()).unwrap_or_default() {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(GROWN_PREFIX)) else {
+                continue;
+            };
+            if let Ok(Some((_, note))) = read_note(self.temp(), name) {
+                let (dir, name) = (Arc::clone(self.temp()), name.to_owned());
+                all.push(Grown::new(note.becomes, TempName { dir, name, owned: false }));
+            }
+        }
+        all
     }
 }
 
 impl Staging {
-    /// Whether what is staged goes on where the file ends: where that may grow, it holds what that file holds from `begin` to
-    /// its end.
+    /// Whether what is staged goes on where a file ends: it holds the same as that from `begin` to there.
     ///
     /// # Errors
     ///
     /// One of both cannot be read.
     pub fn goes_on(&self, growing: &Growing, begin: u64) -> io::Result<bool> {
-        same_bytes(&self.file, &growing.file, begin..growing.old.size)
+        let range = begin..growing.old.size;
+        Ok(same_to(&self.file, &growing.file, range.clone())? == range.end)
     }
 
-    /// Makes what is staged the tail by which the file at `key` grows, if it [goes on](Self::goes_on) there. Nothing is
-    /// durable yet.
+    /// Makes what is staged the tail by which a file grows, if it [goes on](Self::goes_on) there. Nothing is durable yet.
     ///
     /// # Errors
     ///
     /// As for [`finish`](Self::finish).
-    pub fn finish_tail(
-        self,
-        key: &str,
-        growing: Growing,
-        size: u64,
-        mode: u32,
-        mtime_ns: i64,
-    ) -> Result<Staged, PlaceError> {
+    pub fn finish_tail(self, growing: Growing, becomes: Becomes) -> Result<Staged, PlaceError> {
         let Growing { old, .. } = growing;
-        let (file, temp) = self.finish_named(size)?;
-        let note = Note {
-            key: key.to_owned(),
-            inode: old.inode,
-            old_size: old.size,
-            size,
-            mode,
-            mtime_ns,
-        };
+        let (file, temp) = self.finish_named(becomes.size)?;
+        let note = Note { becomes, inode: old.inode, old_size: old.size };
         file.write_all_at(&note.encode(), 0)?;
         Ok(Staged(Form::Tail(Tail { temp, file, note })))
     }
@@ -190,15 +238,19 @@ impl Staging {
 
 impl Note {
     fn encode(&self) -> Vec<u8> {
+        let Becomes { key, dot, content, size, mode, mtime_ns } = &self.becomes;
         let mut bytes = Vec::new();
         let mut writer = Writer(&mut bytes);
         writer.raw(&NOTE_MAGIC);
-        writer.bytes(self.key.as_bytes());
+        writer.bytes(key.as_bytes());
+        writer.raw(&dot.author.0);
+        writer.u64(dot.time.0);
+        writer.raw(content);
+        writer.u64(*size);
+        writer.varint((*mode).into());
+        writer.signed(*mtime_ns);
         writer.u64(self.inode);
         writer.u64(self.old_size);
-        writer.u64(self.size);
-        writer.varint(self.mode.into());
-        writer.signed(self.mtime_ns);
         let hash = blake3::hash(&bytes);
         Writer(&mut bytes).raw(hash.as_bytes());
         bytes
@@ -206,21 +258,24 @@ impl Note {
 
     /// What stands at the head of `bytes`, if it was written to the end.
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let invalid = |what| DecodeError::Invalid { what };
         let mut reader = Reader::new(bytes);
         if reader.array("magic")? != NOTE_MAGIC {
-            return Err(DecodeError::Invalid { what: "magic" });
+            return Err(invalid("magic"));
         }
         let key = reader.text(MAX_KEY_BYTES, "key")?.to_owned();
-        let (inode, old_size, size) =
-            (reader.u64("inode")?, reader.u64("old size")?, reader.u64("size")?);
-        let mode = u32::try_from(reader.varint("mode")?)
-            .map_err(|_| DecodeError::Invalid { what: "mode" })?;
+        let author = AuthorId(reader.array("author")?);
+        let dot = Dot { author, time: Timestamp(reader.u64("time")?) };
+        let (content, size) = (reader.array("content")?, reader.u64("size")?);
+        let mode = u32::try_from(reader.varint("mode")?).map_err(|_| invalid("mode"))?;
         let mtime_ns = reader.signed("modification time")?;
+        let (inode, old_size) = (reader.u64("inode")?, reader.u64("old size")?);
         let length = bytes.len() - reader.remaining();
         if reader.array("hash")? != *blake3::hash(&bytes[..length]).as_bytes() {
-            return Err(DecodeError::Invalid { what: "hash" });
+            return Err(invalid("hash"));
         }
-        Ok(Self { key, inode, old_size, size, mode, mtime_ns })
+        let becomes = Becomes { key, dot, content, size, mode, mtime_ns };
+        Ok(Self { becomes, inode, old_size })
     }
 }
 
@@ -232,54 +287,79 @@ impl Tail {
     }
 }
 
-/// Whether a leftover in the temporary directory of `dir` is a tail that was finished. What of it was not added yet is added
-/// then, if that had begun.
+/// Whether a leftover in the temporary directory of `dir` is the tail of a file that had begun to grow. That is completed, and
+/// the tail is kept to tell what it has become.
 ///
 /// # Errors
 ///
-/// It cannot be added, as where the disk is full: the file must not be looked at before.
+/// The file cannot be completed, as where the disk is full: it must not be looked at before.
 pub(in crate::folder) fn complete(
     dir: BorrowedFd<'_>,
     temp: &OwnedFd,
     leftover: &OsStr,
 ) -> io::Result<bool> {
-    let Some(leftover) = leftover.to_str().filter(|name| name.starts_with(TAIL_PREFIX)) else {
-        return Ok(false);
-    };
-    let tail = File::from(open_beneath(temp, leftover, OFlags::RDONLY | OFlags::NOFOLLOW)?);
-    let mut note = vec![0; MAX_NOTE_BYTES];
+    let Some(leftover) = leftover.to_str() else { return Ok(false) };
+    let content =
+        leftover.strip_prefix(TAIL_PREFIX).or_else(|| leftover.strip_prefix(GROWN_PREFIX));
+    let Some(content) = content else { return Ok(false) };
     // Without a note nothing was added to anything.
-    if tail.read_exact_at(&mut note, 0).is_err() {
-        return Ok(false);
+    let Some((tail, note)) = read_note(temp, leftover)? else { return Ok(false) };
+    let key = &note.becomes.key;
+    let completed = add_rest(dir, &tail, &note).map_err(|error| {
+        let text = "was growing when the node ended, and cannot be completed";
+        io::Error::new(error.kind(), format!("{key} {text}: {error}"))
+    })?;
+    if completed {
+        renameat(temp, leftover, temp, format!("{GROWN_PREFIX}{content}"))?;
     }
-    let Ok(note) = Note::decode(&note) else { return Ok(false) };
-    if tail.metadata()?.len() == note.size {
-        add_rest(dir, &tail, &note)?;
-    }
-    Ok(true)
+    Ok(completed)
 }
 
-/// Completes a file that begins like the one that was to grow and ends within the tail. Any other one was changed since, or
-/// had not begun to grow.
-fn add_rest(dir: BorrowedFd<'_>, tail: &File, note: &Note) -> io::Result<()> {
-    let Ok(file) = open_to_append(dir, &note.key) else { return Ok(()) };
-    let now = meta_of(&file)?;
-    let is_it = now.kind == EntryKind::File && now.inode == note.inode;
-    let has_begun = note.old_size < now.size && now.size <= note.size;
-    if !is_it || !has_begun {
-        return Ok(());
+/// A tail, if it is whole, and its note.
+fn read_note(temp: &OwnedFd, name: &str) -> io::Result<Option<(File, Note)>> {
+    let tail = File::from(open_beneath(temp, name, OFlags::RDONLY | OFlags::NOFOLLOW)?);
+    let mut note = vec![0; MAX_NOTE_BYTES];
+    let length = tail.metadata()?.len();
+    if length < note.len() as u64 {
+        return Ok(None);
     }
-    if !same_bytes(&file, tail, note.old_size..now.size)? {
-        tracing::warn!(key = %note.key, "a file that was growing when the node ended was written to since");
-        return Ok(());
+    tail.read_exact_at(&mut note, 0)?;
+    let note = Note::decode(&note).ok().filter(|note| note.becomes.size == length);
+    Ok(note.map(|note| (tail, note)))
+}
+
+/// Completes a file that begins like the one that was to grow and ends within the tail, or where it does. Any other one was
+/// changed since, or had not begun to grow. Whether it is complete.
+fn add_rest(dir: BorrowedFd<'_>, tail: &File, note: &Note) -> io::Result<bool> {
+    let Note { becomes, inode, old_size } = note;
+    let file = match open_to_append(dir, &becomes.key) {
+        Ok(file) => file,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ISDIR) => return Ok(false),
+        Err(errno) => return Err(errno.into()),
+    };
+    let now = meta_of(&file)?;
+    let is_it = now.kind == EntryKind::File && now.inode == *inode;
+    if !is_it || now.size <= *old_size || becomes.size < now.size {
+        return Ok(false);
     }
     // Whoever has it open has seen the half of it.
-    let lease = Lease::take(&file).ok();
-    append(tail, &file, now.size..note.size)?;
-    finish(&file, note)?;
-    drop(lease);
-    tracing::info!(key = %note.key, "completed a file that was growing when the node ended");
-    Ok(())
+    let _lease = Lease::take(&file).ok();
+    let added = same_to(&file, tail, *old_size..now.size)?;
+    if added < now.size {
+        // After a power loss, the file system may have made it longer than what reached the disk.
+        if !is_zero(&file, added..now.size)? {
+            tracing::warn!(key = %becomes.key, "a file that was growing when the node ended was written to since");
+            return Ok(false);
+        }
+        file.set_len(added)?;
+    }
+    add(tail, &file, added, becomes).map_err(|error| match error {
+        PlaceError::Io(error) => error,
+        error => io::Error::other(error),
+    })?;
+    fsync(&file)?;
+    tracing::info!(key = %becomes.key, "completed a file that was growing when the node ended");
+    Ok(true)
 }
 
 fn open_to_append(dir: impl AsFd, path: &str) -> Result<File, Errno> {
@@ -288,58 +368,61 @@ fn open_to_append(dir: impl AsFd, path: &str) -> Result<File, Errno> {
     open_beneath(&dir, path, flags).map(File::from)
 }
 
+fn not_opened(errno: Errno) -> PlaceError {
+    match absent_is_changed(errno) {
+        PlaceError::Changed => PlaceError::Changed,
+        _ => PlaceError::Ungrown(errno.into()),
+    }
+}
+
 /// Other names are other entries, or none of this dataset: what they name does not change.
 fn has_one_name(file: &File) -> bool {
     file.metadata().is_ok_and(|meta| meta.nlink() == 1)
 }
 
-/// Finds out whether there is room before anything is added.
-fn reserve(file: &File, note: &Note) -> Result<(), PlaceError> {
-    let added = note.size - note.old_size;
-    match fallocate(file, FallocateFlags::KEEP_SIZE, note.old_size, added) {
-        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-        Err(errno) => Err(errno.into()),
+/// Adds what a file of so many bytes lacks, and gives it its attributes. Nothing is durable yet.
+fn add(tail: &File, mut file: &File, size: u64, becomes: &Becomes) -> Result<(), PlaceError> {
+    if size < becomes.size {
+        // Where there is no room, nothing is to be begun.
+        match fallocate(file, FallocateFlags::KEEP_SIZE, size, becomes.size - size) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
-}
-
-/// Appends a range of one file to another one.
-fn append(from: &File, mut to: &File, range: std::ops::Range<u64>) -> io::Result<()> {
     let mut bytes = vec![0; STEP_BYTES];
-    for (at, count) in steps(range) {
-        from.read_exact_at(&mut bytes[..count], at)?;
-        io::Write::write_all(&mut to, &bytes[..count])?;
+    for (at, count) in steps(size..becomes.size) {
+        tail.read_exact_at(&mut bytes[..count], at)?;
+        io::Write::write_all(&mut file, &bytes[..count])?;
     }
-    Ok(())
+    futimens(file, &modified_at(becomes.mtime_ns))?;
+    Ok(fchmod(file, permissions(becomes.mode))?)
 }
 
-/// Gives a file that has grown its attributes, and makes it durable.
-fn finish(file: &File, note: &Note) -> io::Result<()> {
-    futimens(file, &modified_at(note.mtime_ns))?;
-    fchmod(file, permissions(note.mode))?;
-    Ok(fsync(file)?)
+/// Takes away what was added: nobody else has added anything.
+fn shrink(file: &File, old: &Meta) -> io::Result<()> {
+    file.set_len(old.size)?;
+    fchmod(file, permissions(old.mode))?;
+    Ok(futimens(file, &modified_at(old.mtime_ns))?)
 }
 
-/// Takes away what was added. Under the lease nobody else has added anything.
-fn shrink(file: &File, lease: &Lease<'_>, old: &Meta) {
-    if !lease.is_undisturbed() {
-        return;
-    }
-    let shrunk = file
-        .set_len(old.size)
-        .and_then(|()| Ok(fchmod(file, permissions(old.mode))?))
-        .and_then(|()| Ok(futimens(file, &modified_at(old.mtime_ns))?));
-    if let Err(error) = shrunk {
-        tracing::error!(%error, "a file could not grow, and cannot be made what it was");
-    }
-}
-
-/// Whether both files hold the same in a range.
-fn same_bytes(one: &File, other: &File, range: std::ops::Range<u64>) -> io::Result<bool> {
+/// Up to where both files hold the same in a range.
+fn same_to(one: &File, other: &File, range: Range<u64>) -> io::Result<u64> {
     let (mut a, mut b) = (vec![0; STEP_BYTES], vec![0; STEP_BYTES]);
-    for (at, count) in steps(range) {
+    for (at, count) in steps(range.clone()) {
         one.read_exact_at(&mut a[..count], at)?;
         other.read_exact_at(&mut b[..count], at)?;
-        if a[..count] != b[..count] {
+        if let Some(same) = (0..count).find(|&n| a[n] != b[n]) {
+            return Ok(at + same as u64);
+        }
+    }
+    Ok(range.end)
+}
+
+fn is_zero(file: &File, range: Range<u64>) -> io::Result<bool> {
+    let mut bytes = vec![0; STEP_BYTES];
+    for (at, count) in steps(range) {
+        file.read_exact_at(&mut bytes[..count], at)?;
+        if bytes[..count].iter().any(|byte| *byte != 0) {
             return Ok(false);
         }
     }
@@ -347,7 +430,7 @@ fn same_bytes(one: &File, other: &File, range: std::ops::Range<u64>) -> io::Resu
 }
 
 /// A range in steps: where each begins, and how long it is.
-fn steps(range: std::ops::Range<u64>) -> impl Iterator<Item = (u64, usize)> {
+fn steps(range: Range<u64>) -> impl Iterator<Item = (u64, usize)> {
     let end = range.end;
     range.step_by(STEP_BYTES).map(move |at| {
         (at, usize::try_from(end - at).map_or(STEP_BYTES, |rest| rest.min(STEP_BYTES)))
@@ -392,7 +475,13 @@ mod tests {
             let staging = self.fixture.root.stage_tail([7; 16]).unwrap();
             staging.target(begin as u64).write(&self.new[begin..]).unwrap();
             assert!(staging.goes_on(&growing, begin as u64).unwrap());
-            staging.finish_tail("f", growing, self.new.len() as u64, 0o640, MTIME).unwrap()
+            staging.finish_tail(growing, self.becomes()).unwrap()
+        }
+
+        fn becomes(&self) -> Becomes {
+            let (key, content, size) = ("f".to_owned(), [7; 16], self.new.len() as u64);
+            let dot = Dot { author: AuthorId([1; 16]), time: Timestamp(2) };
+            Becomes { key, dot, content, size, mode: 0o640, mtime_ns: MTIME }
         }
 
         fn place(&self, tail: Staged) -> Result<Placed, PlaceError> {
@@ -416,17 +505,31 @@ mod tests {
             drop(file);
             meanwhile(self);
             self.fixture.reopen();
-            assert!(self.fixture.temp_is_empty());
+        }
+
+        /// What is known to have grown, also by whoever opens the directory after that.
+        fn grown(&mut self) -> Vec<Becomes> {
+            let all = |root: &Root| root.grown().into_iter().map(|grown| grown.becomes).collect();
+            let known: Vec<Becomes> = all(&self.fixture.root);
+            self.fixture.reopen();
+            assert_eq!(all(&self.fixture.root), known);
+            self.fixture.root.grown().into_iter().for_each(Grown::forget);
+            self.fixture.reopen();
+            assert_eq!(all(&self.fixture.root), []);
+            known
         }
     }
 
     #[test]
     fn a_file_grows_where_it_stands_and_takes_its_attributes() {
         let grows = Grows::new(3_000_000);
-        let placed = grows.place(grows.tail()).unwrap();
+        let mut placed = grows.place(grows.tail()).unwrap();
         assert!(grows.content() == grows.new);
         let now = grows.fixture.stat("f");
         assert_eq!((placed.meta, placed.created), (now, Vec::<String>::new()));
+        let grown = placed.grown.take().unwrap();
+        assert_eq!(grown.becomes, grows.becomes());
+        grown.forget();
         assert_eq!((now.inode, now.mode, now.mtime_ns), (grows.old.inode, 0o640, MTIME));
         assert!(grows.fixture.temp_is_empty());
     }
@@ -504,11 +607,26 @@ mod tests {
             assert!(grows.content() == expected, "{added}");
             let now = grows.fixture.stat("f");
             assert_eq!(now.mtime_ns == MTIME && now.mode == 0o640, has_begun, "{added}");
+            let expected = if has_begun { vec![grows.becomes()] } else { Vec::new() };
+            assert_eq!(grows.grown(), expected, "{added}");
         }
     }
 
     #[test]
-    fn what_its_user_did_after_a_kill_is_never_touched() {
+    fn zeroes_that_a_power_loss_leaves_in_place_of_what_was_added_are_replaced() {
+        for added in [0, 1, 1_500_000] {
+            let mut grows = Grows::new(3_000_000);
+            grows.open_again_after(added, |grows| {
+                let file = File::options().write(true).open(grows.fixture.at("f")).unwrap();
+                file.set_len((OLD + added + 700_000) as u64).unwrap();
+            });
+            assert!(grows.content() == grows.new, "{added}");
+            assert_eq!(grows.grown(), [grows.becomes()], "{added}");
+        }
+    }
+
+    #[test]
+    fn what_its_user_wrote_after_a_kill_is_never_touched() {
         let written = |grows: &Grows, bytes: &[u8]| {
             let mut file = File::options().append(true).open(grows.fixture.at("f")).unwrap();
             io::Write::write_all(&mut file, bytes).unwrap();
@@ -531,6 +649,20 @@ mod tests {
         let mut grows = Grows::new(1000);
         grows.open_again_after(500, |grows| fs::remove_file(grows.fixture.at("f")).unwrap());
         assert!(!grows.fixture.at("f").exists());
+        assert_eq!(grows.grown(), []);
+    }
+
+    #[test]
+    fn whoever_reads_by_key_waits_while_a_file_grows() {
+        let grows = Grows::new(1000);
+        let file = open_to_append(grows.fixture.root.dir(), "f").unwrap();
+        let lease = Lease::take(&file).unwrap();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| grows.fixture.root.open_file("f"));
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            drop(lease);
+            reader.join().unwrap().unwrap();
+        });
     }
 
     #[test]
@@ -547,10 +679,13 @@ mod tests {
     proptest! {
         #[test]
         fn a_note_is_read_as_it_was_written_and_nothing_else_is_one(
-            key in "[a-z/é]{1,60}", inode: u64, old_size: u64, size: u64, mode in 0_u32..0o1000, mtime_ns: i64,
+            key in "[a-z/é]{1,60}", author: [u8; 16], time: u64, content: [u8; 16], size: u64,
+            mode in 0_u32..0o1000, mtime_ns: i64, inode: u64, old_size: u64,
             at: prop::sample::Index, flip in 1_u8..,
         ) {
-            let note = Note { key, inode, old_size, size, mode, mtime_ns };
+            let dot = Dot { author: AuthorId(author), time: Timestamp(time) };
+            let becomes = Becomes { key, dot, content, size, mode, mtime_ns };
+            let note = Note { becomes, inode, old_size };
             let bytes = note.encode();
             let padded = [&bytes[..], &[0; 100]].concat();
             prop_assert_eq!(Note::decode(&padded).unwrap(), note);

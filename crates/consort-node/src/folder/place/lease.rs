@@ -5,16 +5,25 @@ use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 /// What says by which signal its holder is told that somebody waits (linux/asm-generic/fcntl.h).
 const F_SETSIG: libc::c_int = 10;
 
+/// How soon it is tried again to take a lease on a file that somebody has open, and how often.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
+const TRIES: u32 = 10;
+/// For how long nobody is let in who waits, whatever the system's setting is, which is in whole seconds.
+const SURE_FOR: Duration = Duration::from_millis(900);
+
 /// A write lease on an open file. It ends when this is dropped.
 ///
-/// Whoever waits longer than `/proc/sys/fs/lease-break-time` (45 s by default) is let in all the same: do little.
+/// Whoever waits longer than `/proc/sys/fs/lease-break-time` (45 s by default) is let in all the same: do little, and ask
+/// afterwards whether it [is sure](Self::is_sure).
 #[derive(Debug)]
 pub(super) struct Lease<'f> {
     fd: libc::c_int,
+    taken: Instant,
     file: PhantomData<&'f File>,
 }
 
@@ -29,12 +38,29 @@ impl<'f> Lease<'f> {
         // The one by default would end this process. This one does nothing.
         fcntl(fd, F_SETSIG, libc::SIGURG)?;
         fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK)?;
-        Ok(Self { fd, file: PhantomData })
+        Ok(Self { fd, taken: Instant::now(), file: PhantomData })
     }
 
-    /// Whether it holds, and nobody waits.
-    pub(super) fn is_undisturbed(&self) -> bool {
-        fcntl(self.fd, libc::F_GETLEASE, 0).is_ok_and(|lease| lease == libc::F_WRLCK)
+    /// The same; whoever has the file open for a moment only is waited for.
+    ///
+    /// # Errors
+    ///
+    /// See [`take`](Self::take).
+    pub(super) fn take_soon(file: &'f File) -> io::Result<Self> {
+        for _ in 0..TRIES {
+            match Self::take(file) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    std::thread::sleep(TRY_AGAIN_AFTER);
+                }
+                taken => return taken,
+            }
+        }
+        Self::take(file)
+    }
+
+    /// Whether nobody can have been let in.
+    pub(super) fn is_sure(&self) -> bool {
+        self.taken.elapsed() < SURE_FOR
     }
 }
 
@@ -55,6 +81,8 @@ fn fcntl(fd: libc::c_int, command: libc::c_int, argument: libc::c_int) -> io::Re
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
+
     use super::*;
 
     #[test]
@@ -67,12 +95,14 @@ mod tests {
         assert_eq!(Lease::take(&file).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(reader);
         let lease = Lease::take(&file).unwrap();
-        assert!(lease.is_undisturbed());
+        assert!(lease.is_sure());
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| std::fs::read_to_string(&path));
-            while lease.is_undisturbed() {
+            while fcntl(lease.fd, libc::F_GETLEASE, 0).unwrap() == libc::F_WRLCK {
                 std::thread::yield_now();
             }
+            let hasty = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+            assert_eq!(hasty.unwrap_err().kind(), io::ErrorKind::WouldBlock);
             std::io::Write::write_all(&mut &file, b" and after").unwrap();
             drop(lease);
             assert_eq!(reader.join().unwrap().unwrap(), "before and after");

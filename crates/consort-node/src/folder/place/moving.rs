@@ -30,7 +30,7 @@ impl Root {
             Err(PlaceError::Changed)
         };
         match moved() {
-            Ok(meta) => Ok(Placed { meta, created }),
+            Ok(meta) => Ok(Placed { meta, created, grown: None }),
             Err(error) => {
                 self.unmake(&created);
                 Err(error)

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 
-use consort_node::folder::{Folder, Root};
+use consort_node::folder::{Becomes, Folder, Root};
 
 use super::{Site, Stands, noise};
 
@@ -86,17 +86,26 @@ fn a_file_that_is_longer_and_another_one_is_replaced() {
 fn a_file_that_was_growing_when_the_node_was_killed_is_what_others_made_of_it() {
     for added in [1, 1_500_000, 3_000_000] {
         let (mut site, bytes) = site();
+        let longer = [&bytes[..], &noise(100_000, 2)].concat();
+        site.keep(&longer);
         site.stop();
         let version = site.remote("f", Stands::After, &bytes);
-        let (size, attributes) = (bytes.len() as u64, version.attributes);
+        let (size, attributes) = (bytes.len() as u64, version.attributes.clone());
         // As far as the engine comes before it is killed.
         let root = Root::open(&site.at("")).unwrap();
         let old = root.stat("f").unwrap().unwrap();
         let growing = root.growing("f", &old, size).unwrap();
         let staging = root.stage_tail(version.content.id()).unwrap();
         staging.target(SIZE as u64).write(&bytes[SIZE..]).unwrap();
-        let (mode, modified) = (attributes.mode.into(), attributes.modified_ns);
-        let tail = staging.finish_tail("f", growing, size, mode, modified).unwrap();
+        let becomes = Becomes {
+            key: "f".to_owned(),
+            dot: version.dot,
+            content: version.content.id(),
+            size,
+            mode: attributes.mode.into(),
+            mtime_ns: attributes.modified_ns,
+        };
+        let tail = staging.finish_tail(growing, becomes).unwrap();
         root.sync_staged(std::slice::from_ref(&tail)).unwrap();
         root.unlock();
         std::mem::forget(tail);
@@ -104,11 +113,20 @@ fn a_file_that_was_growing_when_the_node_was_killed_is_what_others_made_of_it() 
         file.write_all(&bytes[SIZE..SIZE + added]).unwrap();
         drop((file, root));
 
+        // They may go on before it was looked at, and before the directory was opened again.
+        let mut last = version;
+        if added == 1_500_000 {
+            last = site.remote("f", Stands::After, &longer);
+        }
         site.start();
         site.folder.iter().for_each(Folder::wake);
+        if added == 3_000_000 {
+            last = site.remote("f", Stands::After, &longer);
+        }
+        let expected = if added == 1 { &bytes } else { &longer };
         site.settle();
-        assert!(holds(&site, &bytes), "{added}");
-        assert_eq!(site.winner("f").unwrap().dot, version.dot, "{added}");
+        assert!(holds(&site, expected), "{added}");
+        assert_eq!(site.winner("f").unwrap().dot, last.dot, "{added}");
         assert_eq!((site.live("f"), site.copies()), (1, Vec::new()), "{added}");
         site.check();
     }
