@@ -22,8 +22,7 @@ use consort_core::encoding::{DecodeError, Reader, Writer};
 use consort_core::limits::{MAX_CHUNK_BYTES, MAX_KEY_BYTES};
 use consort_core::{AuthorId, Dot, Timestamp};
 use rustix::fs::{
-    Access, AtFlags, CWD, FallocateFlags, Mode, OFlags, accessat, fallocate, fchmod, fsync,
-    futimens, openat, renameat,
+    Access, AtFlags, CWD, Mode, OFlags, accessat, fchmod, fsync, futimens, openat, renameat,
 };
 use rustix::io::Errno;
 
@@ -46,7 +45,7 @@ const GROWN_PREFIX: &str = "grown-";
 /// How a note begins: the format of what follows.
 const NOTE_MAGIC: [u8; 8] = *b"growing1";
 /// The longest note. The hole in a tail is longer.
-const MAX_NOTE_BYTES: usize = 160 + MAX_KEY_BYTES;
+const MAX_NOTE_BYTES: usize = 192 + MAX_KEY_BYTES;
 const _: () = assert!(MAX_NOTE_BYTES as u64 + (MAX_CHUNK_BYTES as u64) < MIN_BYTES);
 
 /// A file that may grow, as it stands. Close it before it does.
@@ -110,6 +109,7 @@ struct Note {
     inode: u64,
     /// Where the tail begins.
     old_size: u64,
+    old_mtime_ns: i64,
 }
 
 impl Root {
@@ -230,7 +230,8 @@ impl Staging {
     pub fn finish_tail(self, growing: Growing, becomes: Becomes) -> Result<Staged, PlaceError> {
         let Growing { old, .. } = growing;
         let (file, temp) = self.finish_named(becomes.size)?;
-        let note = Note { becomes, inode: old.inode, old_size: old.size };
+        let Meta { inode, size: old_size, mtime_ns: old_mtime_ns, .. } = old;
+        let note = Note { becomes, inode, old_size, old_mtime_ns };
         file.write_all_at(&note.encode(), 0)?;
         Ok(Staged(Form::Tail(Tail { temp, file, note })))
     }
@@ -251,6 +252,7 @@ impl Note {
         writer.signed(*mtime_ns);
         writer.u64(self.inode);
         writer.u64(self.old_size);
+        writer.signed(self.old_mtime_ns);
         let hash = blake3::hash(&bytes);
         Writer(&mut bytes).raw(hash.as_bytes());
         bytes
@@ -270,12 +272,13 @@ impl Note {
         let mode = u32::try_from(reader.varint("mode")?).map_err(|_| invalid("mode"))?;
         let mtime_ns = reader.signed("modification time")?;
         let (inode, old_size) = (reader.u64("inode")?, reader.u64("old size")?);
+        let old_mtime_ns = reader.signed("old modification time")?;
         let length = bytes.len() - reader.remaining();
         if reader.array("hash")? != *blake3::hash(&bytes[..length]).as_bytes() {
             return Err(invalid("hash"));
         }
         let becomes = Becomes { key, dot, content, size, mode, mtime_ns };
-        Ok(Self { becomes, inode, old_size })
+        Ok(Self { becomes, inode, old_size, old_mtime_ns })
     }
 }
 
@@ -331,7 +334,7 @@ fn read_note(temp: &OwnedFd, name: &str) -> io::Result<Option<(File, Note)>> {
 /// Completes a file that begins like the one that was to grow and ends within the tail, or where it does. Any other one was
 /// changed since, or had not begun to grow. Whether it is complete.
 fn add_rest(dir: BorrowedFd<'_>, tail: &File, note: &Note) -> io::Result<bool> {
-    let Note { becomes, inode, old_size } = note;
+    let Note { becomes, inode, old_size, old_mtime_ns } = note;
     let file = match open_to_append(dir, &becomes.key) {
         Ok(file) => file,
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ISDIR) => return Ok(false),
@@ -339,7 +342,12 @@ fn add_rest(dir: BorrowedFd<'_>, tail: &File, note: &Note) -> io::Result<bool> {
     };
     let now = meta_of(&file)?;
     let is_it = now.kind == EntryKind::File && now.inode == *inode;
-    if !is_it || now.size <= *old_size || becomes.size < now.size {
+    if !is_it || now.size < *old_size || becomes.size < now.size {
+        return Ok(false);
+    }
+    if now.size == *old_size {
+        // Its time may be that of a first write that added nothing. That somebody wrote to it still shows in its ctime.
+        futimens(&file, &modified_at(*old_mtime_ns))?;
         return Ok(false);
     }
     // Whoever has it open has seen the half of it.
@@ -382,13 +390,6 @@ fn has_one_name(file: &File) -> bool {
 
 /// Adds what a file of so many bytes lacks, and gives it its attributes. Nothing is durable yet.
 fn add(tail: &File, mut file: &File, size: u64, becomes: &Becomes) -> Result<(), PlaceError> {
-    if size < becomes.size {
-        // Where there is no room, nothing is to be begun.
-        match fallocate(file, FallocateFlags::KEEP_SIZE, size, becomes.size - size) {
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
     let mut bytes = vec![0; STEP_BYTES];
     for (at, count) in steps(size..becomes.size) {
         tail.read_exact_at(&mut bytes[..count], at)?;
@@ -601,12 +602,17 @@ mod tests {
         // Nothing was added, some of it was, and all of it without the attributes.
         for added in [0, 1, 2_000_000, 3_000_000] {
             let mut grows = Grows::new(3_000_000);
-            grows.open_again_after(added, |_| {});
+            grows.open_again_after(added, |grows| {
+                // As by a write that was ended before it added anything.
+                let file = File::options().append(true).open(grows.fixture.at("f")).unwrap();
+                file.set_modified(std::time::SystemTime::now()).unwrap();
+            });
             let has_begun = added != 0;
             let expected = if has_begun { &grows.new[..] } else { &grows.new[..OLD] };
             assert!(grows.content() == expected, "{added}");
             let now = grows.fixture.stat("f");
-            assert_eq!(now.mtime_ns == MTIME && now.mode == 0o640, has_begun, "{added}");
+            let mtime_ns = if has_begun { MTIME } else { grows.old.mtime_ns };
+            assert_eq!((now.mtime_ns, now.mode == 0o640), (mtime_ns, has_begun), "{added}");
             let expected = if has_begun { vec![grows.becomes()] } else { Vec::new() };
             assert_eq!(grows.grown(), expected, "{added}");
         }
@@ -680,12 +686,12 @@ mod tests {
         #[test]
         fn a_note_is_read_as_it_was_written_and_nothing_else_is_one(
             key in "[a-z/é]{1,60}", author: [u8; 16], time: u64, content: [u8; 16], size: u64,
-            mode in 0_u32..0o1000, mtime_ns: i64, inode: u64, old_size: u64,
+            mode in 0_u32..0o1000, mtime_ns: i64, inode: u64, old_size: u64, old_mtime_ns: i64,
             at: prop::sample::Index, flip in 1_u8..,
         ) {
             let dot = Dot { author: AuthorId(author), time: Timestamp(time) };
             let becomes = Becomes { key, dot, content, size, mode, mtime_ns };
-            let note = Note { becomes, inode, old_size };
+            let note = Note { becomes, inode, old_size, old_mtime_ns };
             let bytes = note.encode();
             let padded = [&bytes[..], &[0; 100]].concat();
             prop_assert_eq!(Note::decode(&padded).unwrap(), note);
