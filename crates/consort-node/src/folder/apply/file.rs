@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use consort_core::content::manifest::Walk;
 use consort_core::{ChunkHash, ChunkRef, Key, Version};
@@ -67,6 +68,8 @@ pub(super) struct File {
     pub(super) outstanding: usize,
     /// Bytes that were written and not written out.
     pub(super) written_since: u64,
+    /// When something was written out last, or the file was begun.
+    pub(super) written_out: Instant,
 }
 
 impl File {
@@ -98,6 +101,7 @@ impl File {
             rebuilding: None,
             outstanding: 0,
             written_since: 0,
+            written_out: Instant::now(),
             version,
         }
     }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use consort_core::content::manifest::{Step, Walk};
 use consort_core::content::transfer::Urgency;
@@ -32,8 +32,10 @@ pub(super) const MAX_LARGE: usize = 1024;
 const MAX_WAITING_FOR_NODES: usize = 64;
 /// Files that are known to be unable to grow. What goes beyond that is found out once more.
 const MAX_WHOLE: usize = MAX_LARGE;
-/// When so much was written of a file, it is written out.
+/// When so much was written of a file, it is written out; over a slow link less, so that little is left when it is complete.
 const WRITE_OUT_BYTES: u64 = 64 << 20;
+const WRITE_OUT_SLOW_BYTES: u64 = 8 << 20;
+const WRITE_OUT_AFTER: Duration = Duration::from_millis(500);
 
 /// The files that are being staged.
 #[derive(Debug)]
@@ -609,11 +611,14 @@ impl Files {
             Ok(()) => {
                 file.written.add(bytes);
                 file.written_since += bytes as u64;
-                if WRITE_OUT_BYTES <= file.written_since
+                let is_due = WRITE_OUT_BYTES <= file.written_since
+                    || (WRITE_OUT_SLOW_BYTES <= file.written_since
+                        && WRITE_OUT_AFTER <= file.written_out.elapsed());
+                if is_due
                     && let Some(staging) = &file.staging
                     && self.copier.write_out(staging.written())
                 {
-                    file.written_since = 0;
+                    (file.written_since, file.written_out) = (0, Instant::now());
                 }
             }
             Err(error) => self.on_error(id, &error),
