@@ -448,7 +448,7 @@ mod tests {
     use super::*;
 
     const MTIME: i64 = 1_234_567_890_123_456_789;
-    const OLD: usize = MIN_BYTES as usize + 12_345;
+    const OLD: usize = (4 << 20) + 12_345;
 
     /// A file that can grow by some bytes.
     struct Grows {
@@ -459,7 +459,8 @@ mod tests {
 
     impl Grows {
         fn new(added: usize) -> Self {
-            let new: Vec<u8> = (0..OLD + added).map(|at| (at / 7 + at / 4096) as u8).collect();
+            let new: Vec<u8> =
+                (0..OLD + added).map(|at| (at / 7 + at / 4096).to_le_bytes()[0]).collect();
             let fixture = Fixture::new();
             fs::write(fixture.at("f"), &new[..OLD]).unwrap();
             let old = fixture.stat("f");
@@ -564,11 +565,11 @@ mod tests {
             [false, false, true, true, false]
         );
         assert!(
-            !grows
+            grows
                 .fixture
                 .root
                 .growing("f", &Meta { size: MIN_BYTES - 1, ..grows.old }, old)
-                .is_some()
+                .is_none()
         );
         let other = Meta { mtime_ns: 1, ..grows.old };
         assert!(grows.fixture.root.growing("f", &other, old + 1).is_none());
