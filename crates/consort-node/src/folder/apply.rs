@@ -43,6 +43,7 @@ use self::full::{Full, pending_bytes};
 use self::open::Half;
 use self::pass::{Pass, REMOVALS_WAIT};
 use self::turns::{Next, Turns};
+use super::context::LinkContext;
 use super::status::{Progress, Underway};
 use super::{Ignores, Root};
 use crate::content::delta::Rebuilt;
@@ -90,25 +91,24 @@ enum Order {
 impl Stager {
     /// Starts the thread. It does nothing before it is [woken](Self::wake).
     pub(super) fn start(
-        dataset: DatasetId,
-        policy: OnConflict,
+        context: &LinkContext,
         root: Arc<Root>,
         ignores: Ignores,
-        store: DiskStore,
-        contents: Arc<Contents>,
         progress: Arc<Progress>,
     ) -> std::io::Result<Self> {
+        let contents = Arc::clone(&context.contents);
         // As many orders as batches, and as many wakes as the engine cares to give: it is woken once per event.
         let (orders, inbox) = unbounded();
         let (outbox, batches) = bounded(MAX_WAITING_BATCHES);
         let (files, News { fetched, copied, rebuilt }) =
             Files::new(Arc::clone(&root), Arc::clone(&contents), Arc::clone(&progress))?;
         let thread = Thread {
-            dataset,
-            policy,
+            dataset: context.dataset,
+            policy: context.on_conflict,
+            may_grow: !context.read_only,
             root,
             ignores,
-            store,
+            store: context.store.clone(),
             contents,
             progress,
             orders: inbox,
@@ -206,6 +206,8 @@ struct Job {
 struct Thread {
     dataset: DatasetId,
     policy: OnConflict,
+    /// Whether files may grow where they stand: what a crash leaves of that in a read-only link would look like a change.
+    may_grow: bool,
     root: Arc<Root>,
     ignores: Ignores,
     store: DiskStore,

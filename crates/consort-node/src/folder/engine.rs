@@ -27,7 +27,7 @@ use crossbeam_channel::{Receiver, after, never, select};
 use self::commits::Commits;
 use self::deletions::Deletions;
 use self::look::{Dirty, Indexing, MAX_DIRTY, QUIET, Refused};
-use self::recognize::Unrecorded;
+pub(super) use self::recognize::Unrecorded;
 use super::apply::Stager;
 use super::context::{Inbox, Input, LinkContext, OnFlushed};
 use super::ignores::IGNORE_FILE;
@@ -86,9 +86,9 @@ pub(super) struct Engine<'c> {
     /// The store as whoever ran before left it, until the first scan has ended.
     left: &'c mut Option<DiskView>,
     /// What of that seems to be in place without being recorded, until it was read: no more than a few batches.
-    unrecorded: BTreeMap<Key, Unrecorded>,
+    pub(super) unrecorded: BTreeMap<Key, Unrecorded>,
     /// What tells of some of them, whatever becomes of the store meanwhile, until this comes to rest.
-    grown: Vec<Grown>,
+    pub(super) grown: Vec<Grown>,
     /// What is to be scanned: everything, or what is at and beneath a path. In the order of events: where a directory was is
     /// looked at before where it is, so that what is found there can be known to have moved.
     scans: VecDeque<Option<Key>>,
@@ -146,15 +146,8 @@ impl<'c> Engine<'c> {
         let grown = root.grown();
         // If the store cannot be read, the first scan says so.
         let records = store.view(dataset).map_or(0, |view| view.record_count());
-        let stager = Stager::start(
-            dataset,
-            context.on_conflict,
-            Arc::clone(&root),
-            ignores.clone(),
-            store.clone(),
-            Arc::clone(&context.contents),
-            Arc::clone(&progress),
-        )?;
+        let stager =
+            Stager::start(context, Arc::clone(&root), ignores.clone(), Arc::clone(&progress))?;
         // The first scan is what those wait for who came while no engine ran.
         let flushes =
             flushes.into_iter().map(|done| Flush { cookie: None, upto: None, done }).collect();

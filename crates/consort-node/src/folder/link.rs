@@ -12,7 +12,7 @@ use crossbeam_channel::RecvTimeoutError;
 use super::context::{Inbox, Input, Inputs, LinkContext, OnFlushed};
 use super::engine::{Engine, Exit};
 use super::status::Progress;
-use super::{Ignores, LoadIgnoresError, OpenRootError, Root, RootId};
+use super::{Grown, Ignores, LoadIgnoresError, OpenRootError, Root, RootId};
 
 /// How often a directory that is gone, or whose ignore patterns cannot be read, is looked for again.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -45,6 +45,8 @@ impl Folder {
         let (id, root) = match context.id {
             None => {
                 let root = Arc::new(Root::open(&context.dir)?);
+                // What has grown for another link is nothing that this one knows of.
+                root.grown().into_iter().for_each(Grown::forget);
                 (root.id(), Some(root))
             }
             // The thread opens it: a network file system that does not answer keeps nobody else waiting.
@@ -56,7 +58,7 @@ impl Folder {
         let (inputs, inbox) = Inputs::channel();
         // If the store cannot be read, the first scan says so.
         let left = context.store.view(context.dataset).ok();
-        let left = left.filter(|view| view.pending_count() != 0);
+        let left = left.filter(|view| !context.read_only && view.pending_count() != 0);
         let away_since = None;
         let supervisor =
             Supervisor { context, id, progress: Arc::clone(&progress), inbox, left, away_since };

@@ -77,7 +77,7 @@ pub struct Placed {
     pub meta: Meta,
     /// The keys of parent directories that had to be made, outermost first.
     pub created: Vec<String>,
-    /// If it is a file that has grown: what tells that after a crash, to be dropped when it is recorded.
+    /// If it is a file that has grown: what tells that after a crash, to be forgotten when it is recorded.
     pub grown: Option<Grown>,
 }
 

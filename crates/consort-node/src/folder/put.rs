@@ -13,7 +13,7 @@ use consort_core::{Content, Dot, Key, Kind, Version};
 use consort_store::{Basis, Body, DiskView, Place, Record, RecordChange, Transaction};
 
 use super::apply::{Op, Outcome, Work};
-use super::engine::Engine;
+use super::engine::{Engine, Unrecorded};
 use super::index::is_racy_and_coarse;
 use super::project::conflict_prefix;
 use super::record::{record_of, recorded_meta};
@@ -116,6 +116,7 @@ impl Engine<'_> {
         }
         let synced = changes.synced.iter().map(String::as_str);
         if let Err(error) = self.root.sync_entries(synced) {
+            self.keep_grown(changes.grown);
             self.on_batch_error(outcome, error.into());
             return Ok(());
         }
@@ -130,6 +131,12 @@ impl Engine<'_> {
         self.stager.done(outcome);
         (self.context.on_applied)();
         Ok(())
+    }
+
+    /// What has grown and is not recorded is known until it is.
+    fn keep_grown(&mut self, grown: Vec<Grown>) {
+        self.unrecorded.extend(grown.iter().filter_map(Unrecorded::of_grown));
+        self.grown.extend(grown);
     }
 
     /// Nothing of a batch is recorded. What of it was put in place is found by looking.
@@ -287,6 +294,7 @@ impl Engine<'_> {
         };
         let mut placed = place(&self.root, expected)?;
         changes.grown.extend(placed.grown.take());
+        self.unrecorded.remove(path);
         self.note_placed(put, &placed, changes)
     }
 

@@ -29,7 +29,7 @@ use consort_core::{
 };
 use consort_core::{Entry, NodeId};
 use consort_node::content::{Contents, Fetcher, LocalContent, Roots};
-use consort_node::folder::{Folder, LinkContext, Trouble};
+use consort_node::folder::{Folder, LinkContext, RootId, Trouble};
 use consort_node::net::{Network, NetworkConfig};
 use consort_store::{Body, DiskStore, Transaction};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -58,6 +58,8 @@ struct Site {
     contents: Arc<Contents>,
     folder: Option<Folder>,
     read_only: bool,
+    /// Which directory it is, once it is known.
+    id: Option<RootId>,
     policy: OnConflict,
     applied: (Sender<()>, Receiver<()>),
     /// The time of the next version of others.
@@ -104,11 +106,11 @@ impl Site {
         fs::create_dir(home.path().join("aside")).unwrap();
         let local = Arc::new(LocalContent::new(store.clone(), Arc::new(Roots::default())));
         let contents = Arc::new(Contents::new(local, lonely_fetcher()));
-        let (read_only, next_time) = (false, 1);
+        let (read_only, id, next_time) = (false, None, 1);
         let policy = OnConflict::KeepBoth;
         let (folder, applied) = (None, unbounded());
         let replaced = Vec::new();
-        Self { home, store, contents, folder, read_only, policy, applied, next_time, replaced }
+        Self { home, store, contents, folder, read_only, id, policy, applied, next_time, replaced }
     }
 
     fn start(&mut self) {
@@ -119,7 +121,7 @@ impl Site {
             name: "test".to_owned(),
             on_conflict: self.policy,
             dir: self.home.path().join("data"),
-            id: None,
+            id: self.id,
             read_only: self.read_only,
             workers: 2,
             store: self.store.clone(),

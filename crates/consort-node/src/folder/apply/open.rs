@@ -233,8 +233,10 @@ impl Thread {
                 return Ok(false);
             }
             Kind::File => {
-                let replaces = show.record.filter(|_| path == job.key);
-                let replaces = replaces.filter(|record| record.kind == Kind::File);
+                // What may not be written to any more could not be completed after a crash.
+                let is_writable = version.attributes.mode & 0o200 != 0;
+                let may_grow = self.may_grow && path == job.key && is_writable;
+                let replaces = show.record.filter(|record| may_grow && record.kind == Kind::File);
                 let replaces = replaces.as_ref().map(recorded_meta);
                 self.files.begin(id, job.ops.len(), path, version, replaces);
                 job.ops.push(None);

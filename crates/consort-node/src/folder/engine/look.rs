@@ -213,8 +213,7 @@ impl Engine<'_> {
             // What is known of a file that has grown is more than what it looks like.
             self.unrecorded.entry(path.clone()).or_insert(version);
         }
-        let is_foreign = record.is_none() && !self.unrecorded.contains_key(&path);
-        if self.context.read_only && is_foreign {
+        if self.context.read_only && record.is_none() {
             return self.report_foreign(&path, false);
         }
         if self.is_refused(&path, Some(&meta)) {
@@ -348,6 +347,7 @@ impl Engine<'_> {
             && before.modified_ns == found.modified_ns
             && !before.implicit
         {
+            self.unrecorded.remove(&path);
             // Whoever looked for its bytes while they were not there has forgotten the place.
             if !before.racy || before.inode != found.inode {
                 self.gather_places(places);
@@ -357,6 +357,9 @@ impl Engine<'_> {
                 self.refresh_record(path, record);
             }
             return Ok(());
+        }
+        if self.context.read_only {
+            return self.report_foreign(&path, before.is_some());
         }
         let attributes = Attributes {
             kind: found.kind,
@@ -371,7 +374,8 @@ impl Engine<'_> {
             let shown = before.as_ref().map(|before| before.key.as_ref().unwrap_or(&path));
             version.is(&found) && shown.is_none_or(|shown| *shown == version.key)
         };
-        let unrecorded = self.unrecorded.remove(&path).filter(is_it);
+        // It stays until that is recorded.
+        let unrecorded = self.unrecorded.get(&path).cloned().filter(is_it);
         let is_kept = match &before {
             Some(before) if unrecorded.is_some() => self.is_kept(&view, &path, before)?,
             _ => true,
@@ -390,9 +394,6 @@ impl Engine<'_> {
             self.gather_unsettled(key);
             self.submit_if_full();
             return Ok(());
-        }
-        if self.context.read_only {
-            return self.report_foreign(&path, before.is_some());
         }
         match &before {
             None => {

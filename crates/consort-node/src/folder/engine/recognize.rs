@@ -64,7 +64,7 @@ pub(super) fn is_unrecorded(
 /// What whoever ran before put at a path and did not record, by all that is seen without reading it. It is that if it has this
 /// content; nobody wrote it here, whatever others have made of that version since.
 #[derive(Clone, Debug)]
-pub(super) struct Unrecorded {
+pub(in crate::folder) struct Unrecorded {
     pub(super) key: Key,
     pub(super) dot: Dot,
     content: [u8; 16],
@@ -72,8 +72,8 @@ pub(super) struct Unrecorded {
 }
 
 impl Unrecorded {
-    /// What a file has become, and where it stands.
-    pub(super) fn of_grown(grown: &Grown) -> Option<(Key, Self)> {
+    /// What a file has become that has grown, and where it stands.
+    pub(in crate::folder) fn of_grown(grown: &Grown) -> Option<(Key, Self)> {
         let Becomes { key, dot, content, mode, mtime_ns, .. } = &grown.becomes;
         let key = Key::new(key.as_str()).ok()?;
         let mode = u16::try_from(*mode).ok()?;

@@ -109,7 +109,6 @@ struct Note {
     inode: u64,
     /// Where the tail begins.
     old_size: u64,
-    old_mtime_ns: i64,
 }
 
 impl Root {
@@ -127,7 +126,7 @@ impl Root {
             && has_one_name(&file)
             && self.shared_file_system().is_none()
             && accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS).is_ok()
-            && Lease::take(&file).is_ok();
+            && Lease::take_soon(&file).is_ok();
         can_grow.then(|| Growing { file: Arc::new(file), old: now })
     }
 
@@ -183,11 +182,10 @@ impl Root {
                 Ok(Placed { meta, created: Vec::new(), grown })
             }
             Err(error) => {
-                let shrunk = if lease.is_sure() { shrink(&file, &old) } else { Ok(()) };
-                if let Err(failed) = shrunk {
-                    // When the directory is next opened, it is completed.
+                if !lease.is_sure() || shrink(&file, &old).is_err() {
+                    // What is left undone is done when the directory is next opened, unless somebody writes to it before.
                     temp.owned = false;
-                    tracing::error!(key, %failed, "a file could not grow, and cannot be made what it was");
+                    tracing::error!(key, %error, "a file could not grow, and cannot be made what it was");
                 }
                 Err(error)
             }
@@ -230,8 +228,7 @@ impl Staging {
     pub fn finish_tail(self, growing: Growing, becomes: Becomes) -> Result<Staged, PlaceError> {
         let Growing { old, .. } = growing;
         let (file, temp) = self.finish_named(becomes.size)?;
-        let Meta { inode, size: old_size, mtime_ns: old_mtime_ns, .. } = old;
-        let note = Note { becomes, inode, old_size, old_mtime_ns };
+        let note = Note { becomes, inode: old.inode, old_size: old.size };
         file.write_all_at(&note.encode(), 0)?;
         Ok(Staged(Form::Tail(Tail { temp, file, note })))
     }
@@ -252,7 +249,6 @@ impl Note {
         writer.signed(*mtime_ns);
         writer.u64(self.inode);
         writer.u64(self.old_size);
-        writer.signed(self.old_mtime_ns);
         let hash = blake3::hash(&bytes);
         Writer(&mut bytes).raw(hash.as_bytes());
         bytes
@@ -272,13 +268,12 @@ impl Note {
         let mode = u32::try_from(reader.varint("mode")?).map_err(|_| invalid("mode"))?;
         let mtime_ns = reader.signed("modification time")?;
         let (inode, old_size) = (reader.u64("inode")?, reader.u64("old size")?);
-        let old_mtime_ns = reader.signed("old modification time")?;
         let length = bytes.len() - reader.remaining();
         if reader.array("hash")? != *blake3::hash(&bytes[..length]).as_bytes() {
             return Err(invalid("hash"));
         }
         let becomes = Becomes { key, dot, content, size, mode, mtime_ns };
-        Ok(Self { becomes, inode, old_size, old_mtime_ns })
+        Ok(Self { becomes, inode, old_size })
     }
 }
 
@@ -307,6 +302,10 @@ pub(in crate::folder) fn complete(
     let Some(content) = content else { return Ok(false) };
     // Without a note nothing was added to anything.
     let Some((tail, note)) = read_note(temp, leftover)? else { return Ok(false) };
+    if leftover.starts_with(GROWN_PREFIX) {
+        // It was complete before. What has become of it since is for the engine to find out.
+        return Ok(true);
+    }
     let key = &note.becomes.key;
     let completed = add_rest(dir, &tail, &note).map_err(|error| {
         let text = "was growing when the node ended, and cannot be completed";
@@ -334,28 +333,31 @@ fn read_note(temp: &OwnedFd, name: &str) -> io::Result<Option<(File, Note)>> {
 /// Completes a file that begins like the one that was to grow and ends within the tail, or where it does. Any other one was
 /// changed since, or had not begun to grow. Whether it is complete.
 fn add_rest(dir: BorrowedFd<'_>, tail: &File, note: &Note) -> io::Result<bool> {
-    let Note { becomes, inode, old_size, old_mtime_ns } = note;
+    let Note { becomes, inode, old_size } = note;
     let file = match open_to_append(dir, &becomes.key) {
         Ok(file) => file,
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ISDIR) => return Ok(false),
-        Err(errno) => return Err(errno.into()),
+        // Soon there is more of that, or whoever has the file to himself is done.
+        Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN)) => {
+            return Err(errno.into());
+        }
+        Err(errno) => {
+            let key = &becomes.key;
+            tracing::warn!(%key, %errno, "a file that was growing when the node ended cannot be completed");
+            return Ok(false);
+        }
     };
+    let lease = Lease::take_soon(&file).ok();
     let now = meta_of(&file)?;
     let is_it = now.kind == EntryKind::File && now.inode == *inode;
-    if !is_it || now.size < *old_size || becomes.size < now.size {
+    if !is_it || now.size <= *old_size || becomes.size < now.size {
         return Ok(false);
     }
-    if now.size == *old_size {
-        // Its time may be that of a first write that added nothing. That somebody wrote to it still shows in its ctime.
-        futimens(&file, &modified_at(*old_mtime_ns))?;
-        return Ok(false);
-    }
-    // Whoever has it open has seen the half of it.
-    let _lease = Lease::take(&file).ok();
     let added = same_to(&file, tail, *old_size..now.size)?;
     if added < now.size {
         // After a power loss, the file system may have made it longer than what reached the disk.
-        if !is_zero(&file, added..now.size)? {
+        // Nothing is cut off while somebody may be adding to it.
+        if lease.is_none() || !is_zero(&file, added..now.size)? {
             tracing::warn!(key = %becomes.key, "a file that was growing when the node ended was written to since");
             return Ok(false);
         }
@@ -365,9 +367,11 @@ fn add_rest(dir: BorrowedFd<'_>, tail: &File, note: &Note) -> io::Result<bool> {
         PlaceError::Io(error) => error,
         error => io::Error::other(error),
     })?;
+    let is_complete = meta_of(&file)?.size == becomes.size;
+    drop(lease);
     fsync(&file)?;
-    tracing::info!(key = %becomes.key, "completed a file that was growing when the node ended");
-    Ok(true)
+    tracing::info!(key = %becomes.key, is_complete, "completed a file that was growing when the node ended");
+    Ok(is_complete)
 }
 
 fn open_to_append(dir: impl AsFd, path: &str) -> Result<File, Errno> {
@@ -603,17 +607,12 @@ mod tests {
         // Nothing was added, some of it was, and all of it without the attributes.
         for added in [0, 1, 2_000_000, 3_000_000] {
             let mut grows = Grows::new(3_000_000);
-            grows.open_again_after(added, |grows| {
-                // As by a write that was ended before it added anything.
-                let file = File::options().append(true).open(grows.fixture.at("f")).unwrap();
-                file.set_modified(std::time::SystemTime::now()).unwrap();
-            });
+            grows.open_again_after(added, |_| {});
             let has_begun = added != 0;
             let expected = if has_begun { &grows.new[..] } else { &grows.new[..OLD] };
             assert!(grows.content() == expected, "{added}");
             let now = grows.fixture.stat("f");
-            let mtime_ns = if has_begun { MTIME } else { grows.old.mtime_ns };
-            assert_eq!((now.mtime_ns, now.mode == 0o640), (mtime_ns, has_begun), "{added}");
+            assert_eq!(now.mtime_ns == MTIME && now.mode == 0o640, has_begun, "{added}");
             let expected = if has_begun { vec![grows.becomes()] } else { Vec::new() };
             assert_eq!(grows.grown(), expected, "{added}");
         }
@@ -687,12 +686,12 @@ mod tests {
         #[test]
         fn a_note_is_read_as_it_was_written_and_nothing_else_is_one(
             key in "[a-z/é]{1,60}", author: [u8; 16], time: u64, content: [u8; 16], size: u64,
-            mode in 0_u32..0o1000, mtime_ns: i64, inode: u64, old_size: u64, old_mtime_ns: i64,
+            mode in 0_u32..0o1000, mtime_ns: i64, inode: u64, old_size: u64,
             at: prop::sample::Index, flip in 1_u8..,
         ) {
             let dot = Dot { author: AuthorId(author), time: Timestamp(time) };
             let becomes = Becomes { key, dot, content, size, mode, mtime_ns };
-            let note = Note { becomes, inode, old_size, old_mtime_ns };
+            let note = Note { becomes, inode, old_size };
             let bytes = note.encode();
             let padded = [&bytes[..], &[0; 100]].concat();
             prop_assert_eq!(Note::decode(&padded).unwrap(), note);

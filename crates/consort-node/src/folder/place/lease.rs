@@ -58,9 +58,10 @@ impl<'f> Lease<'f> {
         Self::take(file)
     }
 
-    /// Whether nobody can have been let in.
+    /// Whether nobody can have been let in: nobody waits, or not for long.
     pub(super) fn is_sure(&self) -> bool {
         self.taken.elapsed() < SURE_FOR
+            || fcntl(self.fd, libc::F_GETLEASE, 0).is_ok_and(|held| held == libc::F_WRLCK)
     }
 }
 

@@ -111,6 +111,7 @@ fn a_file_that_was_growing_when_the_node_was_killed_is_what_others_made_of_it() 
         std::mem::forget(tail);
         let mut file = File::options().append(true).open(site.at("f")).unwrap();
         file.write_all(&bytes[SIZE..SIZE + added]).unwrap();
+        let id = root.id();
         drop((file, root));
 
         // They may go on before it was looked at, and before the directory was opened again.
@@ -118,6 +119,7 @@ fn a_file_that_was_growing_when_the_node_was_killed_is_what_others_made_of_it() 
         if added == 1_500_000 {
             last = site.remote("f", Stands::After, &longer);
         }
+        site.id = Some(id);
         site.start();
         site.folder.iter().for_each(Folder::wake);
         if added == 3_000_000 {
