@@ -277,6 +277,7 @@ fn files_that_grow_while_a_node_is_killed_again_and_again_become_what_was_append
     assert_eq!(inode(&cluster.nodes[1]), before, "it did not grow where it stands");
     for _ in 0..6 {
         append(&cluster.nodes[0], &mut random);
+        // Nothing is waited for: it is killed at any moment of what follows.
         thread::sleep(Duration::from_millis(random.next() % 800));
         cluster.nodes[1].kill_and_start();
         // This may come before the node has looked at what it left.

@@ -1,14 +1,14 @@
 //! Files that grow where they stand: of a version that goes on where the one before ended, only what was added is written. The
-//! cost follows what changed, and whoever follows the file goes on following it.
+//! cost follows what changed.
 //!
-//! Nobody sees half of it: a [lease](Lease) is held meanwhile, and whoever opens the file waits for some milliseconds, or is
+//! Nobody reads half of it: a [lease](Lease) is held meanwhile, and whoever opens the file waits for some milliseconds, or is
 //! told to try again if he does not want to wait. Nothing is overwritten, since all that is written is appended. If the node
 //! is killed in between, the file is cut short until its directory is opened again: what is to be added was made durable
 //! before, with a note of where it belongs, and is added then. The note stands in the hole that a tail begins with: nothing
 //! that is received can be there. It stays until the file is recorded, so that what stands there is known for what it is.
 //!
-//! A file that somebody has open, that has several names, or that is on a file system that other machines change, is
-//! replaced as a whole.
+//! A file that somebody has open, that has several names, that is to become read-only, or that is in a read-only link or on a
+//! file system that other machines change, is replaced as a whole.
 
 use std::ffi::OsStr;
 use std::fs::File;
