@@ -105,7 +105,6 @@ impl Stager {
         let thread = Thread {
             dataset: context.dataset,
             policy: context.on_conflict,
-            may_grow: !context.read_only,
             root,
             ignores,
             store: context.store.clone(),
@@ -206,8 +205,6 @@ struct Job {
 struct Thread {
     dataset: DatasetId,
     policy: OnConflict,
-    /// Whether files may grow where they stand: what a crash leaves of that in a read-only link would look like a change.
-    may_grow: bool,
     root: Arc<Root>,
     ignores: Ignores,
     store: DiskStore,

@@ -58,7 +58,7 @@ impl Folder {
         let (inputs, inbox) = Inputs::channel();
         // If the store cannot be read, the first scan says so.
         let left = context.store.view(context.dataset).ok();
-        let left = left.filter(|view| !context.read_only && view.pending_count() != 0);
+        let left = left.filter(|view| view.pending_count() != 0);
         let away_since = None;
         let supervisor =
             Supervisor { context, id, progress: Arc::clone(&progress), inbox, left, away_since };

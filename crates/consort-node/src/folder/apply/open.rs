@@ -126,7 +126,7 @@ impl Thread {
         } else if removing {
             job.ops = removals.into_iter().map(|path| Some(Op::Remove { path })).collect();
         }
-        self.active.insert(job.key.clone(), (sequence, Some(id)));
+        self.active.insert(job.key.clone(), (newest, Some(id)));
         self.jobs.insert(id, job);
         if put_off {
             self.abandon(id, true);
@@ -235,7 +235,7 @@ impl Thread {
             Kind::File => {
                 // What may not be written to any more could not be completed after a crash.
                 let is_writable = version.attributes.mode & 0o200 != 0;
-                let may_grow = self.may_grow && path == job.key && is_writable;
+                let may_grow = path == job.key && is_writable;
                 let replaces = show.record.filter(|record| may_grow && record.kind == Kind::File);
                 let replaces = replaces.as_ref().map(recorded_meta);
                 self.files.begin(id, job.ops.len(), path, version, replaces);

@@ -9,7 +9,9 @@ use consort_core::{Attributes, ChunkHash, ChunkRef, Content, Key, Kind};
 use consort_store::{Basis, DiskView, Place, Record};
 use crossbeam_channel::select;
 
-use super::recognize::{Unrecorded, copy_of, has_copies, is_unrecorded, unrecorded, with_declared};
+use super::recognize::{
+    Unrecorded, copy_of, has_copies, is_unrecorded, looks_recorded, unrecorded, with_declared,
+};
 use super::{Engine, deletion};
 use crate::folder::context::Input;
 use crate::folder::index::{self, IndexError, Indexed, MAX_QUEUED_FILES, Reading};
@@ -206,15 +208,21 @@ impl Engine<'_> {
                 return if implicit { self.drop_if_empty(path) } else { Ok(()) };
             }
         }
-        if let Some(left) = &*self.left
-            && let found = record_of(&meta, &Content::Deleted, false)
-            && let Some(version) = unrecorded(left, &path, self.context.on_conflict, &found)?
-        {
-            // What is known of a file that has grown is more than what it looks like.
-            self.unrecorded.entry(path.clone()).or_insert(version);
+        let found = record_of(&meta, &Content::Deleted, false);
+        // Where nothing is written, what is the same as what is still to come can be taken for that at any time.
+        let now = if self.context.read_only { Some(self.view()?) } else { None };
+        for view in self.left.iter().chain(&now) {
+            if let Some(version) = unrecorded(view, &path, self.context.on_conflict, &found)? {
+                // What is known of a file that has grown is more than what it looks like.
+                self.unrecorded.entry(path.clone()).or_insert(version);
+            }
         }
-        if self.context.read_only && record.is_none() {
-            return self.report_foreign(&path, false);
+        // What cannot be what was received need not be read.
+        if self.context.read_only
+            && !self.unrecorded.contains_key(&path)
+            && !record.as_ref().is_some_and(|record| looks_recorded(record, &found))
+        {
+            return self.report_foreign(&path, record.is_some());
         }
         if self.is_refused(&path, Some(&meta)) {
             return Ok(());
@@ -233,7 +241,13 @@ impl Engine<'_> {
                 let found = record_of(&meta, &content, false);
                 self.take_in(path, found, content, Vec::new())
             }
-            EntryKind::File if record.is_none() && self.take_in_moved(&path, &meta)? => Ok(()),
+            EntryKind::File
+                if record.is_none()
+                    && !self.context.read_only
+                    && self.take_in_moved(&path, &meta)? =>
+            {
+                Ok(())
+            }
             EntryKind::File | EntryKind::Symlink if alone && meta.size <= READ_AT_ONCE => {
                 let mut buffer = std::mem::take(&mut self.buffer);
                 let reading = Reading {
@@ -358,9 +372,6 @@ impl Engine<'_> {
             }
             return Ok(());
         }
-        if self.context.read_only {
-            return self.report_foreign(&path, before.is_some());
-        }
         let attributes = Attributes {
             kind: found.kind,
             mode: found.mode,
@@ -374,10 +385,12 @@ impl Engine<'_> {
             let shown = before.as_ref().map(|before| before.key.as_ref().unwrap_or(&path));
             version.is(&found) && shown.is_none_or(|shown| *shown == version.key)
         };
-        // It stays until that is recorded.
+        // It stays until that is recorded. What is read-only has nothing that others do not have.
         let unrecorded = self.unrecorded.get(&path).cloned().filter(is_it);
         let is_kept = match &before {
-            Some(before) if unrecorded.is_some() => self.is_kept(&view, &path, before)?,
+            Some(before) if unrecorded.is_some() && !self.context.read_only => {
+                self.is_kept(&view, &path, before)?
+            }
             _ => true,
         };
         if let Some(Unrecorded { key, dot, .. }) = unrecorded.filter(|_| is_kept) {
@@ -394,6 +407,9 @@ impl Engine<'_> {
             self.gather_unsettled(key);
             self.submit_if_full();
             return Ok(());
+        }
+        if self.context.read_only {
+            return self.report_foreign(&path, before.is_some());
         }
         match &before {
             None => {

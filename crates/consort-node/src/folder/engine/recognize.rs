@@ -83,18 +83,26 @@ impl Unrecorded {
         Some((key.clone(), Self { key, dot, content, attributes }))
     }
 
-    /// Whether it is this. The times of a directory follow from its entries.
+    /// Whether it is this.
     pub(super) fn is(&self, found: &Record) -> bool {
         self.content == found.content && self.is_like(found)
     }
 
     fn is_like(&self, found: &Record) -> bool {
         let Attributes { kind, mode, modified_ns, .. } = self.attributes;
-        let is_directory = kind == Kind::Directory;
-        kind == found.kind
-            && mode == found.mode
-            && (is_directory || modified_ns == found.modified_ns)
+        is_like((kind, mode, modified_ns), found)
     }
+}
+
+/// Whether what is found is what is recorded, as far as that shows without reading it.
+pub(super) fn looks_recorded(record: &Record, found: &Record) -> bool {
+    is_like((record.kind, record.mode, record.modified_ns), found)
+}
+
+/// The times of a directory follow from its entries.
+fn is_like((kind, mode, modified_ns): (Kind, u16, i64), found: &Record) -> bool {
+    let is_directory = kind == Kind::Directory;
+    kind == found.kind && mode == found.mode && (is_directory || modified_ns == found.modified_ns)
 }
 
 /// Whether what is found at a path, and is not what is recorded there, may be what was put there of something that is still

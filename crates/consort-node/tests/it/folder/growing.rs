@@ -84,11 +84,14 @@ fn a_file_that_is_longer_and_another_one_is_replaced() {
 
 #[test]
 fn a_file_that_was_growing_when_the_node_was_killed_is_what_others_made_of_it() {
-    for added in [1, 1_500_000, 3_000_000] {
+    for (added, read_only) in
+        [1, 1_500_000, 3_000_000].into_iter().flat_map(|added| [(added, false), (added, true)])
+    {
         let (mut site, bytes) = site();
+        site.stop();
+        site.read_only = read_only;
         let longer = [&bytes[..], &noise(100_000, 2)].concat();
         site.keep(&longer);
-        site.stop();
         let version = site.remote("f", Stands::After, &bytes);
         let (size, attributes) = (bytes.len() as u64, version.attributes.clone());
         // As far as the engine comes before it is killed.

@@ -363,6 +363,61 @@ fn a_read_only_link_reports_and_restores_and_never_sends() {
 }
 
 #[test]
+fn what_a_killed_node_left_in_a_read_only_directory_is_what_was_received() {
+    let mut site = Site::stopped();
+    site.read_only = true;
+    site.start();
+    site.remote("replaced", Stands::After, b"theirs");
+    site.settle();
+    site.stop();
+    // What the engine would have done, but for the records. The last is somebody's, by its bytes.
+    let place = |site: &mut Site, path: &str, bytes: &str| {
+        let version = site.remote(path, Stands::After, path.as_bytes());
+        let modified_ns = u64::try_from(version.attributes.modified_ns).unwrap();
+        site.write(path, bytes);
+        let file = fs::File::options().write(true).open(site.at(path)).unwrap();
+        let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(modified_ns);
+        file.set_modified(modified).unwrap();
+        let mode = fs::Permissions::from_mode(version.attributes.mode.into());
+        file.set_permissions(mode).unwrap();
+    };
+    site.remote_directory("dir");
+    for path in ["new", "dir/new", "replaced", "changed later"] {
+        place(&mut site, path, path);
+    }
+    place(&mut site, "mine", "mine!");
+    site.start();
+    site.remote("changed later", Stands::After, b"newer");
+    site.until("only what is somebody's is left", |site| {
+        site.view().pending(None, 10).unwrap().len() == 1 && site.is_pending("mine")
+    });
+    assert_eq!(site.read("mine").as_deref(), Some("mine!"));
+    assert_eq!(site.folder().progress().problems().len(), 1);
+    fs::remove_file(site.at("mine")).unwrap();
+    site.settle();
+    assert_eq!(site.read("changed later").as_deref(), Some("newer"));
+    site.check();
+}
+
+#[test]
+fn a_read_only_link_knows_what_stood_there_when_it_was_linked_before() {
+    let mut site = Site::new();
+    site.write("dir/f", "mine");
+    site.write("g", "g");
+    site.settle();
+    site.remote("dir/f", Stands::Over, b"theirs");
+    site.settle();
+    site.stop();
+    site.store.set_linked(super::DATASET, false).unwrap();
+    site.store.set_linked(super::DATASET, true).unwrap();
+    site.read_only = true;
+    site.start();
+    site.settle();
+    assert_eq!((site.live("dir/f"), site.copies().len()), (2, 1));
+    site.check();
+}
+
+#[test]
 fn a_read_only_link_restores_what_was_deleted_while_the_node_was_down() {
     let mut site = Site::stopped();
     site.read_only = true;
@@ -375,6 +430,26 @@ fn a_read_only_link_restores_what_was_deleted_while_the_node_was_down() {
     site.until("it is back", |site| site.at("dir/f").exists());
     site.settle();
     site.check();
+}
+
+#[test]
+fn what_stands_in_the_way_of_a_read_only_link_keeps_nothing_else_from_being_recorded() {
+    let mut site = Site::stopped();
+    site.read_only = true;
+    site.start();
+    site.remote("f", Stands::After, b"theirs");
+    site.settle();
+    site.stop();
+    site.write("f", "mine");
+    site.remote("f", Stands::After, b"newer");
+    site.start();
+    site.until("it is told", |site| site.folder().progress().difference().is_some());
+    for number in 0..20 {
+        let path = format!("g{number}");
+        site.remote(&path, Stands::After, b"theirs");
+        site.until("it is recorded", |site| !site.is_pending(&path));
+    }
+    assert_eq!(site.read("f").as_deref(), Some("mine"));
 }
 
 #[test]
