@@ -41,8 +41,8 @@ pub use context::LinkContext;
 pub use ignores::{Ignores, LoadIgnoresError, PatternProblem};
 pub use link::Folder;
 pub use place::{
-    Becomes, Expected, Growing, Grown, Peek, PlaceError, Placed, RemovedDirectory, Staged, Staging,
-    Target, WriteOut,
+    Becomes, Expected, Growing, Grown, Journal, Peek, PlaceError, Placed, Placing,
+    RemovedDirectory, Staged, Staging, Target, WriteOut,
 };
 pub(crate) use project::conflict_path;
 pub(crate) use record::recorded_meta;

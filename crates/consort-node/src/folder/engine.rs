@@ -33,7 +33,7 @@ use super::context::{Inbox, Input, LinkContext, OnFlushed};
 use super::ignores::IGNORE_FILE;
 use super::index::{Cut, Indexer};
 use super::status::{Progress, Trouble};
-use super::{CookieName, Grown, Ignores, Root, WatchEvent, Watcher};
+use super::{CookieName, Ignores, Journal, Root, WatchEvent, Watcher};
 
 /// A directory that cannot be watched in full is scanned so often.
 const RESCAN_EVERY: Duration = Duration::from_secs(60);
@@ -85,10 +85,10 @@ pub(super) struct Engine<'c> {
     deletions: Deletions,
     /// The store as whoever ran before left it, until the first scan has ended.
     left: &'c mut Option<DiskView>,
-    /// What of that seems to be in place without being recorded, until it was read: no more than a few batches.
-    pub(super) unrecorded: BTreeMap<Key, Unrecorded>,
-    /// What tells of some of them, whatever becomes of the store meanwhile, until this comes to rest.
-    pub(super) grown: Vec<Grown>,
+    /// What may be in place without being recorded, until it was read: no more than a few batches.
+    pub(super) unrecorded: BTreeMap<Key, Vec<Unrecorded>>,
+    /// The notes of that, until this comes to rest.
+    pub(super) journal: Journal,
     /// What is to be scanned: everything, or what is at and beneath a path. In the order of events: where a directory was is
     /// looked at before where it is, so that what is found there can be known to have moved.
     scans: VecDeque<Option<Key>>,
@@ -143,7 +143,7 @@ impl<'c> Engine<'c> {
         let (store, dataset) = (&context.store, context.dataset);
         let indexer = Indexer::start(&root, store, dataset, context.workers)?;
         let commits = Commits::start(&root, store)?;
-        let grown = root.grown();
+        let (journal, placing) = root.left_placing();
         // If the store cannot be read, the first scan says so.
         let records = store.view(dataset).map_or(0, |view| view.record_count());
         let stager =
@@ -151,7 +151,7 @@ impl<'c> Engine<'c> {
         // The first scan is what those wait for who came while no engine ran.
         let flushes =
             flushes.into_iter().map(|done| Flush { cookie: None, upto: None, done }).collect();
-        Ok(Self {
+        let mut engine = Self {
             context,
             root,
             progress,
@@ -168,8 +168,8 @@ impl<'c> Engine<'c> {
             refused: Refused::default(),
             deletions: Deletions::new(records),
             left,
-            unrecorded: grown.iter().filter_map(Unrecorded::of_grown).collect(),
-            grown,
+            unrecorded: BTreeMap::new(),
+            journal,
             scans: VecDeque::from([None]),
             scanning: false,
             listed,
@@ -177,7 +177,9 @@ impl<'c> Engine<'c> {
             flushes,
             exit: None,
             buffer: Cut::default(),
-        })
+        };
+        engine.may_be_unrecorded(placing);
+        Ok(engine)
     }
 
     /// Scans, then does whatever is to do until there is a reason to end. Those who still wait for a flush are given

@@ -12,7 +12,7 @@ use crossbeam_channel::RecvTimeoutError;
 use super::context::{Inbox, Input, Inputs, LinkContext, OnFlushed};
 use super::engine::{Engine, Exit};
 use super::status::Progress;
-use super::{Grown, Ignores, LoadIgnoresError, OpenRootError, Root, RootId};
+use super::{Ignores, LoadIgnoresError, OpenRootError, Root, RootId};
 
 /// How often a directory that is gone, or whose ignore patterns cannot be read, is looked for again.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -45,8 +45,8 @@ impl Folder {
         let (id, root) = match context.id {
             None => {
                 let root = Arc::new(Root::open(&context.dir)?);
-                // What has grown for another link is nothing that this one knows of.
-                root.grown().into_iter().for_each(Grown::forget);
+                // What was put in place for another link is nothing that this one knows of.
+                root.left_placing().0.forget();
                 (root.id(), Some(root))
             }
             // The thread opens it: a network file system that does not answer keeps nobody else waiting.

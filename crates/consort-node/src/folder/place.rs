@@ -8,7 +8,8 @@
 //! Content before it has a key is in `place/stage.rs`, and what is left of it after a stop in `place/partial.rs`; directories
 //! are in `place/directories.rs`, moving a file from key to key in `place/moving.rs`, taking away in `place/removing.rs`, giving
 //! back its room in `place/freeing.rs`, and what makes all that durable in `place/durable.rs`. Files that grow where they stand
-//! are in `place/growing.rs`. The two looks, before and after, are here.
+//! are in `place/growing.rs`, and what tells after a crash what was put in place in `place/journal.rs`. The two looks, before
+//! and after, are here.
 //!
 //! Two gaps no file system closes. A program that still holds the old file open writes to a file
 //! that has lost its name: do not place over a file of which the watcher says that it is being
@@ -17,7 +18,7 @@
 //!
 //! # What is durable after which call
 //!
-//! The engine calls, for one batch: stage all, [`Root::sync_staged`], place and remove all,
+//! The engine calls, for one batch: stage all, [`Root::sync_staged`], [`Root::begin_placing`], place and remove all,
 //! [`Root::sync_entries`], record. After `sync_staged` the contents are on stable storage, under
 //! no name yet. After `sync_entries` so are names, removals and attributes. In between, a crash
 //! leaves each key either as it was or complete, never empty or partial; but for a file that grows where it stands, which is
@@ -45,6 +46,7 @@ mod directories;
 mod durable;
 mod freeing;
 pub(super) mod growing;
+pub(super) mod journal;
 // To take a lease is a system call for which no library that is used here has a safe one.
 #[allow(unsafe_code)]
 mod lease;
@@ -56,6 +58,7 @@ mod stage;
 mod tests;
 
 pub use growing::{Becomes, Growing, Grown};
+pub use journal::{Journal, Placing};
 pub use removing::RemovedDirectory;
 pub(super) use stage::share_of_open_files;
 pub use stage::{Peek, Staged, Staging, Target, WriteOut};
@@ -77,7 +80,7 @@ pub struct Placed {
     pub meta: Meta,
     /// The keys of parent directories that had to be made, outermost first.
     pub created: Vec<String>,
-    /// If it is a file that has grown: what tells that after a crash, to be forgotten when it is recorded.
+    /// If it is a file that has grown: by what, until that is durable.
     pub grown: Option<Grown>,
 }
 

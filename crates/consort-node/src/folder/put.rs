@@ -9,16 +9,17 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use consort_core::store::{StoreError, Stored, View};
-use consort_core::{Content, Dot, Key, Kind, Version};
+use consort_core::{Attributes, Content, Dot, Key, Kind, Version};
 use consort_store::{Basis, Body, DiskView, Place, Record, RecordChange, Transaction};
 
 use super::apply::{Op, Outcome, Work};
-use super::engine::{Engine, Unrecorded};
+use super::engine::Engine;
 use super::index::is_racy_and_coarse;
 use super::project::conflict_prefix;
 use super::record::{record_of, recorded_meta};
 use super::{
-    EntryKind, Expected, Grown, PlaceError, Placed, RemovedDirectory, Root, Staged, split_key,
+    EntryKind, Expected, Grown, Journal, PlaceError, Placed, Placing, RemovedDirectory, Root,
+    Staged, split_key,
 };
 
 /// Places of chunks in one transaction.
@@ -47,7 +48,7 @@ struct Changes {
     unmovable: Vec<String>,
     /// Files that could not grow where they stand.
     ungrown: Vec<Key>,
-    /// What tells after a crash which files have grown.
+    /// By what files have grown.
     grown: Vec<Grown>,
 }
 
@@ -78,9 +79,12 @@ impl Engine<'_> {
             return Ok(());
         }
         let view = self.view()?;
+        let grows = staged.iter().any(Staged::is_tail);
         let mut staged = staged.into_iter();
         let mut changes = Changes::default();
         let mut settled = Vec::new();
+        let placing = placing_of(&batch);
+        let mut journal = self.begin_journal(&placing, grows);
         // What was written counts, and its chunks are had from where they are staged, until it is recorded.
         let mut unrecorded = Vec::new();
         for work in batch {
@@ -114,18 +118,20 @@ impl Engine<'_> {
                 settled.push((work.key, work.sequence));
             }
         }
+        changes.grown.drain(..).for_each(|tail| journal.keep(tail));
         let synced = changes.synced.iter().map(String::as_str);
         if let Err(error) = self.root.sync_entries(synced) {
-            self.keep_grown(changes.grown);
+            // What is in place is known for what it is.
+            self.journal.join(journal);
+            self.may_be_unrecorded(placing);
             self.on_batch_error(outcome, error.into());
             return Ok(());
         }
         outcome.unmovable = std::mem::take(&mut changes.unmovable);
         outcome.ungrown = std::mem::take(&mut changes.ungrown);
         let looks = std::mem::take(&mut changes.looks);
-        let grown = std::mem::take(&mut changes.grown);
         self.record(changes, settled)?;
-        grown.into_iter().for_each(Grown::forget);
+        journal.forget();
         self.count_put_in_place(view.record_count())?;
         looks.iter().for_each(|path| self.look_again(path));
         self.stager.done(outcome);
@@ -133,10 +139,12 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// What has grown and is not recorded is known until it is.
-    fn keep_grown(&mut self, grown: Vec<Grown>) {
-        self.unrecorded.extend(grown.iter().filter_map(Unrecorded::of_grown));
-        self.grown.extend(grown);
+    /// Notes what is about to be put in place. If it cannot be noted, after a crash only the store tells of it.
+    fn begin_journal(&self, placing: &[Placing], durable: bool) -> Journal {
+        self.root.begin_placing(placing, durable).unwrap_or_else(|error| {
+            tracing::warn!(%error, "what is put in place cannot be noted");
+            Journal::default()
+        })
     }
 
     /// Nothing of a batch is recorded. What of it was put in place is found by looking.
@@ -709,6 +717,19 @@ impl From<StoreError> for Failure {
 fn is_current(view: &DiskView, key: &Key, record: Option<&Record>) -> Result<bool, StoreError> {
     let Some(record) = record else { return Ok(false) };
     Ok(view.siblings(key)?.iter().any(|stored| stored.version.dot == record.dot))
+}
+
+/// What is to stand where after a batch.
+fn placing_of(batch: &[Work]) -> Vec<Placing> {
+    let ops = batch.iter().flat_map(|work| work.ops.iter().map(|op| (&work.key, op)));
+    let shown = ops.filter_map(|(key, op)| Some((key, op.path(), op.version()?)));
+    let placing = shown.map(|(key, path, version)| {
+        let (path, key, dot, content) =
+            (path.clone(), key.clone(), version.dot, version.content.id());
+        let Attributes { kind, mode, modified_ns, .. } = version.attributes;
+        Placing { path, key, dot, content, kind, mode, modified_ns }
+    });
+    placing.collect()
 }
 
 /// Takes the staged files out of a batch, so that they can be synced together. They stay in order.

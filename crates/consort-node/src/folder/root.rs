@@ -21,7 +21,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::folder::place::{growing, partial};
+use crate::folder::place::{growing, journal, partial};
 use crate::folder::{EntryKind, Meta, PRIVATE_DIR, split_key};
 
 /// How many bytes of directory entries one system call may return.
@@ -518,7 +518,8 @@ pub(super) fn clear_unlinked(dir: &Path) -> io::Result<()> {
 }
 
 fn clear_leftovers(dir: &OwnedFd, private: &OwnedFd, temp: &OwnedFd) -> io::Result<()> {
-    clear(dir, private, temp, |name| partial::keep(temp, name))
+    let is_note = |name: &OsStr| name.to_str().is_some_and(journal::is_note);
+    clear(dir, private, temp, |name| Ok(is_note(name) || partial::keep(temp, name)?))
 }
 
 fn clear(

@@ -29,7 +29,7 @@ use consort_core::{
 };
 use consort_core::{Entry, NodeId};
 use consort_node::content::{Contents, Fetcher, LocalContent, Roots};
-use consort_node::folder::{Folder, LinkContext, RootId, Trouble};
+use consort_node::folder::{Folder, LinkContext, Placing, RootId, Trouble};
 use consort_node::net::{Network, NetworkConfig};
 use consort_store::{Body, DiskStore, Transaction};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -480,6 +480,13 @@ fn cut(bytes: &[u8], on_node: &mut impl FnMut(&[u8])) -> Content {
 
 fn file_attributes() -> Attributes {
     Attributes { modified_ns: 1_600_000_000_123_456_789, ..Attributes::default() }
+}
+
+/// What is noted of a version before it is put in place.
+fn placing(path: &str, version: &Version) -> Placing {
+    let Attributes { kind, mode, modified_ns, .. } = version.attributes;
+    let (dot, content) = (version.dot, version.content.id());
+    Placing { path: key(path), key: key(path), dot, content, kind, mode, modified_ns }
 }
 
 fn key(text: &str) -> Key {

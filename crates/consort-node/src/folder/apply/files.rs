@@ -659,14 +659,7 @@ impl Files {
             None => self.root.stage(mode),
         };
         let modified = attributes.modified_ns;
-        let becomes = || Becomes {
-            key: file.path.to_string(),
-            dot: file.version.dot,
-            content: file.version.content.id(),
-            size,
-            mode,
-            mtime_ns: modified,
-        };
+        let becomes = || Becomes { key: file.path.to_string(), size, mode, mtime_ns: modified };
         let staged = staging.and_then(|staging| match growing {
             Some(growing) => staging.finish_tail(growing, becomes()),
             None => staging.finish(size, mode, modified),

@@ -50,6 +50,18 @@ impl Op {
         }
     }
 
+    /// The version that is to stand there.
+    pub(in crate::folder) fn version(&self) -> Option<&Version> {
+        match self {
+            Self::Place { version, .. }
+            | Self::Move { version, .. }
+            | Self::Symlink { version, .. }
+            | Self::Directory { version, .. }
+            | Self::Attributes { version, .. } => Some(version),
+            Self::Remove { .. } | Self::Look { .. } | Self::Wait { .. } => None,
+        }
+    }
+
     /// The path of the file that moves.
     pub(in crate::folder) fn moves_from(&self) -> Option<&Key> {
         match self {

@@ -19,8 +19,8 @@ use consort_core::{Key, Kind};
 use consort_store::DiskView;
 
 use super::{Engine, Exit, deletion};
+use crate::folder::RemovedDirectory;
 use crate::folder::status::Trouble;
-use crate::folder::{Grown, RemovedDirectory};
 
 /// So many deletions within [`TOGETHER`] are believed at once, however small the directory is: half of what makes a
 /// mass deletion.
@@ -214,7 +214,7 @@ impl Engine<'_> {
         let records = self.view()?.record_count();
         self.deletions.on_rest(records, Instant::now());
         self.unrecorded.clear();
-        self.grown.drain(..).for_each(Grown::forget);
+        std::mem::take(&mut self.journal).forget();
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use crate::folder::context::Input;
 use crate::folder::index::{self, IndexError, Indexed, MAX_QUEUED_FILES, Reading};
 use crate::folder::project::{conflict_path, copied_key};
 use crate::folder::record::{record_of, recorded_meta};
-use crate::folder::{EntryKind, Meta};
+use crate::folder::{EntryKind, Meta, Placing};
 
 /// Paths that are looked at in one go. What is put in place next waits for them, so they are many; with more to come,
 /// it does not wait.
@@ -213,13 +213,16 @@ impl Engine<'_> {
         let now = if self.context.read_only { Some(self.view()?) } else { None };
         for view in self.left.iter().chain(&now) {
             if let Some(version) = unrecorded(view, &path, self.context.on_conflict, &found)? {
-                // What is known of a file that has grown is more than what it looks like.
-                self.unrecorded.entry(path.clone()).or_insert(version);
+                let known = self.unrecorded.entry(path.clone()).or_default();
+                if known.iter().all(|other| other.dot != version.dot) {
+                    known.push(version);
+                }
             }
         }
         // What cannot be what was received need not be read.
+        let mut unrecorded = self.unrecorded.get(&path).into_iter().flatten();
         if self.context.read_only
-            && !self.unrecorded.contains_key(&path)
+            && !unrecorded.any(|version| version.is_like(&found))
             && !record.as_ref().is_some_and(|record| looks_recorded(record, &found))
         {
             return self.report_foreign(&path, record.is_some());
@@ -343,6 +346,14 @@ impl Engine<'_> {
         self.dirty.insert(path, Dirty { due, since, tries: tries + 1, round, again: false });
     }
 
+    /// What was noted of what was to be put in place may be there, without being recorded.
+    pub(in crate::folder) fn may_be_unrecorded(&mut self, placing: Vec<Placing>) {
+        for placing in placing {
+            let path = placing.path.clone();
+            self.unrecorded.entry(path).or_default().push(Unrecorded::of(placing));
+        }
+    }
+
     /// Makes what was found at a path a write, or only a newer record if it is what was recorded.
     fn take_in(
         &mut self,
@@ -381,12 +392,12 @@ impl Engine<'_> {
         let attributes = with_declared(&view, &path, before.as_ref(), &found, attributes)?;
         let (mut saw, policy) = (Saw::Nothing, self.context.on_conflict);
         // What it replaced, if there was something, was shown of the same key.
-        let is_it = |version: &Unrecorded| {
+        let is_it = |version: &&Unrecorded| {
             let shown = before.as_ref().map(|before| before.key.as_ref().unwrap_or(&path));
             version.is(&found) && shown.is_none_or(|shown| *shown == version.key)
         };
         // It stays until that is recorded. What is read-only has nothing that others do not have.
-        let unrecorded = self.unrecorded.get(&path).cloned().filter(is_it);
+        let unrecorded = self.unrecorded.get(&path).into_iter().flatten().find(is_it).cloned();
         let is_kept = match &before {
             Some(before) if unrecorded.is_some() && !self.context.read_only => {
                 self.is_kept(&view, &path, before)?

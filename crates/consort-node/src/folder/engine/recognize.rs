@@ -5,8 +5,8 @@ use consort_core::store::{StoreError, View};
 use consort_core::{Attributes, Content, Dot, Key, Kind, OnConflict, Version};
 use consort_store::{DiskView, Record};
 
+use crate::folder::Placing;
 use crate::folder::project::{conflict_path, conflict_prefix, copied_key};
-use crate::folder::{Becomes, Grown};
 
 /// Conflict copies that are read from the store at once.
 const PAGE: usize = 256;
@@ -72,15 +72,11 @@ pub(in crate::folder) struct Unrecorded {
 }
 
 impl Unrecorded {
-    /// What a file has become that has grown, and where it stands.
-    pub(in crate::folder) fn of_grown(grown: &Grown) -> Option<(Key, Self)> {
-        let Becomes { key, dot, content, mode, mtime_ns, .. } = &grown.becomes;
-        let key = Key::new(key.as_str()).ok()?;
-        let mode = u16::try_from(*mode).ok()?;
-        let attributes =
-            Attributes { kind: Kind::File, mode, modified_ns: *mtime_ns, ..Attributes::default() };
-        let (dot, content) = (*dot, *content);
-        Some((key.clone(), Self { key, dot, content, attributes }))
+    /// What was about to be put in place.
+    pub(super) fn of(placing: Placing) -> Self {
+        let Placing { key, dot, content, kind, mode, modified_ns, .. } = placing;
+        let attributes = Attributes { kind, mode, modified_ns, ..Attributes::default() };
+        Self { key, dot, content, attributes }
     }
 
     /// Whether it is this.
@@ -88,7 +84,8 @@ impl Unrecorded {
         self.content == found.content && self.is_like(found)
     }
 
-    fn is_like(&self, found: &Record) -> bool {
+    /// Whether it may be.
+    pub(super) fn is_like(&self, found: &Record) -> bool {
         let Attributes { kind, mode, modified_ns, .. } = self.attributes;
         is_like((kind, mode, modified_ns), found)
     }

@@ -5,10 +5,10 @@
 //! told to try again if he does not want to wait. Nothing is overwritten, since all that is written is appended. If the node
 //! is killed in between, the file is cut short until its directory is opened again: what is to be added was made durable
 //! before, with a note of where it belongs, and is added then. The note stands in the hole that a tail begins with: nothing
-//! that is received can be there. It stays until the file is recorded, so that what stands there is known for what it is.
+//! that is received can be there. What the file is then is told by `place/journal.rs`.
 //!
-//! A file that somebody has open, that has several names, that is to become read-only, or that is in a read-only link or on a
-//! file system that other machines change, is replaced as a whole.
+//! A file that somebody has open, that has several names, that is to become read-only, or that is on a file system that other
+//! machines change, is replaced as a whole.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -20,16 +20,15 @@ use std::sync::Arc;
 
 use consort_core::encoding::{DecodeError, Reader, Writer};
 use consort_core::limits::{MAX_CHUNK_BYTES, MAX_KEY_BYTES};
-use consort_core::{AuthorId, Dot, Timestamp};
 use rustix::fs::{
-    Access, AtFlags, CWD, Mode, OFlags, accessat, fchmod, fsync, futimens, openat, renameat,
+    Access, AtFlags, CWD, Mode, OFlags, accessat, fchmod, fsync, futimens, openat, unlinkat,
 };
 use rustix::io::Errno;
 
 use super::lease::Lease;
 use super::stage::{Form, TempName, modified_at, permissions};
 use super::{Expected, PlaceError, Placed, Staged, absent_is_changed, check};
-use crate::folder::root::{meta_at, meta_of, names, open_beneath, path_of_handle};
+use crate::folder::root::{meta_at, meta_of, open_beneath, path_of_handle};
 use crate::folder::{EntryKind, Meta, Root, Staging};
 
 /// Smaller files are written anew as quickly.
@@ -40,12 +39,10 @@ const MAX_ADDED_BYTES: u64 = 64 << 20;
 const STEP_BYTES: usize = 1 << 20;
 /// How the names of tails begin. The content follows.
 pub(super) const TAIL_PREFIX: &str = "growing-";
-/// How the names of those begin that were added and, as far as is known, not recorded.
-const GROWN_PREFIX: &str = "grown-";
 /// How a note begins: the format of what follows.
 const NOTE_MAGIC: [u8; 8] = *b"growing1";
 /// The longest note. The hole in a tail is longer.
-const MAX_NOTE_BYTES: usize = 192 + MAX_KEY_BYTES;
+const MAX_NOTE_BYTES: usize = 128 + MAX_KEY_BYTES;
 const _: () = assert!(MAX_NOTE_BYTES as u64 + (MAX_CHUNK_BYTES as u64) < MIN_BYTES);
 
 /// A file that may grow, as it stands. Close it before it does.
@@ -62,10 +59,6 @@ pub struct Growing {
 pub struct Becomes {
     /// Its key, at which it stands.
     pub key: String,
-    /// Which version.
-    pub dot: Dot,
-    /// Its content.
-    pub content: [u8; 16],
     /// Of so many bytes.
     pub size: u64,
     /// Its permissions.
@@ -74,25 +67,9 @@ pub struct Becomes {
     pub mtime_ns: i64,
 }
 
-/// A file that has grown and may not be recorded. Whoever opens the directory next is told, too.
+/// What a file has grown by. It is kept until that is durable.
 #[derive(Debug)]
-pub struct Grown {
-    /// What it has become.
-    pub becomes: Becomes,
-    temp: TempName,
-}
-
-impl Grown {
-    fn new(becomes: Becomes, mut temp: TempName) -> Self {
-        temp.owned = false;
-        Self { becomes, temp }
-    }
-
-    /// It is recorded, or is something else by now: nobody else is told.
-    pub fn forget(mut self) {
-        self.temp.owned = true;
-    }
-}
+pub struct Grown(pub(super) TempName);
 
 /// What a file grows by, staged: a file that is a hole up to where that begins, or a little before.
 #[derive(Debug)]
@@ -178,8 +155,8 @@ impl Root {
         });
         match grown {
             Ok(meta) => {
-                let grown = Some(Grown::new(note.becomes, temp));
-                Ok(Placed { meta, created: Vec::new(), grown })
+                temp.owned = false;
+                Ok(Placed { meta, created: Vec::new(), grown: Some(Grown(temp)) })
             }
             Err(error) => {
                 if !lease.is_sure() || shrink(&file, &old).is_err() {
@@ -190,22 +167,6 @@ impl Root {
                 Err(error)
             }
         }
-    }
-
-    /// The files that had grown when the node ended, and that may not be recorded.
-    #[must_use]
-    pub fn grown(&self) -> Vec<Grown> {
-        let mut all = Vec::new();
-        for name in names(self.temp()).unwrap_or_default() {
-            let Some(name) = name.to_str().filter(|name| name.starts_with(GROWN_PREFIX)) else {
-                continue;
-            };
-            if let Ok(Some((_, note))) = read_note(self.temp(), name) {
-                let (dir, name) = (Arc::clone(self.temp()), name.to_owned());
-                all.push(Grown::new(note.becomes, TempName { dir, name, owned: false }));
-            }
-        }
-        all
     }
 }
 
@@ -234,16 +195,20 @@ impl Staging {
     }
 }
 
+impl Staged {
+    /// Whether a file grows by it.
+    pub fn is_tail(&self) -> bool {
+        matches!(self.0, Form::Tail(_))
+    }
+}
+
 impl Note {
     fn encode(&self) -> Vec<u8> {
-        let Becomes { key, dot, content, size, mode, mtime_ns } = &self.becomes;
+        let Becomes { key, size, mode, mtime_ns } = &self.becomes;
         let mut bytes = Vec::new();
         let mut writer = Writer(&mut bytes);
         writer.raw(&NOTE_MAGIC);
         writer.bytes(key.as_bytes());
-        writer.raw(&dot.author.0);
-        writer.u64(dot.time.0);
-        writer.raw(content);
         writer.u64(*size);
         writer.varint((*mode).into());
         writer.signed(*mtime_ns);
@@ -262,9 +227,7 @@ impl Note {
             return Err(invalid("magic"));
         }
         let key = reader.text(MAX_KEY_BYTES, "key")?.to_owned();
-        let author = AuthorId(reader.array("author")?);
-        let dot = Dot { author, time: Timestamp(reader.u64("time")?) };
-        let (content, size) = (reader.array("content")?, reader.u64("size")?);
+        let size = reader.u64("size")?;
         let mode = u32::try_from(reader.varint("mode")?).map_err(|_| invalid("mode"))?;
         let mtime_ns = reader.signed("modification time")?;
         let (inode, old_size) = (reader.u64("inode")?, reader.u64("old size")?);
@@ -272,7 +235,7 @@ impl Note {
         if reader.array("hash")? != *blake3::hash(&bytes[..length]).as_bytes() {
             return Err(invalid("hash"));
         }
-        let becomes = Becomes { key, dot, content, size, mode, mtime_ns };
+        let becomes = Becomes { key, size, mode, mtime_ns };
         Ok(Self { becomes, inode, old_size })
     }
 }
@@ -286,7 +249,7 @@ impl Tail {
 }
 
 /// Whether a leftover in the temporary directory of `dir` is the tail of a file that had begun to grow. That is completed, and
-/// the tail is kept to tell what it has become.
+/// the tail goes.
 ///
 /// # Errors
 ///
@@ -296,23 +259,18 @@ pub(in crate::folder) fn complete(
     temp: &OwnedFd,
     leftover: &OsStr,
 ) -> io::Result<bool> {
-    let Some(leftover) = leftover.to_str() else { return Ok(false) };
-    let content =
-        leftover.strip_prefix(TAIL_PREFIX).or_else(|| leftover.strip_prefix(GROWN_PREFIX));
-    let Some(content) = content else { return Ok(false) };
+    let Some(leftover) = leftover.to_str().filter(|name| name.starts_with(TAIL_PREFIX)) else {
+        return Ok(false);
+    };
     // Without a note nothing was added to anything.
     let Some((tail, note)) = read_note(temp, leftover)? else { return Ok(false) };
-    if leftover.starts_with(GROWN_PREFIX) {
-        // It was complete before. What has become of it since is for the engine to find out.
-        return Ok(true);
-    }
     let key = &note.becomes.key;
     let completed = add_rest(dir, &tail, &note).map_err(|error| {
         let text = "was growing when the node ended, and cannot be completed";
         io::Error::new(error.kind(), format!("{key} {text}: {error}"))
     })?;
     if completed {
-        renameat(temp, leftover, temp, format!("{GROWN_PREFIX}{content}"))?;
+        unlinkat(temp, leftover, AtFlags::empty())?;
     }
     Ok(completed)
 }
@@ -448,6 +406,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::Journal;
     use super::super::tests::Fixture;
     use super::*;
 
@@ -485,9 +444,8 @@ mod tests {
         }
 
         fn becomes(&self) -> Becomes {
-            let (key, content, size) = ("f".to_owned(), [7; 16], self.new.len() as u64);
-            let dot = Dot { author: AuthorId([1; 16]), time: Timestamp(2) };
-            Becomes { key, dot, content, size, mode: 0o640, mtime_ns: MTIME }
+            let (key, size) = ("f".to_owned(), self.new.len() as u64);
+            Becomes { key, size, mode: 0o640, mtime_ns: MTIME }
         }
 
         fn place(&self, tail: Staged) -> Result<Placed, PlaceError> {
@@ -512,18 +470,6 @@ mod tests {
             meanwhile(self);
             self.fixture.reopen();
         }
-
-        /// What is known to have grown, also by whoever opens the directory after that.
-        fn grown(&mut self) -> Vec<Becomes> {
-            let all = |root: &Root| root.grown().into_iter().map(|grown| grown.becomes).collect();
-            let known: Vec<Becomes> = all(&self.fixture.root);
-            self.fixture.reopen();
-            assert_eq!(all(&self.fixture.root), known);
-            self.fixture.root.grown().into_iter().for_each(Grown::forget);
-            self.fixture.reopen();
-            assert_eq!(all(&self.fixture.root), []);
-            known
-        }
     }
 
     #[test]
@@ -533,9 +479,11 @@ mod tests {
         assert!(grows.content() == grows.new);
         let now = grows.fixture.stat("f");
         assert_eq!((placed.meta, placed.created), (now, Vec::<String>::new()));
-        let grown = placed.grown.take().unwrap();
-        assert_eq!(grown.becomes, grows.becomes());
-        grown.forget();
+        // It is not durable yet.
+        assert!(!grows.fixture.temp_is_empty());
+        let mut journal = Journal::default();
+        journal.keep(placed.grown.take().unwrap());
+        journal.forget();
         assert_eq!((now.inode, now.mode, now.mtime_ns), (grows.old.inode, 0o640, MTIME));
         assert!(grows.fixture.temp_is_empty());
     }
@@ -613,8 +561,8 @@ mod tests {
             assert!(grows.content() == expected, "{added}");
             let now = grows.fixture.stat("f");
             assert_eq!(now.mtime_ns == MTIME && now.mode == 0o640, has_begun, "{added}");
-            let expected = if has_begun { vec![grows.becomes()] } else { Vec::new() };
-            assert_eq!(grows.grown(), expected, "{added}");
+            // What was not needed may be looked for where it has arrived.
+            assert_eq!(grows.fixture.temp_is_empty(), has_begun, "{added}");
         }
     }
 
@@ -627,7 +575,7 @@ mod tests {
                 file.set_len((OLD + added + 700_000) as u64).unwrap();
             });
             assert!(grows.content() == grows.new, "{added}");
-            assert_eq!(grows.grown(), [grows.becomes()], "{added}");
+            assert!(grows.fixture.temp_is_empty(), "{added}");
         }
     }
 
@@ -655,7 +603,6 @@ mod tests {
         let mut grows = Grows::new(1000);
         grows.open_again_after(500, |grows| fs::remove_file(grows.fixture.at("f")).unwrap());
         assert!(!grows.fixture.at("f").exists());
-        assert_eq!(grows.grown(), []);
     }
 
     #[test]
@@ -685,12 +632,10 @@ mod tests {
     proptest! {
         #[test]
         fn a_note_is_read_as_it_was_written_and_nothing_else_is_one(
-            key in "[a-z/é]{1,60}", author: [u8; 16], time: u64, content: [u8; 16], size: u64,
-            mode in 0_u32..0o1000, mtime_ns: i64, inode: u64, old_size: u64,
-            at: prop::sample::Index, flip in 1_u8..,
+            key in "[a-z/é]{1,60}", size: u64, mode in 0_u32..0o1000, mtime_ns: i64, inode: u64,
+            old_size: u64, at: prop::sample::Index, flip in 1_u8..,
         ) {
-            let dot = Dot { author: AuthorId(author), time: Timestamp(time) };
-            let becomes = Becomes { key, dot, content, size, mode, mtime_ns };
+            let becomes = Becomes { key, size, mode, mtime_ns };
             let note = Note { becomes, inode, old_size };
             let bytes = note.encode();
             let padded = [&bytes[..], &[0; 100]].concat();

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 
 use consort_node::folder::{Becomes, Folder, Root};
 
-use super::{Site, Stands, noise};
+use super::{Site, Stands, noise, placing};
 
 const SIZE: usize = 6 << 20;
 
@@ -102,14 +102,13 @@ fn a_file_that_was_growing_when_the_node_was_killed_is_what_others_made_of_it() 
         staging.target(SIZE as u64).write(&bytes[SIZE..]).unwrap();
         let becomes = Becomes {
             key: "f".to_owned(),
-            dot: version.dot,
-            content: version.content.id(),
             size,
             mode: attributes.mode.into(),
             mtime_ns: attributes.modified_ns,
         };
         let tail = staging.finish_tail(growing, becomes).unwrap();
         root.sync_staged(std::slice::from_ref(&tail)).unwrap();
+        drop(root.begin_placing(&[placing("f", &version)], true).unwrap());
         root.unlock();
         std::mem::forget(tail);
         let mut file = File::options().append(true).open(site.at("f")).unwrap();

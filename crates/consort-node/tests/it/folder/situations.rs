@@ -14,7 +14,9 @@ use consort_core::{
 };
 use crossbeam_channel::bounded;
 
-use super::{Site, Stands, content_of, file_attributes, is_paused, key, noise};
+use consort_node::folder::Root;
+
+use super::{Site, Stands, content_of, file_attributes, is_paused, key, noise, placing};
 
 #[test]
 fn what_others_wrote_appears_and_what_is_written_here_is_known() {
@@ -362,6 +364,16 @@ fn a_read_only_link_reports_and_restores_and_never_sends() {
     site.check();
 }
 
+/// Puts something at a path that is to the last attribute what a version would be whose bytes are those.
+fn put(site: &Site, path: &str, bytes: &str, version: &Version) {
+    site.write(path, bytes);
+    let modified_ns = u64::try_from(version.attributes.modified_ns).unwrap();
+    let file = fs::File::options().write(true).open(site.at(path)).unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_nanos(modified_ns)).unwrap();
+    let mode = fs::Permissions::from_mode(version.attributes.mode.into());
+    file.set_permissions(mode).unwrap();
+}
+
 #[test]
 fn what_a_killed_node_left_in_a_read_only_directory_is_what_was_received() {
     let mut site = Site::stopped();
@@ -371,21 +383,13 @@ fn what_a_killed_node_left_in_a_read_only_directory_is_what_was_received() {
     site.settle();
     site.stop();
     // What the engine would have done, but for the records. The last is somebody's, by its bytes.
-    let place = |site: &mut Site, path: &str, bytes: &str| {
-        let version = site.remote(path, Stands::After, path.as_bytes());
-        let modified_ns = u64::try_from(version.attributes.modified_ns).unwrap();
-        site.write(path, bytes);
-        let file = fs::File::options().write(true).open(site.at(path)).unwrap();
-        let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(modified_ns);
-        file.set_modified(modified).unwrap();
-        let mode = fs::Permissions::from_mode(version.attributes.mode.into());
-        file.set_permissions(mode).unwrap();
-    };
     site.remote_directory("dir");
     for path in ["new", "dir/new", "replaced", "changed later"] {
-        place(&mut site, path, path);
+        let version = site.remote(path, Stands::After, path.as_bytes());
+        put(&site, path, path, &version);
     }
-    place(&mut site, "mine", "mine!");
+    let version = site.remote("mine", Stands::After, b"mine");
+    put(&site, "mine", "mine!", &version);
     site.start();
     site.remote("changed later", Stands::After, b"newer");
     site.until("only what is somebody's is left", |site| {
@@ -397,6 +401,58 @@ fn what_a_killed_node_left_in_a_read_only_directory_is_what_was_received() {
     site.settle();
     assert_eq!(site.read("changed later").as_deref(), Some("newer"));
     site.check();
+}
+
+#[test]
+fn what_a_killed_node_was_putting_in_place_is_known_whatever_others_made_of_it_since() {
+    for read_only in [false, true] {
+        let mut site = Site::stopped();
+        site.read_only = read_only;
+        site.start();
+        for path in ["replaced", "replaced and deleted", "same bytes"] {
+            site.remote(path, Stands::After, b"first");
+        }
+        site.settle();
+        site.stop();
+        let paths = ["new", "new and deleted", "replaced", "replaced and deleted", "deleted later"];
+        let mut placed: Vec<_> =
+            paths.map(|path| (path, "second", site.remote(path, Stands::After, b"second"))).into();
+        let attributes = Attributes { mode: 0o600, ..file_attributes() };
+        let same = content_of(b"first");
+        let same = site.remote_version("same bytes", Stands::After, same, attributes);
+        placed.push(("same bytes", "first", same));
+        let root = Root::open(&site.at("")).unwrap();
+        let all: Vec<_> = placed.iter().map(|(path, _, version)| placing(path, version)).collect();
+        drop(root.begin_placing(&all, false).unwrap());
+        for (path, bytes, version) in &placed {
+            put(&site, path, bytes, version);
+        }
+        root.unlock();
+        site.id = Some(root.id());
+        drop(root);
+        // It is killed again before it knew what it had.
+        for path in ["new", "replaced", "same bytes"] {
+            site.remote(path, Stands::After, b"third");
+        }
+        for path in ["new and deleted", "replaced and deleted"] {
+            site.remote_deletion(path);
+        }
+        site.start();
+        site.remote_deletion("deleted later");
+        site.settle();
+        for path in ["new", "replaced", "same bytes"] {
+            assert_eq!(site.read(path).as_deref(), Some("third"));
+            assert_eq!(site.siblings(path).len(), 1, "{path}");
+        }
+        for path in ["new and deleted", "replaced and deleted", "deleted later"] {
+            assert_eq!((site.read(path), site.live(path)), (None, 0), "{path}");
+        }
+        assert_eq!(site.copies(), Vec::<String>::new());
+        site.check();
+        // When all is recorded, the notes go.
+        let temp = || fs::read_dir(site.at(".consort/tmp")).unwrap().count();
+        site.until("it is at rest", |_| temp() == 0);
+    }
 }
 
 #[test]
