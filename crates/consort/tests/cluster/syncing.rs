@@ -1,5 +1,6 @@
 //! What arrives, and what it costs: a real tree, an insertion, a rename, a restart.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -8,7 +9,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use crate::cluster::{Cluster, Node, array, text, until};
+use crate::cluster::{Cluster, DATASET, Node, array, text, until};
 use crate::random::{Random, from_environment};
 use crate::tree::{self, Entry};
 
@@ -296,6 +297,62 @@ fn files_that_grow_while_a_node_is_killed_again_and_again_become_what_was_append
     let entries = fs::read_dir(&b.dir).expect("readable").count();
     assert_eq!(entries, files.len() + 1, "somebody else's version beside them");
     cluster.stop_and_check();
+}
+
+#[test]
+fn a_node_that_is_killed_again_and_again_brings_nothing_back() {
+    let seed = from_environment("CONSORT_TEST_SEED", 1);
+    println!("repeat with CONSORT_TEST_SEED={seed}");
+    for read_only in [false, true] {
+        let mut random = Random::new(seed);
+        let mut cluster = Cluster::linked(2);
+        let [a, b] = &mut cluster.nodes[..] else { unreachable!("two nodes") };
+        if read_only {
+            b.run(["unlink", DATASET]).expect_done();
+            let link = [OsStr::new("link"), OsStr::new(DATASET), b.dir.as_os_str()];
+            b.run(link.into_iter().chain([OsStr::new("--read-only")])).expect_done();
+        }
+        let name = |number: u64| format!("d{}/f{number}", number % 5);
+        for directory in 0..5 {
+            fs::create_dir(a.path(&format!("d{directory}"))).expect("a new directory");
+        }
+        let (mut names, mut next) = (Vec::new(), 0);
+        for _ in 0..4 {
+            // Written, written anew, renamed and deleted, while what came before is still on its way.
+            for _ in 0..random.below(15) {
+                for _ in 0..100 {
+                    let at = random.below(names.len() + 40);
+                    match (names.get(at).copied(), random.below(4)) {
+                        (Some(old), 0) => {
+                            fs::remove_file(a.path(&name(old))).expect("removed");
+                            names.swap_remove(at);
+                        }
+                        (Some(old), 1) => {
+                            next += 1;
+                            fs::rename(a.path(&name(old)), a.path(&name(next))).expect("renamed");
+                            names[at] = next;
+                        }
+                        (Some(old), _) => {
+                            let bytes = random.bytes(3000);
+                            fs::write(a.path(&name(old)), bytes).expect("written");
+                        }
+                        (None, _) => {
+                            next += 1;
+                            names.push(next);
+                            fs::write(a.path(&name(next)), random.bytes(3000)).expect("written");
+                        }
+                    }
+                }
+                thread::sleep(Duration::from_millis(random.next() % 60));
+            }
+            b.kill_and_start();
+        }
+        let expected = tree::read(&a.dir);
+        cluster.settle();
+        let differences = tree::differences(&expected, &tree::read(&cluster.nodes[0].dir));
+        assert!(differences.is_empty(), "{}", differences.join("\n"));
+        cluster.stop_and_check();
+    }
 }
 
 #[test]

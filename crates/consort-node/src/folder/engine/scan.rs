@@ -41,6 +41,8 @@ impl Engine<'_> {
             }
         }
         self.scanning = true;
+        // What was taken in just now and is gone again may stand on no page, also if it is durable by the end.
+        let mut unlisted = self.commits.on_their_way(start);
         if let Some(start) = start {
             self.progress.clear_problems_beneath(start);
         }
@@ -76,8 +78,8 @@ impl Engine<'_> {
         }
         if self.exit.is_none() {
             self.missing_before(&mut records, None, &unknown)?;
-            // What was taken in just now and is gone again may stand on no page yet.
-            for path in self.commits.on_their_way(start) {
+            unlisted.extend(self.commits.on_their_way(start));
+            for path in unlisted {
                 if matches!(self.root.stat(&path), Ok(None)) {
                     self.on_missing(path)?;
                 }

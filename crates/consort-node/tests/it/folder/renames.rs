@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use consort_core::model::Commit;
 use consort_core::{
@@ -187,5 +188,23 @@ fn files_that_others_rename_one_after_the_other_all_move() {
     site.settle();
     let after: Vec<u64> = numbers.map(|number| inode(&name("new", number))).collect();
     assert!(before == after);
+    site.check();
+}
+
+#[test]
+fn a_directory_that_moves_on_while_it_is_taken_in_leaves_nothing_behind() {
+    let site = Site::new();
+    for round in 0..20 {
+        let name = |step: u64| site.at(&format!("d{round}-{step}"));
+        for file in 0..40 {
+            site.write(&format!("d{round}-0/f{file}"), format!("{file}"));
+        }
+        for step in 1..6 {
+            std::thread::sleep(Duration::from_millis((round * step) % 23));
+            fs::write(name(step - 1).join(format!("n{step}")), "new").unwrap();
+            fs::rename(name(step - 1), name(step)).unwrap();
+        }
+    }
+    site.settle();
     site.check();
 }
