@@ -612,7 +612,9 @@ mod tests {
         let lease = Lease::take(&file).unwrap();
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| grows.fixture.root.open_file("f"));
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            while lease.is_whole() {
+                std::thread::yield_now();
+            }
             drop(lease);
             reader.join().unwrap().unwrap();
         });

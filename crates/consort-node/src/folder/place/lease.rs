@@ -60,8 +60,12 @@ impl<'f> Lease<'f> {
 
     /// Whether nobody can have been let in: nobody waits, or not for long.
     pub(super) fn is_sure(&self) -> bool {
-        self.taken.elapsed() < SURE_FOR
-            || fcntl(self.fd, libc::F_GETLEASE, 0).is_ok_and(|held| held == libc::F_WRLCK)
+        self.taken.elapsed() < SURE_FOR || self.is_whole()
+    }
+
+    /// Whether it is held, and nobody waits.
+    pub(super) fn is_whole(&self) -> bool {
+        fcntl(self.fd, libc::F_GETLEASE, 0).is_ok_and(|held| held == libc::F_WRLCK)
     }
 }
 
@@ -99,7 +103,7 @@ mod tests {
         assert!(lease.is_sure());
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| std::fs::read_to_string(&path));
-            while fcntl(lease.fd, libc::F_GETLEASE, 0).unwrap() == libc::F_WRLCK {
+            while lease.is_whole() {
                 std::thread::yield_now();
             }
             let hasty = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
