@@ -51,7 +51,7 @@ impl Folder {
             }
             // The thread opens it: a network file system that does not answer keeps nobody else waiting.
             Some(id) => {
-                progress.pause("directory", OPENING);
+                progress.pause_quietly("directory", OPENING);
                 (id, None)
             }
         };

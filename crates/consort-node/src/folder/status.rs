@@ -214,6 +214,11 @@ impl Progress {
         self.set_trouble(cause, Some(Trouble::Paused(reason.to_owned())));
     }
 
+    /// The same for what is over in a moment as a rule: it is told, but not logged.
+    pub(super) fn pause_quietly(&self, cause: &'static str, reason: &str) {
+        self.texts().troubles.insert(cause, Trouble::Paused(reason.to_owned()));
+    }
+
     /// The store failed: nothing goes on until the node is started again.
     pub fn fail(&self, reason: String) {
         self.pause("store", &reason);
