@@ -218,7 +218,8 @@ struct Thread {
     rebuilt: Receiver<Rebuilt>,
     files: Files,
     jobs: HashMap<u64, Job>,
-    /// Keys that are worked on here (with their job) or in the engine, and those whose files are on their way to others.
+    /// Keys that are worked on here (with their job) or in the engine, and those whose files are on their way to others: how new
+    /// the newest version was that this was worked out from.
     active: HashMap<Key, (Sequence, Option<u64>)>,
     next_id: u64,
     ready: Vec<Work>,

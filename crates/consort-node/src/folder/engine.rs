@@ -85,9 +85,9 @@ pub(super) struct Engine<'c> {
     deletions: Deletions,
     /// The store as whoever ran before left it, until the first scan has ended.
     left: &'c mut Option<DiskView>,
-    /// What may be in place without being recorded, until it was read: no more than a few batches.
+    /// What may be in place without being recorded, until that is durable or it was found to be something else.
     pub(super) unrecorded: BTreeMap<Key, Vec<Unrecorded>>,
-    /// The notes of that, until this comes to rest.
+    /// The notes of that.
     pub(super) journal: Journal,
     /// What is to be scanned: everything, or what is at and beneath a path. In the order of events: where a directory was is
     /// looked at before where it is, so that what is found there can be known to have moved.
@@ -143,7 +143,7 @@ impl<'c> Engine<'c> {
         let (store, dataset) = (&context.store, context.dataset);
         let indexer = Indexer::start(&root, store, dataset, context.workers)?;
         let commits = Commits::start(&root, store)?;
-        let (journal, placing) = root.left_placing();
+        let (journal, placing) = root.left_placing()?;
         // If the store cannot be read, the first scan says so.
         let records = store.view(dataset).map_or(0, |view| view.record_count());
         let stager =
@@ -269,6 +269,7 @@ impl<'c> Engine<'c> {
         } else {
             self.record_refreshed(false);
         }
+        self.forget_unrecorded();
         self.answer_flushes()?;
         self.progress.set_unsettled(self.unsettled());
         if wait && !busy && self.exit.is_none() && self.scans.is_empty() {
@@ -434,6 +435,22 @@ impl<'c> Engine<'c> {
             && self.commits.are_done()
             && self.dirty.values().all(Dirty::is_taken_in)
             && self.deletions.are_settled()
+    }
+
+    /// What may be in place and not recorded was looked at, and what of it was found is durable: whatever comes there now is
+    /// somebody's.
+    fn forget_unrecorded(&mut self) {
+        let is_looked_at = |path: &Key| {
+            self.dirty.get(path).is_none_or(Dirty::is_taken_in) && !self.indexing.contains_key(path)
+        };
+        if self.scans.is_empty()
+            && !self.scanning
+            && self.commits.are_done()
+            && self.unrecorded.keys().all(is_looked_at)
+        {
+            self.unrecorded.clear();
+            std::mem::take(&mut self.journal).forget();
+        }
     }
 
     /// Answers those who wait for what had changed before, whatever changes all the time since.

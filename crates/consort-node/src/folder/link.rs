@@ -46,7 +46,9 @@ impl Folder {
             None => {
                 let root = Arc::new(Root::open(&context.dir)?);
                 // What was put in place for another link is nothing that this one knows of.
-                root.left_placing().0.forget();
+                let left = root.left_placing();
+                let path = || context.dir.clone();
+                left.map_err(|source| OpenRootError::Io { path: path(), source })?.0.forget();
                 (root.id(), Some(root))
             }
             // The thread opens it: a network file system that does not answer keeps nobody else waiting.

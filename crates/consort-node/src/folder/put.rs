@@ -50,6 +50,8 @@ struct Changes {
     ungrown: Vec<Key>,
     /// By what files have grown.
     grown: Vec<Grown>,
+    /// What is put in place is noted.
+    is_noted: bool,
 }
 
 /// An operation was not done, and is to be tried again later.
@@ -84,7 +86,9 @@ impl Engine<'_> {
         let mut changes = Changes::default();
         let mut settled = Vec::new();
         let placing = placing_of(&batch);
-        let mut journal = self.begin_journal(&placing, grows);
+        let journal = self.begin_journal(&placing, grows);
+        changes.is_noted = journal.is_some();
+        let mut journal = journal.unwrap_or_default();
         // What was written counts, and its chunks are had from where they are staged, until it is recorded.
         let mut unrecorded = Vec::new();
         for work in batch {
@@ -130,6 +134,7 @@ impl Engine<'_> {
         outcome.unmovable = std::mem::take(&mut changes.unmovable);
         outcome.ungrown = std::mem::take(&mut changes.ungrown);
         let looks = std::mem::take(&mut changes.looks);
+        changes.records.keys().for_each(|path| drop(self.unrecorded.remove(path)));
         self.record(changes, settled)?;
         journal.forget();
         self.count_put_in_place(view.record_count())?;
@@ -139,12 +144,12 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Notes what is about to be put in place. If it cannot be noted, after a crash only the store tells of it.
-    fn begin_journal(&self, placing: &[Placing], durable: bool) -> Journal {
-        self.root.begin_placing(placing, durable).unwrap_or_else(|error| {
-            tracing::warn!(%error, "what is put in place cannot be noted");
-            Journal::default()
-        })
+    /// Notes what is about to be put in place. If it cannot be noted, after a crash only the store tells of it, and no file grows.
+    fn begin_journal(&self, placing: &[Placing], durable: bool) -> Option<Journal> {
+        let noted = self.root.begin_placing(placing, durable);
+        noted
+            .inspect_err(|error| tracing::warn!(%error, "what is put in place cannot be noted"))
+            .ok()
     }
 
     /// Nothing of a batch is recorded. What of it was put in place is found by looking.
@@ -199,6 +204,10 @@ impl Engine<'_> {
             },
             Op::Place { version, .. } => {
                 let Some(staged) = staged else { return Err(Skipped::Later) };
+                if staged.is_tail() && !changes.is_noted {
+                    changes.ungrown.push(path);
+                    return Err(Skipped::Later);
+                }
                 let put =
                     Put { view, key, path: &path, record: record.as_ref(), version: &version };
                 self.replace(&put, changes, |root, expected| {
@@ -302,7 +311,6 @@ impl Engine<'_> {
         };
         let mut placed = place(&self.root, expected)?;
         changes.grown.extend(placed.grown.take());
-        self.unrecorded.remove(path);
         self.note_placed(put, &placed, changes)
     }
 

@@ -44,3 +44,25 @@ pub(super) fn record_of(meta: &Meta, content: &Content, racy: bool) -> Record {
         plain: false,
     }
 }
+
+/// Whether a file system that counts time in coarse steps may make one of the other.
+pub(super) fn is_same_time(found: i64, wanted: i64) -> bool {
+    let steps = [1, 100, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000];
+    steps
+        .into_iter()
+        .any(|step: i64| found % step == 0 && found.abs_diff(wanted) < step.unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_the_same_when_a_file_system_could_not_keep_more_of_it() {
+        assert!(is_same_time(1_234_567_891, 1_234_567_891));
+        assert!(is_same_time(1_234_567_800, 1_234_567_891));
+        assert!(is_same_time(1_000_000_000, 1_234_567_891));
+        assert!(!is_same_time(1_234_567_890, 1_234_567_891));
+        assert!(!is_same_time(1_000_000_000, 4_234_567_891));
+    }
+}

@@ -200,6 +200,16 @@ impl Site {
         }
     }
 
+    /// What cannot be done now is tried again later and later.
+    fn expect_few_batches(&self) {
+        let end = Instant::now() + Duration::from_millis(400);
+        let mut batches = 0;
+        while Instant::now() < end {
+            batches += usize::from(self.applied.1.recv_deadline(end).is_ok());
+            assert!(batches < 30, "it is tried without end");
+        }
+    }
+
     fn view(&self) -> consort_store::DiskView {
         self.store.view(DATASET).unwrap()
     }

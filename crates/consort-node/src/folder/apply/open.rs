@@ -61,15 +61,15 @@ impl Thread {
         sequence: Option<Sequence>,
         half: Half,
     ) -> Result<(), StoreError> {
-        match self.active.get(&key) {
-            None => {}
-            // Something newer came while its content was on its way: begin again.
-            Some(&(older, Some(job))) if Some(older) < sequence && half == Half::Showing => {
-                self.abandon(job, true);
-            }
-            Some(&(older, at)) => {
-                self.missed |= at.is_none() && Some(older) < sequence;
-                return Ok(());
+        if let Some(&(older, at)) = self.active.get(&key) {
+            let is_newer = older < newest_of(view, &key)?;
+            match at {
+                // Something newer came while its content was on its way: begin again.
+                Some(job) if is_newer && half == Half::Showing => self.abandon(job, true),
+                _ => {
+                    self.missed |= at.is_none() && is_newer;
+                    return Ok(());
+                }
             }
         }
         // Of what was deleted, nothing is to be shown.
@@ -222,7 +222,7 @@ impl Thread {
                 if show.record.is_none()
                     && let Some(from) = self.find_moved(view, &version)? =>
             {
-                self.active.insert(from.clone(), (Sequence::default(), None));
+                self.active.insert(from.clone(), (newest_of(view, &from)?, None));
                 Op::Move { from, path, version }
             }
             Kind::File
@@ -323,4 +323,10 @@ impl Thread {
                 || !self.root.list(&show.path).is_ok_and(|names| names.is_empty()));
         Ok(if occupied { There::Occupied } else { There::Free })
     }
+}
+
+/// How new the newest version of a key is.
+fn newest_of(view: &DiskView, key: &Key) -> Result<Sequence, StoreError> {
+    let siblings = view.siblings(key)?;
+    Ok(siblings.iter().map(|stored| stored.sequence).max().unwrap_or_default())
 }

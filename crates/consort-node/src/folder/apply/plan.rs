@@ -7,6 +7,7 @@ use consort_store::{DiskView, Record};
 
 use crate::folder::ignores::{IGNORE_FILE, MAX_IGNORE_FILE_BYTES};
 use crate::folder::project::{conflict_prefix, project};
+use crate::folder::record::is_same_time;
 use crate::folder::{Ignores, PRIVATE_DIR, is_private};
 
 /// Keys and records that are read from the store at once.
@@ -146,14 +147,6 @@ fn shows(record: &Record, version: &Version) -> bool {
     record.dot == version.dot && !record.implicit && times
 }
 
-/// Whether a file system that counts time in coarse steps may make one of the other.
-fn is_same_time(found: i64, wanted: i64) -> bool {
-    let steps = [1, 100, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000];
-    steps
-        .into_iter()
-        .any(|step: i64| found % step == 0 && found.abs_diff(wanted) < step.unsigned_abs())
-}
-
 /// Why a version cannot stand at a path, whatever else is there.
 fn unusable(path: &Key, version: &Version) -> Option<String> {
     if path.split('/').any(|name| MAX_NAME_BYTES < name.len()) {
@@ -187,19 +180,5 @@ fn any_live_beneath(view: &DiskView, key: &Key) -> Result<bool, StoreError> {
             return Ok(live);
         }
         after = page.into_iter().next_back().map(|(key, _)| key);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_is_the_same_when_a_file_system_could_not_keep_more_of_it() {
-        assert!(is_same_time(1_234_567_891, 1_234_567_891));
-        assert!(is_same_time(1_234_567_800, 1_234_567_891));
-        assert!(is_same_time(1_000_000_000, 1_234_567_891));
-        assert!(!is_same_time(1_234_567_890, 1_234_567_891));
-        assert!(!is_same_time(1_000_000_000, 4_234_567_891));
     }
 }

@@ -309,6 +309,7 @@ impl Engine<'_> {
             Err(CommitError::Store(error)) => return Err(error),
         };
         self.progress.set_trouble("sync", None);
+        paths.iter().for_each(|path| drop(self.unrecorded.remove(path)));
         if !applied.added.is_empty() {
             (self.context.on_written)();
         }

@@ -213,8 +213,6 @@ impl Engine<'_> {
     pub(super) fn note_rest(&mut self) -> Result<(), StoreError> {
         let records = self.view()?.record_count();
         self.deletions.on_rest(records, Instant::now());
-        self.unrecorded.clear();
-        std::mem::take(&mut self.journal).forget();
         Ok(())
     }
 

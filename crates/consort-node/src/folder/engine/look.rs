@@ -209,10 +209,12 @@ impl Engine<'_> {
             }
         }
         let found = record_of(&meta, &Content::Deleted, false);
-        // Where nothing is written, what is the same as what is still to come can be taken for that at any time.
+        // Where nothing is written, what is the same as what others have can be taken for that at any time.
         let now = if self.context.read_only { Some(self.view()?) } else { None };
-        for view in self.left.iter().chain(&now) {
-            if let Some(version) = unrecorded(view, &path, self.context.on_conflict, &found)? {
+        let left = self.left.iter().map(|view| (view, true));
+        for (view, pending) in left.chain(now.iter().map(|view| (view, false))) {
+            let policy = self.context.on_conflict;
+            if let Some(version) = unrecorded(view, &path, policy, &found, pending)? {
                 let known = self.unrecorded.entry(path.clone()).or_default();
                 if known.iter().all(|other| other.dot != version.dot) {
                     known.push(version);
@@ -220,8 +222,10 @@ impl Engine<'_> {
             }
         }
         // What cannot be what was received need not be read.
+        let is_other = meta.kind == EntryKind::Other;
         let mut unrecorded = self.unrecorded.get(&path).into_iter().flatten();
         if self.context.read_only
+            && !is_other
             && !unrecorded.any(|version| version.is_like(&found))
             && !record.as_ref().is_some_and(|record| looks_recorded(record, &found))
         {
@@ -350,7 +354,10 @@ impl Engine<'_> {
     pub(in crate::folder) fn may_be_unrecorded(&mut self, placing: Vec<Placing>) {
         for placing in placing {
             let path = placing.path.clone();
-            self.unrecorded.entry(path).or_default().push(Unrecorded::of(placing));
+            let known = self.unrecorded.entry(path).or_default();
+            if known.iter().all(|other| other.dot != placing.dot) {
+                known.push(Unrecorded::of(placing));
+            }
         }
     }
 
@@ -396,7 +403,7 @@ impl Engine<'_> {
             let shown = before.as_ref().map(|before| before.key.as_ref().unwrap_or(&path));
             version.is(&found) && shown.is_none_or(|shown| *shown == version.key)
         };
-        // It stays until that is recorded. What is read-only has nothing that others do not have.
+        // It stays until that is recorded. Nobody gets anything from what is read-only.
         let unrecorded = self.unrecorded.get(&path).into_iter().flatten().find(is_it).cloned();
         let is_kept = match &before {
             Some(before) if unrecorded.is_some() && !self.context.read_only => {

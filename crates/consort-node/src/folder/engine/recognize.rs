@@ -7,6 +7,7 @@ use consort_store::{DiskView, Record};
 
 use crate::folder::Placing;
 use crate::folder::project::{conflict_path, conflict_prefix, copied_key};
+use crate::folder::record::is_same_time;
 
 /// Conflict copies that are read from the store at once.
 const PAGE: usize = 256;
@@ -99,20 +100,22 @@ pub(super) fn looks_recorded(record: &Record, found: &Record) -> bool {
 /// The times of a directory follow from its entries.
 fn is_like((kind, mode, modified_ns): (Kind, u16, i64), found: &Record) -> bool {
     let is_directory = kind == Kind::Directory;
-    kind == found.kind && mode == found.mode && (is_directory || modified_ns == found.modified_ns)
+    let is_then = is_directory || is_same_time(found.modified_ns, modified_ns);
+    kind == found.kind && mode == found.mode && is_then
 }
 
-/// Whether what is found at a path, and is not what is recorded there, may be what was put there of something that is still
-/// pending in `left`, the store as it was left. Of `found`, the content is not looked at.
+/// Whether what is found at a path, and is not what is recorded there, may be what was put there of something that is in `left`,
+/// the store as it was left; with `pending`, of something that is still pending there. Of `found`, the content is not looked at.
 pub(super) fn unrecorded(
     left: &DiskView,
     path: &Key,
     policy: OnConflict,
     found: &Record,
+    pending: bool,
 ) -> Result<Option<Unrecorded>, StoreError> {
     let key = copied_key(path).unwrap_or_else(|| path.clone());
     for key in [path.clone(), key] {
-        if !left.is_pending(&key)? {
+        if pending && !left.is_pending(&key)? {
             continue;
         }
         let siblings: Vec<Version> = left.siblings(&key)?.into_iter().map(|s| s.version).collect();

@@ -81,17 +81,17 @@ impl Root {
         let mut journal = Journal(Vec::new());
         for placing in placing.chunks(MAX_ENTRIES) {
             let mut note = self.new_note()?;
-            // If it cannot be written, it goes again.
             note.1.write_all(&encode(placing))?;
             if durable {
                 note.1.sync_all()?;
             }
-            note.0.owned = false;
             journal.0.push(note.0);
         }
         if durable {
             fsync(self.temp())?;
         }
+        // Before, all of them went again.
+        journal.0.iter_mut().for_each(|note| note.owned = false);
         Ok(journal)
     }
 
@@ -112,16 +112,19 @@ impl Root {
     }
 
     /// What whoever had the directory open before noted, and did not record as far as is known.
-    pub fn left_placing(&self) -> (Journal, Vec<Placing>) {
+    ///
+    /// # Errors
+    ///
+    /// The notes cannot be read.
+    pub fn left_placing(&self) -> io::Result<(Journal, Vec<Placing>)> {
         let (mut journal, mut placing) = (Journal(Vec::new()), Vec::new());
-        for name in names(self.temp()).unwrap_or_default() {
+        for name in names(self.temp())? {
             let Some(name) = name.to_str().filter(|name| is_note(name)) else { continue };
-            // What was not written to the end was noted before anything was put in place.
-            placing.extend(read(self.temp(), name).unwrap_or_default());
+            placing.extend(read(self.temp(), name)?);
             let (dir, name) = (Arc::clone(self.temp()), name.to_owned());
             journal.0.push(TempName { dir, name, owned: false });
         }
-        (journal, placing)
+        Ok((journal, placing))
     }
 }
 
@@ -134,7 +137,8 @@ fn read(temp: &OwnedFd, name: &str) -> io::Result<Vec<Placing>> {
     let file = File::from(open_beneath(temp, name, OFlags::RDONLY | OFlags::NOFOLLOW)?);
     let mut bytes = Vec::new();
     file.take(MAX_BYTES).read_to_end(&mut bytes)?;
-    decode(&bytes).map_err(io::Error::other)
+    // What was not written to the end was noted before anything was put in place, or is what a power loss left of it.
+    Ok(decode(&bytes).unwrap_or_default())
 }
 
 fn encode(placing: &[Placing]) -> Vec<u8> {
@@ -223,14 +227,14 @@ mod tests {
         drop(first);
         for _ in 0..2 {
             fixture.reopen();
-            let (journal, mut left) = fixture.root.left_placing();
+            let (journal, mut left) = fixture.root.left_placing().unwrap();
             left.sort_by_key(|placing| placing.dot.time);
             assert_eq!(left, all);
             drop(journal);
         }
-        fixture.root.left_placing().0.forget();
+        fixture.root.left_placing().unwrap().0.forget();
         fixture.reopen();
-        assert_eq!(fixture.root.left_placing().1, []);
+        assert_eq!(fixture.root.left_placing().unwrap().1, []);
         assert_eq!(fs::read_dir(fixture.at(".consort/tmp")).unwrap().count(), 0);
     }
 
@@ -241,7 +245,7 @@ mod tests {
         for length in [0, 20, bytes.len() - 1] {
             fs::write(fixture.at(".consort/tmp/placing-0"), &bytes[..length]).unwrap();
             fixture.reopen();
-            let (journal, left) = fixture.root.left_placing();
+            let (journal, left) = fixture.root.left_placing().unwrap();
             assert_eq!(left, []);
             journal.forget();
             assert_eq!(fs::read_dir(fixture.at(".consort/tmp")).unwrap().count(), 0);

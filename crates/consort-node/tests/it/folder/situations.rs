@@ -449,6 +449,13 @@ fn what_a_killed_node_was_putting_in_place_is_known_whatever_others_made_of_it_s
         }
         assert_eq!(site.copies(), Vec::<String>::new());
         site.check();
+        // What was deleted and is there again is somebody's.
+        if !read_only {
+            let (path, bytes, version) = &placed[1];
+            put(&site, path, bytes, version);
+            site.settle();
+            assert_eq!(site.live(path), 1, "{path}");
+        }
         // When all is recorded, the notes go.
         let temp = || fs::read_dir(site.at(".consort/tmp")).unwrap().count();
         site.until("it is at rest", |_| temp() == 0);
@@ -506,6 +513,51 @@ fn what_stands_in_the_way_of_a_read_only_link_keeps_nothing_else_from_being_reco
         site.until("it is recorded", |site| !site.is_pending(&path));
     }
     assert_eq!(site.read("f").as_deref(), Some("mine"));
+    site.expect_few_batches();
+}
+
+#[test]
+fn a_file_that_cannot_move_yet_is_not_tried_without_end() {
+    let mut site = Site::new();
+    for number in 0..30 {
+        site.write(&format!("d/f{number}"), "f");
+    }
+    site.write("a", "a");
+    site.settle();
+    fs::remove_dir_all(site.at("d")).unwrap();
+    site.flush();
+    site.until("it is asked about", is_paused);
+    let (content, attributes) = (content_of(b"a"), site.winner("a").unwrap().attributes);
+    site.remote_version("d/a", Stands::After, content, attributes);
+    site.remote_deletion("a");
+    site.expect_few_batches();
+    site.folder().allow_mass_delete();
+    site.settle();
+    assert_eq!((site.read("d/a").as_deref(), site.read("a")), (Some("a"), None));
+    site.check();
+}
+
+#[test]
+fn what_comes_back_to_a_read_only_directory_as_it_was_received_is_that() {
+    let mut site = Site::stopped();
+    site.read_only = true;
+    site.start();
+    for path in ["away", "ignored"] {
+        site.remote(path, Stands::After, b"theirs");
+    }
+    site.settle();
+    fs::rename(site.at("away"), site.home.path().join("aside/away")).unwrap();
+    site.until("it is restored", |site| site.at("away").exists());
+    site.settle();
+    fs::rename(site.home.path().join("aside/away"), site.at("away")).unwrap();
+    site.settle();
+    // What is ignored is known no more, until it is not.
+    fs::write(site.at(".consortignore"), "ignored\n").unwrap();
+    site.until("it is forgotten", |site| !site.records().contains_key(&key("ignored")));
+    fs::remove_file(site.at(".consortignore")).unwrap();
+    site.until("it is known again", |site| site.records().contains_key(&key("ignored")));
+    site.settle();
+    site.check();
 }
 
 #[test]
