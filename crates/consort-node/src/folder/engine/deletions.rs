@@ -380,7 +380,8 @@ impl Engine<'_> {
     fn restore_deleted(&mut self) -> Result<bool, StoreError> {
         let view = self.view()?;
         let mut keys = Vec::new();
-        for path in std::mem::take(&mut self.deletions.gone) {
+        let gone = std::mem::take(&mut self.deletions.gone);
+        for path in gone.clone() {
             let record = view.record(&path)?;
             keys.push(record.and_then(|record| record.key).unwrap_or_else(|| path.clone()));
             self.gather_removal(path);
@@ -388,6 +389,10 @@ impl Engine<'_> {
         }
         self.settle_commits()?;
         self.stager.look_at(keys);
+        // What others deleted, too, may have been all that kept a directory.
+        for path in gone {
+            self.look_at_emptied(&view, &path)?;
+        }
         Ok(true)
     }
 }

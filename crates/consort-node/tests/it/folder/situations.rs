@@ -523,17 +523,42 @@ fn a_file_that_cannot_move_yet_is_not_tried_without_end() {
         site.write(&format!("d/f{number}"), "f");
     }
     site.write("a", "a");
-    site.settle();
+    site.until("their times tell every change", |site| {
+        site.flush();
+        !site.records().values().any(|record| record.racy)
+    });
     fs::remove_dir_all(site.at("d")).unwrap();
     site.flush();
     site.until("it is asked about", is_paused);
     let (content, attributes) = (content_of(b"a"), site.winner("a").unwrap().attributes);
+    site.keep(b"a");
     site.remote_version("d/a", Stands::After, content, attributes);
     site.remote_deletion("a");
     site.expect_few_batches();
     site.folder().allow_mass_delete();
     site.settle();
     assert_eq!((site.read("d/a").as_deref(), site.read("a")), (Some("a"), None));
+    site.check();
+}
+
+#[test]
+fn a_read_only_directory_goes_with_the_last_of_what_was_changed_in_it() {
+    let mut site = Site::stopped();
+    site.read_only = true;
+    site.start();
+    site.remote_directory("dir");
+    site.remote("dir/f", Stands::After, b"theirs");
+    site.settle();
+    site.write("dir/f", "mine");
+    site.flush();
+    site.remote_deletion("dir/f");
+    site.remote_deletion("dir");
+    site.until("it is told", |site| site.folder().progress().difference().is_some());
+    site.flush();
+    assert_eq!(site.read("dir/f").as_deref(), Some("mine"));
+    fs::rename(site.at("dir/f"), site.home.path().join("aside/f")).unwrap();
+    site.until("the directory goes, too", |site| !site.at("dir").exists());
+    site.settle();
     site.check();
 }
 
