@@ -33,7 +33,7 @@ use super::context::{Inbox, Input, LinkContext, OnFlushed};
 use super::ignores::IGNORE_FILE;
 use super::index::{Cut, Indexer};
 use super::status::{Progress, Trouble};
-use super::{CookieName, Ignores, Journal, Root, WatchEvent, Watcher};
+use super::{CookieName, Ignores, Journal, PRIVATE_DIR, Root, WatchEvent, Watcher};
 
 /// A directory that cannot be watched in full is scanned so often.
 const RESCAN_EVERY: Duration = Duration::from_secs(60);
@@ -109,9 +109,13 @@ impl<'c> Engine<'c> {
         ignores: Ignores,
         progress: Arc<Progress>,
         inbox: &'c Inbox,
-        flushes: Vec<OnFlushed>,
+        flushes: &mut Vec<OnFlushed>,
         left: &'c mut Option<DiskView>,
     ) -> std::io::Result<Self> {
+        let (journal, placing) = root.left_placing().map_err(|error| {
+            let text = format!("the notes in {PRIVATE_DIR}/tmp cannot be read: {error}");
+            std::io::Error::new(error.kind(), text)
+        })?;
         progress.begin_scan(None);
         let (watcher, events) = match Watcher::start(&root, ignores.clone()) {
             Ok((watcher, events)) => {
@@ -143,14 +147,13 @@ impl<'c> Engine<'c> {
         let (store, dataset) = (&context.store, context.dataset);
         let indexer = Indexer::start(&root, store, dataset, context.workers)?;
         let commits = Commits::start(&root, store)?;
-        let (journal, placing) = root.left_placing()?;
         // If the store cannot be read, the first scan says so.
         let records = store.view(dataset).map_or(0, |view| view.record_count());
         let stager =
             Stager::start(context, Arc::clone(&root), ignores.clone(), Arc::clone(&progress))?;
         // The first scan is what those wait for who came while no engine ran.
         let flushes =
-            flushes.into_iter().map(|done| Flush { cookie: None, upto: None, done }).collect();
+            flushes.drain(..).map(|done| Flush { cookie: None, upto: None, done }).collect();
         let mut engine = Self {
             context,
             root,
@@ -190,8 +193,9 @@ impl<'c> Engine<'c> {
             || !self.ignores.are_remembered(&self.context.store, self.context.dataset);
         loop {
             if let Some(exit) = self.exit {
-                if let Err(error) = self.settle_commits() {
-                    self.progress.fail(error.to_string());
+                match self.settle_commits() {
+                    Ok(()) => self.forget_unrecorded(),
+                    Err(error) => self.progress.fail(error.to_string()),
                 }
                 let flushes = std::mem::take(&mut self.flushes);
                 return (exit, flushes.into_iter().map(|flush| flush.done).collect());

@@ -160,7 +160,7 @@ impl Supervisor {
                 ignores,
                 Arc::clone(&self.progress),
                 &self.inbox,
-                std::mem::take(&mut flushes),
+                &mut flushes,
                 &mut self.left,
             );
             let exit = match engine {
@@ -172,7 +172,7 @@ impl Supervisor {
                     exit
                 }
                 Err(error) => {
-                    self.progress.pause("threads", &format!("threads cannot be started: {error}"));
+                    self.progress.pause("threads", &format!("work on it cannot begin: {error}"));
                     if self.pause(&mut flushes) { Exit::RootGone } else { Exit::Stopped }
                 }
             };

@@ -84,8 +84,8 @@ impl Engine<'_> {
         let grows = staged.iter().any(Staged::is_tail);
         let mut staged = staged.into_iter();
         let mut changes = Changes::default();
-        let mut settled = Vec::new();
-        let placing = placing_of(&batch);
+        let (mut settled, mut failed) = (Vec::new(), BTreeSet::new());
+        let mut placing = placing_of(&batch);
         let journal = self.begin_journal(&placing, grows);
         changes.is_noted = journal.is_some();
         let mut journal = journal.unwrap_or_default();
@@ -103,6 +103,7 @@ impl Engine<'_> {
                     continue;
                 }
                 let moving = op.moves_from().cloned();
+                let noted = op.version().map(|_| op.path().clone());
                 match self.put(&view, &work.key, op, file, &mut changes) {
                     Ok(changed) => {
                         outcome.changed |= changed;
@@ -110,7 +111,10 @@ impl Engine<'_> {
                             outcome.unmoved.remove(from);
                         }
                     }
-                    Err(Skipped::Later) => done = false,
+                    Err(Skipped::Later) => {
+                        done = false;
+                        failed.extend(noted);
+                    }
                     Err(Skipped::Store(error)) => return Err(error),
                 }
             }
@@ -136,7 +140,15 @@ impl Engine<'_> {
         let looks = std::mem::take(&mut changes.looks);
         changes.records.keys().for_each(|path| drop(self.unrecorded.remove(path)));
         self.record(changes, settled)?;
-        journal.forget();
+        if failed.is_empty() {
+            journal.forget();
+        } else {
+            // Some of that may be in place all the same.
+            self.journal.join(journal);
+            placing.retain(|placing| failed.contains(&placing.path));
+            self.may_be_unrecorded(placing);
+            failed.iter().for_each(|path| self.look_again(path));
+        }
         self.count_put_in_place(view.record_count())?;
         looks.iter().for_each(|path| self.look_again(path));
         self.stager.done(outcome);

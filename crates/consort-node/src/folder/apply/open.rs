@@ -62,12 +62,12 @@ impl Thread {
         half: Half,
     ) -> Result<(), StoreError> {
         if let Some(&(older, at)) = self.active.get(&key) {
-            let is_newer = older < newest_of(view, &key)?;
+            let is_outdated = older != newest_of(view, &key)?;
             match at {
-                // Something newer came while its content was on its way: begin again.
-                Some(job) if is_newer && half == Half::Showing => self.abandon(job, true),
+                // Something newer came while its content was on its way, or it is dead: begin again.
+                Some(job) if is_outdated && half == Half::Showing => self.abandon(job, true),
                 _ => {
-                    self.missed |= at.is_none() && is_newer;
+                    self.missed |= at.is_none() && is_outdated;
                     return Ok(());
                 }
             }

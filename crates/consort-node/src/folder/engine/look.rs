@@ -403,7 +403,7 @@ impl Engine<'_> {
             let shown = before.as_ref().map(|before| before.key.as_ref().unwrap_or(&path));
             version.is(&found) && shown.is_none_or(|shown| *shown == version.key)
         };
-        // It stays until that is recorded. Nobody gets anything from what is read-only.
+        // It stays until that is recorded. What is replaced in a read-only directory makes no write.
         let unrecorded = self.unrecorded.get(&path).into_iter().flatten().find(is_it).cloned();
         let is_kept = match &before {
             Some(before) if unrecorded.is_some() && !self.context.read_only => {

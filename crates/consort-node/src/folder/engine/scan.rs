@@ -20,6 +20,7 @@ const RECORDS_PAGE: usize = 1024;
 impl Engine<'_> {
     /// Goes through the directory, or what is at and beneath `start`, side by side with the records.
     pub(super) fn scan(&mut self, start: Option<&Key>) -> Result<(), StoreError> {
+        self.scanning = true;
         if !self.root.is_present() {
             self.end(Exit::RootGone);
             return Ok(());
@@ -40,7 +41,6 @@ impl Engine<'_> {
                 self.progress.set_note(&line, text);
             }
         }
-        self.scanning = true;
         // What was taken in just now and is gone again may stand on no page, also if it is durable by the end.
         let mut unlisted = self.commits.on_their_way(start);
         if let Some(start) = start {
@@ -86,7 +86,8 @@ impl Engine<'_> {
             }
         }
         self.progress.add_scanned((walked % SCAN_SLICE) as u64);
-        self.scanning = false;
+        // One that was cut short has not seen everything.
+        self.scanning = self.exit.is_some();
         if start.is_none() && self.exit.is_none() {
             *self.left = None;
             self.progress.end_scan();
