@@ -95,6 +95,14 @@ impl Site {
         site
     }
 
+    /// With an empty directory into which only others write, and its engine running.
+    fn read_only() -> Self {
+        let mut site = Self::stopped();
+        site.read_only = true;
+        site.start();
+        site
+    }
+
     /// With an empty directory, and no engine yet.
     fn stopped() -> Self {
         let home = tempfile::tempdir().unwrap();

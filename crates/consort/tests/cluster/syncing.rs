@@ -319,7 +319,8 @@ fn a_node_that_is_killed_again_and_again_brings_nothing_back() {
         let (mut names, mut next) = (Vec::new(), 0);
         for _ in 0..4 {
             // Written, written anew, renamed and deleted, while what came before is still on its way.
-            for _ in 0..random.below(15) {
+            let before = b.traffic();
+            for _ in 0..1 + random.below(14) {
                 for _ in 0..100 {
                     let at = random.below(names.len() + 40);
                     match (names.get(at).copied(), random.below(4)) {
@@ -343,8 +344,10 @@ fn a_node_that_is_killed_again_and_again_brings_nothing_back() {
                         }
                     }
                 }
-                thread::sleep(Duration::from_millis(random.next() % 60));
             }
+            // A part of that is on its way, or in place, when it is killed.
+            let part = before + 1 + random.next() % 50_000;
+            until("it receives", || part <= b.traffic());
             b.kill_and_start();
         }
         let expected = tree::read(&a.dir);

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
 
 use consort_core::model::Commit;
 use consort_core::{
@@ -94,9 +93,7 @@ fn a_file_that_others_renamed_moves() {
 
 #[test]
 fn what_somebody_changed_does_not_move_when_others_rename_it() {
-    let mut site = Site::stopped();
-    site.read_only = true;
-    site.start();
+    let mut site = Site::read_only();
     site.remote("f", Stands::After, b"theirs");
     site.settle();
     site.write("f", "mine");
@@ -194,14 +191,16 @@ fn files_that_others_rename_one_after_the_other_all_move() {
 #[test]
 fn a_directory_that_moves_on_while_it_is_taken_in_leaves_nothing_behind() {
     let site = Site::new();
-    for round in 0..20 {
+    for round in 0..40 {
         let name = |step: u64| site.at(&format!("d{round}-{step}"));
         for file in 0..40 {
             site.write(&format!("d{round}-0/f{file}"), format!("{file}"));
         }
         for step in 1..6 {
-            std::thread::sleep(Duration::from_millis((round * step) % 23));
-            fs::write(name(step - 1).join(format!("n{step}")), "new").unwrap();
+            // More and less of it is taken in when it moves on.
+            for file in 0..(round * step) % 23 {
+                fs::write(name(step - 1).join(format!("n{step}-{file}")), "new").unwrap();
+            }
             fs::rename(name(step - 1), name(step)).unwrap();
         }
     }

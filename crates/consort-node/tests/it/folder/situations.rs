@@ -12,9 +12,8 @@ use consort_core::{
     Attributes, AuthorId, ChunkHash, ChunkRef, Content, Dot, Kind, OnConflict, Timestamp, Version,
     VersionVector,
 };
-use crossbeam_channel::bounded;
-
 use consort_node::folder::Root;
+use crossbeam_channel::bounded;
 
 use super::{Site, Stands, content_of, file_attributes, is_paused, key, noise, placing};
 
@@ -334,9 +333,7 @@ fn an_entry_that_cannot_be_written_does_not_hold_up_the_others() {
 
 #[test]
 fn a_read_only_link_reports_and_restores_and_never_sends() {
-    let mut site = Site::stopped();
-    site.read_only = true;
-    site.start();
+    let mut site = Site::read_only();
     site.remote("changed", Stands::After, b"theirs");
     site.remote("deleted", Stands::After, b"theirs too");
     site.settle();
@@ -376,9 +373,7 @@ fn put(site: &Site, path: &str, bytes: &str, version: &Version) {
 
 #[test]
 fn what_a_killed_node_left_in_a_read_only_directory_is_what_was_received() {
-    let mut site = Site::stopped();
-    site.read_only = true;
-    site.start();
+    let mut site = Site::read_only();
     site.remote("replaced", Stands::After, b"theirs");
     site.settle();
     site.stop();
@@ -482,9 +477,7 @@ fn a_read_only_link_knows_what_stood_there_when_it_was_linked_before() {
 
 #[test]
 fn a_read_only_link_restores_what_was_deleted_while_the_node_was_down() {
-    let mut site = Site::stopped();
-    site.read_only = true;
-    site.start();
+    let mut site = Site::read_only();
     site.remote("dir/f", Stands::After, b"theirs");
     site.settle();
     site.stop();
@@ -497,9 +490,7 @@ fn a_read_only_link_restores_what_was_deleted_while_the_node_was_down() {
 
 #[test]
 fn what_stands_in_the_way_of_a_read_only_link_keeps_nothing_else_from_being_recorded() {
-    let mut site = Site::stopped();
-    site.read_only = true;
-    site.start();
+    let mut site = Site::read_only();
     site.remote("f", Stands::After, b"theirs");
     site.settle();
     site.stop();
@@ -543,9 +534,7 @@ fn a_file_that_cannot_move_yet_is_not_tried_without_end() {
 
 #[test]
 fn a_read_only_directory_goes_with_the_last_of_what_was_changed_in_it() {
-    let mut site = Site::stopped();
-    site.read_only = true;
-    site.start();
+    let mut site = Site::read_only();
     site.remote_directory("dir");
     site.remote("dir/f", Stands::After, b"theirs");
     site.settle();
@@ -564,9 +553,7 @@ fn a_read_only_directory_goes_with_the_last_of_what_was_changed_in_it() {
 
 #[test]
 fn what_comes_back_to_a_read_only_directory_as_it_was_received_is_that() {
-    let mut site = Site::stopped();
-    site.read_only = true;
-    site.start();
+    let mut site = Site::read_only();
     for path in ["away", "ignored"] {
         site.remote(path, Stands::After, b"theirs");
     }
@@ -678,9 +665,7 @@ fn a_file_that_is_written_all_the_time_is_taken_in_now_and_then() {
 
 #[test]
 fn a_problem_is_over_when_the_entry_is_as_it_was() {
-    let mut site = Site::stopped();
-    site.read_only = true;
-    site.start();
+    let mut site = Site::read_only();
     site.remote("f", Stands::After, b"theirs");
     site.settle();
     fs::set_permissions(site.at("f"), fs::Permissions::from_mode(0o600)).unwrap();
